@@ -1,0 +1,1 @@
+//! The agent: the long-running companion. (to be written)

@@ -1,0 +1,287 @@
+//! `pgark.toml` (DESIGN 14): parsed strictly, so that a misspelt key is an error and not a default.
+
+use crate::storage::SharedStorage;
+use crate::storage::posix::PosixStorage;
+use crate::{Error, Result};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Where the configuration is looked for without `--config` and `PGARK_CONFIG`.
+pub const DEFAULT_PATH: &str = "/etc/pgark/pgark.toml";
+
+/// The whole file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The Postgres cluster of this host; absent on hosts that only hold other components.
+    pub cluster: Option<Cluster>,
+    /// The agent.
+    #[serde(default)]
+    pub agent: Agent,
+    /// How WAL is pushed and fetched.
+    #[serde(default)]
+    pub wal: Wal,
+    /// How backups are taken.
+    #[serde(default)]
+    pub backup: Backup,
+    /// How restores run.
+    #[serde(default)]
+    pub restore: Restore,
+    /// Repositories by name.
+    #[serde(default)]
+    pub repository: BTreeMap<String, RepositoryConfig>,
+}
+
+/// `[cluster]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    /// The cluster's name: also its component's name.
+    #[serde(default = "default_cluster_name")]
+    pub name: String,
+    /// A libpq connection string.
+    #[serde(default)]
+    pub conninfo: String,
+    /// The data directory; asked from the server when absent.
+    pub data_directory: Option<PathBuf>,
+    /// The database where the extension lives.
+    #[serde(default = "default_database")]
+    pub database: String,
+    /// For backups from a standby: how to reach the primary, to switch its WAL segment.
+    pub primary_conninfo: Option<String>,
+}
+
+/// `[agent]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Agent {
+    /// The socket that archive-push, archive-get and the archive module talk to.
+    pub socket: PathBuf,
+    /// Where the agent keeps its spool.
+    pub state_dir: PathBuf,
+    /// Where metrics and the status page will be served.
+    pub http: String,
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Self {
+            socket: PathBuf::from("/run/pgark/agent.sock"),
+            state_dir: PathBuf::from("/var/lib/pgark"),
+            http: "127.0.0.1:8320".to_owned(),
+        }
+    }
+}
+
+/// `[wal]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Wal {
+    /// zstd level of WAL segments.
+    pub compression_level: i32,
+    /// How many segments the agent compresses and stores at once.
+    pub push_parallel: usize,
+    /// How many segments the agent fetches ahead of a recovery.
+    pub prefetch_segments: usize,
+    /// archive-get: for how long doubt is retried, in seconds.
+    pub get_retry_seconds: u64,
+    /// archive-get on a standby: for how long doubt is retried, in seconds.
+    pub standby_retry_seconds: u64,
+    /// archive-get: how long a missing segment between the frontier and the newest stored one is
+    /// waited for, in seconds.
+    pub inflight_wait_seconds: u64,
+    /// How often the agent samples the clock and the insert LSN (`covered_until`), in seconds.
+    pub covered_sample_seconds: u64,
+}
+
+impl Default for Wal {
+    fn default() -> Self {
+        Self {
+            compression_level: 1,
+            push_parallel: 2,
+            prefetch_segments: 4,
+            get_retry_seconds: 300,
+            standby_retry_seconds: 10,
+            inflight_wait_seconds: 60,
+            covered_sample_seconds: 60,
+        }
+    }
+}
+
+/// `[backup]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Backup {
+    /// zstd level of packs.
+    pub compression_level: i32,
+    /// Reader threads; 0 = one per core, at most 8.
+    pub parallel: usize,
+    /// Throttle: bytes read per second from the data directory; 0 = none.
+    pub read_bytes_per_second_max: u64,
+    /// For how long a finished copy waits for its WAL to be archived, in seconds.
+    pub archive_timeout_seconds: u64,
+}
+
+impl Default for Backup {
+    fn default() -> Self {
+        Self {
+            compression_level: 1,
+            parallel: 0,
+            read_bytes_per_second_max: 0,
+            archive_timeout_seconds: 300,
+        }
+    }
+}
+
+/// `[restore]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Restore {
+    /// Writer threads; 0 = one per core, at most 8.
+    pub parallel: usize,
+}
+
+/// `[repository.<name>]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepositoryConfig {
+    /// posix (s3 and sftp come with another issue).
+    pub kind: RepositoryKind,
+    /// The directory of a posix repository.
+    pub path: Option<PathBuf>,
+    /// Whether WAL is acknowledged only when this repository has it.
+    #[serde(default = "yes")]
+    pub required: bool,
+}
+
+/// The kinds of storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RepositoryKind {
+    /// A directory.
+    Posix,
+}
+
+fn default_cluster_name() -> String {
+    "main".to_owned()
+}
+
+fn default_database() -> String {
+    "postgres".to_owned()
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Config {
+    /// Loads the file: `path`, else `PGARK_CONFIG`, else [`DEFAULT_PATH`].
+    ///
+    /// # Errors
+    /// Kind Invalid: no such file, a wrong or unknown key, nonsense values.
+    pub fn load(path: Option<&Path>) -> Result<Self> {
+        let path = match (path, std::env::var_os("PGARK_CONFIG")) {
+            (Some(path), _) => path.to_path_buf(),
+            (None, Some(path)) => PathBuf::from(path),
+            (None, None) => PathBuf::from(DEFAULT_PATH),
+        };
+        let text = std::fs::read_to_string(&path).map_err(|e| {
+            Error::invalid(
+                "config_unreadable",
+                format!("could not read the configuration \"{}\"", path.display()),
+            )
+            .with_source(e)
+            .with_hint("Name it with --config or PGARK_CONFIG.")
+        })?;
+        Self::parse(&text).map_err(|e| e.context(path.display()))
+    }
+
+    /// Parses the text of a configuration file.
+    ///
+    /// # Errors
+    /// Kind Invalid.
+    pub fn parse(text: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text).map_err(|e| {
+            Error::invalid(
+                "config_invalid",
+                format!("invalid configuration: {}", e.to_string().trim_end()),
+            )
+            .with_hint("docs/reference/config.md lists every key.")
+        })?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn validate(&self) -> Result<()> {
+        let invalid = |message: String| Err(Error::invalid("config_invalid", message));
+        let names = self
+            .repository
+            .keys()
+            .chain(self.cluster.as_ref().map(|c| &c.name));
+        for name in names {
+            let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+            if name.is_empty() || name.len() > 64 || !name.bytes().all(ok) {
+                return invalid(format!(
+                    "name \"{name}\" is not made of letters, digits, _ and -"
+                ));
+            }
+        }
+        for (name, repository) in &self.repository {
+            match &repository.path {
+                Some(path) if path.is_absolute() => {}
+                _ => return invalid(format!("repository.{name}.path must be an absolute path")),
+            }
+        }
+        for (key, level) in [
+            ("wal.compression_level", self.wal.compression_level),
+            ("backup.compression_level", self.backup.compression_level),
+        ] {
+            if !(-7..=19).contains(&level) {
+                return invalid(format!("{key} must be between -7 and 19, not {level}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The cluster's name; `main` without `[cluster]`.
+    #[must_use]
+    pub fn cluster_name(&self) -> &str {
+        self.cluster.as_ref().map_or("main", |c| &c.name)
+    }
+
+    /// The `[cluster]` section.
+    ///
+    /// # Errors
+    /// Kind Invalid when there is none.
+    pub fn require_cluster(&self) -> Result<&Cluster> {
+        self.cluster.as_ref().ok_or_else(|| {
+            Error::invalid(
+                "config_invalid",
+                "the configuration has no [cluster] section",
+            )
+            .with_hint("Add [cluster] with at least conninfo.")
+        })
+    }
+
+    /// The storages of all repositories, by name, with their configuration.
+    ///
+    /// # Errors
+    /// Kind Invalid when there is none, or none is required; or what the storage says.
+    pub fn storages(&self) -> Result<Vec<(String, RepositoryConfig, SharedStorage)>> {
+        if !self.repository.values().any(|r| r.required) {
+            return Err(Error::invalid("config_invalid", "the configuration has no required repository")
+                .with_hint("Add [repository.local] with kind = \"posix\" and path; \"required = true\" is the default."));
+        }
+        self.repository
+            .iter()
+            .map(|(name, config)| {
+                let RepositoryKind::Posix = config.kind;
+                let path = config.path.clone().unwrap_or_default();
+                let storage: SharedStorage = Arc::new(PosixStorage::new(path));
+                Ok((name.clone(), config.clone(), storage))
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,26 @@
+//! The pgark archiver: WAL archiving, base backups, restore and verification for Postgres.
+//!
+//! The engine is synchronous: storage calls block, and parallelism is threads. Only the agent's
+//! event loop and the SQL sessions use tokio (`docs/decisions/0001-synchronous-engine.md`).
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod backup;
+pub mod cancel;
+pub mod cli;
+pub mod clock;
+pub mod commands;
+pub mod config;
+pub mod crashsafe;
+pub mod error;
+pub mod exit_code;
+pub mod fault;
+pub mod postgres;
+pub mod progress;
+pub mod repository;
+pub mod restore;
+pub mod storage;
+pub mod verify;
+pub mod wal;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,195 @@
+//! All object keys of a repository. No other module builds one.
+
+use crate::Result;
+use crate::storage::Key;
+use pgark_types::{ArchiveFile, BackupLabel, Lsn, SegmentName, SystemId, TimelineId};
+use ulid::Ulid;
+
+/// The first 16 bytes of an object's BLAKE3, as 32 hex digits.
+#[must_use]
+pub fn short_digest(digest: &blake3::Hash) -> String {
+    digest.to_hex().chars().take(32).collect()
+}
+
+/// `repository.json`.
+///
+/// # Errors
+/// None in fact: the text is constant.
+pub fn repository() -> Result<Key> {
+    Key::new("repository.json")
+}
+
+/// `packs/<2hex>/<ulid>-<b3>.pack`.
+///
+/// # Errors
+/// None in fact.
+pub fn pack(ulid: Ulid, b3: &str) -> Result<Key> {
+    Key::new(format!(
+        "packs/{}/{ulid}-{b3}.pack",
+        b3.get(0..2).unwrap_or("00")
+    ))
+}
+
+/// `meta/<2hex>/<ulid>-<b3>.meta`.
+///
+/// # Errors
+/// None in fact.
+pub fn meta(ulid: Ulid, b3: &str) -> Result<Key> {
+    Key::new(format!(
+        "meta/{}/{ulid}-{b3}.meta",
+        b3.get(0..2).unwrap_or("00")
+    ))
+}
+
+/// `components/<name>/backups/`.
+#[must_use]
+pub fn backups_prefix(component: &str) -> String {
+    format!("components/{component}/backups/")
+}
+
+/// `components/<name>/backups/<label>/manifest`.
+///
+/// # Errors
+/// A component name that is no key part.
+pub fn manifest(component: &str, label: &BackupLabel) -> Result<Key> {
+    Key::new(format!("components/{component}/backups/{label}/manifest"))
+}
+
+/// `components/<name>/backups/<label>/label.json`.
+///
+/// # Errors
+/// A component name that is no key part.
+pub fn label(component: &str, label: &BackupLabel) -> Result<Key> {
+    Key::new(format!("components/{component}/backups/{label}/label.json"))
+}
+
+/// `components/<name>/relmap/<lsn>.json`, the LSN as 16 hex digits.
+///
+/// # Errors
+/// A component name that is no key part.
+pub fn relmap(component: &str, lsn: Lsn) -> Result<Key> {
+    Key::new(format!("components/{component}/relmap/{:016X}.json", lsn.0))
+}
+
+/// `components/<name>/relmap/`.
+#[must_use]
+pub fn relmap_prefix(component: &str) -> String {
+    format!("components/{component}/relmap/")
+}
+
+/// `wal/<sysid>/`.
+#[must_use]
+pub fn wal_prefix(system_id: SystemId) -> String {
+    format!("wal/{system_id}/")
+}
+
+/// `wal/<sysid>/<tli>/`.
+#[must_use]
+pub fn wal_timeline_prefix(system_id: SystemId, timeline: TimelineId) -> String {
+    format!("wal/{system_id}/{}/", timeline.hex())
+}
+
+/// `wal/<sysid>/<tli>/<log>/`.
+#[must_use]
+pub fn wal_log_prefix(system_id: SystemId, timeline: TimelineId, log: u32) -> String {
+    format!("wal/{system_id}/{}/{log:08X}/", timeline.hex())
+}
+
+/// `wal/<sysid>/<tli>/<log>/<file>` for segments, partials and backup history files;
+/// `wal/<sysid>/history/<tli>.history` for history files.
+///
+/// # Errors
+/// None in fact.
+pub fn wal(system_id: SystemId, file: ArchiveFile) -> Result<Key> {
+    match file {
+        ArchiveFile::History(_) => Key::new(format!("wal/{system_id}/history/{file}")),
+        ArchiveFile::Segment(s) | ArchiveFile::Partial(s) | ArchiveFile::Backup(s, _) => Key::new(
+            format!("{}{file}", wal_log_prefix(system_id, s.timeline, s.log)),
+        ),
+    }
+}
+
+/// `<wal key>.r<n>-<b3>`: a good copy beside a damaged one.
+///
+/// # Errors
+/// None in fact.
+pub fn wal_variant(system_id: SystemId, file: ArchiveFile, n: u32, b3: &str) -> Result<Key> {
+    Key::new(format!("{}.r{n}-{b3}", wal(system_id, file)?))
+}
+
+/// `wal/<sysid>/<tli>/<log>/<segment>.idx<v>`: the commit index of a segment.
+///
+/// # Errors
+/// None in fact.
+pub fn wal_index(system_id: SystemId, segment: SegmentName, version: u32) -> Result<Key> {
+    Key::new(format!(
+        "{}.idx{version}",
+        wal(system_id, ArchiveFile::Segment(segment))?
+    ))
+}
+
+/// `wal/<sysid>/history/`.
+#[must_use]
+pub fn history_prefix(system_id: SystemId) -> String {
+    format!("wal/{system_id}/history/")
+}
+
+/// `wal/<sysid>/conflict/<file>/<ulid>-<b3>`: quarantine for a second content of one name.
+///
+/// # Errors
+/// None in fact.
+pub fn wal_conflict(system_id: SystemId, file: ArchiveFile, ulid: Ulid, b3: &str) -> Result<Key> {
+    Key::new(format!("wal/{system_id}/conflict/{file}/{ulid}-{b3}"))
+}
+
+/// `wal/<sysid>/conflict/`.
+#[must_use]
+pub fn wal_conflict_prefix(system_id: SystemId) -> String {
+    format!("wal/{system_id}/conflict/")
+}
+
+/// `wal/<sysid>/<tli>/covered/<lsn>.json`, the LSN as 16 hex digits: "at this instant of the
+/// database's clock, WAL had been inserted up to this LSN".
+///
+/// # Errors
+/// None in fact.
+pub fn covered(system_id: SystemId, timeline: TimelineId, lsn: Lsn) -> Result<Key> {
+    let prefix = wal_timeline_prefix(system_id, timeline);
+    Key::new(format!("{prefix}covered/{:016X}.json", lsn.0))
+}
+
+/// `wal/<sysid>/<tli>/covered/`.
+#[must_use]
+pub fn covered_prefix(system_id: SystemId, timeline: TimelineId) -> String {
+    format!("{}covered/", wal_timeline_prefix(system_id, timeline))
+}
+
+/// `clusters/<name>.json.<n>`: the system identifiers of a cluster over its life.
+///
+/// # Errors
+/// A cluster name that is no key part.
+pub fn cluster(name: &str, n: u32) -> Result<Key> {
+    Key::new(format!("clusters/{name}.json.{n:06}"))
+}
+
+/// `clusters/<name>.json.`.
+#[must_use]
+pub fn cluster_prefix(name: &str) -> String {
+    format!("clusters/{name}.json.")
+}
+
+/// `sessions/<ulid>/<what>`; `what` is `begin`, `hb-<n>`, `wal-pin` or `end`.
+///
+/// # Errors
+/// None in fact.
+pub fn session(ulid: Ulid, what: &str) -> Result<Key> {
+    Key::new(format!("sessions/{ulid}/{what}"))
+}
+
+/// `verify/<ulid>.json`.
+///
+/// # Errors
+/// None in fact.
+pub fn verify_record(ulid: Ulid) -> Result<Key> {
+    Key::new(format!("verify/{ulid}.json"))
+}

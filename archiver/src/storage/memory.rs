@@ -1,0 +1,141 @@
+//! Objects in memory: for tests, and the model that the other storages are compared with.
+
+use super::{Capabilities, Key, ObjectMeta, ObjectWriter, Put, Storage};
+use crate::{Error, Result};
+use chrono::{DateTime, Utc};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+type Objects = BTreeMap<Key, (Vec<u8>, DateTime<Utc>)>;
+
+/// A storage in memory.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryStorage {
+    objects: Arc<Mutex<Objects>>,
+}
+
+impl MemoryStorage {
+    /// An empty storage.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Objects> {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn not_found(key: &Key) -> Error {
+    Error::data(
+        "object_not_found",
+        format!("object \"{key}\" does not exist"),
+    )
+}
+
+impl Storage for MemoryStorage {
+    fn describe(&self) -> String {
+        "memory".to_owned()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            exclusive_put: true,
+            durable_put: false,
+        }
+    }
+
+    fn put_if_absent(&self, key: &Key, bytes: &[u8]) -> Result<Put> {
+        match self.lock().entry(key.clone()) {
+            std::collections::btree_map::Entry::Occupied(_) => Ok(Put::Exists),
+            std::collections::btree_map::Entry::Vacant(slot) => {
+                slot.insert((bytes.to_vec(), Utc::now()));
+                Ok(Put::Created)
+            }
+        }
+    }
+
+    fn start_object(&self) -> Result<Box<dyn ObjectWriter>> {
+        Ok(Box::new(MemoryWriter {
+            storage: self.clone(),
+            bytes: Vec::new(),
+        }))
+    }
+
+    fn get(&self, key: &Key, size_max: u64) -> Result<Vec<u8>> {
+        let objects = self.lock();
+        let (bytes, _) = objects.get(key).ok_or_else(|| not_found(key))?;
+        if bytes.len() as u64 > size_max {
+            return Err(Error::data(
+                "object_too_large",
+                format!("object \"{key}\" is too large"),
+            ));
+        }
+        Ok(bytes.clone())
+    }
+
+    fn get_range(&self, key: &Key, offset: u64, length: u64) -> Result<Vec<u8>> {
+        let objects = self.lock();
+        let (bytes, _) = objects.get(key).ok_or_else(|| not_found(key))?;
+        let end = offset.checked_add(length);
+        let range = usize::try_from(offset)
+            .ok()
+            .zip(end.and_then(|e| usize::try_from(e).ok()));
+        range
+            .and_then(|(from, to)| bytes.get(from..to))
+            .map(<[u8]>::to_vec)
+            .ok_or_else(|| {
+                Error::data(
+                    "object_truncated",
+                    format!("object \"{key}\" is shorter than expected"),
+                )
+            })
+    }
+
+    fn head(&self, key: &Key) -> Result<Option<ObjectMeta>> {
+        Ok(self.lock().get(key).map(|(bytes, modified)| ObjectMeta {
+            key: key.clone(),
+            size: bytes.len() as u64,
+            modified: *modified,
+        }))
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
+        let objects = self.lock();
+        let matching = objects
+            .iter()
+            .filter(|(key, _)| key.as_str().starts_with(prefix));
+        Ok(matching
+            .map(|(key, (bytes, modified))| ObjectMeta {
+                key: key.clone(),
+                size: bytes.len() as u64,
+                modified: *modified,
+            })
+            .collect())
+    }
+
+    fn delete(&self, key: &Key) -> Result<()> {
+        self.lock().remove(key);
+        Ok(())
+    }
+
+    fn make_durable(&self, _key: &Key) -> Result<()> {
+        Ok(())
+    }
+}
+
+struct MemoryWriter {
+    storage: MemoryStorage,
+    bytes: Vec<u8>,
+}
+
+impl ObjectWriter for MemoryWriter {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn publish(self: Box<Self>, key: &Key) -> Result<Put> {
+        self.storage.put_if_absent(key, &self.bytes)
+    }
+}

@@ -1,0 +1,11 @@
+//! WAL: into the repository (push), out of it (get), and what is in it (inventory, commit index).
+
+pub mod cluster;
+pub mod commit_index;
+pub mod container;
+pub mod covered;
+pub mod get;
+pub mod inventory;
+pub mod push;
+pub mod recovery_file;
+pub mod target;

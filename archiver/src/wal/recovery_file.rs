@@ -1,0 +1,61 @@
+//! `pgark_recovery.json`: what `pgark restore` leaves in the data directory so that archive-get
+//! serves one lineage, and ends where the plan ends.
+
+use crate::repository::sealed;
+use crate::{Error, Result};
+use pgark_types::{BackupLabel, SegmentName, SegmentSize, SystemId, TimelineId};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// The file's name, directly in the data directory.
+pub const FILE_NAME: &str = "pgark_recovery.json";
+
+/// The plan of one recovery.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecoveryFile {
+    /// 1.
+    pub format: u32,
+    /// The cluster's name.
+    pub cluster: String,
+    /// Its system identifier.
+    pub system_identifier: SystemId,
+    /// Its WAL segment size.
+    pub segment_size: SegmentSize,
+    /// The backup that was restored.
+    pub backup: BackupLabel,
+    /// The lineage, oldest timeline first. Only the last span may be open.
+    pub spans: Vec<Span>,
+    /// Whether the tail of the open segment may be served.
+    pub tails: bool,
+}
+
+/// The segments to be replayed of one timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Span {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Its first segment.
+    pub first: SegmentName,
+    /// Its last one; absent: as far as the archive goes.
+    pub last: Option<SegmentName>,
+}
+
+impl RecoveryFile {
+    /// Reads the file of `data_directory`; `None` when there is none.
+    ///
+    /// # Errors
+    /// Kind Data when it is damaged, Unavailable when it cannot be read.
+    pub fn read(data_directory: &Path) -> Result<Option<Self>> {
+        let path = data_directory.join(FILE_NAME);
+        match std::fs::read(&path) {
+            Ok(bytes) => sealed::open(&path.display().to_string(), &bytes).map(Some),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io(
+                format!("could not read \"{}\"", path.display()),
+                e,
+            )),
+        }
+    }
+}
