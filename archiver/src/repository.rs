@@ -1,8 +1,13 @@
 //! The repository engine, format v1 (`docs/formats/repository-v1.md`).
 
+pub mod backups;
+mod codec;
 pub mod format;
+pub mod frame;
+pub mod layer;
 pub mod layout;
 pub mod pack;
+pub mod reader;
 pub mod sealed;
 pub mod session;
 

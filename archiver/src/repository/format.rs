@@ -1,7 +1,75 @@
-//! On-disk constants and types of format v1, without logic.
+//! On-disk constants and types of format v1, without logic. `docs/formats/repository-v1.md` is
+//! normative; this module follows it.
+
+pub mod layer;
+pub mod manifest;
 
 /// The repository format this pgark writes and reads.
 pub const VERSION: u32 = 1;
+
+/// Length of an object's header and of its footer.
+pub const HEADER_BYTES: usize = 64;
+/// Length of a frame's header.
+pub const FRAME_HEADER_BYTES: usize = 40;
+/// What a frame takes beyond its payload: header and trailing checksum.
+pub const FRAME_OVERHEAD_BYTES: u64 = 44;
+/// Length of one entry of the table of contents.
+pub const TOC_ENTRY_BYTES: usize = 24;
+/// The version number in object headers.
+pub const OBJECT_VERSION: u16 = 1;
+/// A pack is closed once it has grown to this.
+pub const PACK_BYTES_TARGET: u64 = 64 << 20;
+/// The most plain bytes in one frame.
+pub const FRAME_PLAIN_BYTES_MAX: usize = 16 << 20;
+/// Pages in a full page frame.
+pub const FRAME_PAGES: usize = 32;
+
+/// What an object of frames holds; decides its magic and its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ObjectKind {
+    /// Data: pages and chunks.
+    Pack,
+    /// Metadata: layers and file tables.
+    Meta,
+    /// A backup's manifest.
+    Manifest,
+}
+
+/// The first eight bytes of an object, and the last eight.
+#[must_use]
+pub const fn magic(kind: ObjectKind) -> &'static [u8; 8] {
+    match kind {
+        ObjectKind::Pack => b"PGARKPK1",
+        ObjectKind::Meta => b"PGARKMT1",
+        ObjectKind::Manifest => b"PGARKMF1",
+    }
+}
+
+/// What a frame holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum FrameClass {
+    /// Pages of relation files.
+    Pages = 1,
+    /// Pieces of other files.
+    Chunks = 2,
+    /// Layer records.
+    Layers = 3,
+    /// Lines of a file table.
+    FileTable = 4,
+    /// A manifest.
+    Manifest = 5,
+}
+
+/// How a frame's payload is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Codec {
+    /// Not at all.
+    Raw = 0,
+    /// One zstd frame.
+    Zstd = 1,
+}
 
 /// Lower-case hex.
 #[must_use]

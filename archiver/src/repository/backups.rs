@@ -1,0 +1,275 @@
+//! The backups of a repository: which there are, and what they hold.
+
+use super::format::FrameClass;
+use super::format::layer::Layer;
+use super::format::manifest::{FileEntry, Label, Manifest, Slice};
+use super::reader::{ObjectTable, fetch_frame};
+use super::session::{End, read_end};
+use super::{Repository, frame, layout, open::SEALED_BYTES_MAX, sealed};
+use crate::storage::Key;
+use crate::{Error, Result};
+use pgark_types::BackupLabel;
+
+/// The largest manifest that is read into memory.
+const MANIFEST_BYTES_MAX: u64 = 256 << 20;
+
+/// What a listing found under one label.
+#[derive(Debug)]
+pub enum Found {
+    /// A committed backup.
+    Committed(Box<Label>),
+    /// A backup whose session committed, but whose label cannot be read.
+    Damaged(BackupLabel, Error),
+    /// Not committed (yet): a backup under way, or what a crash left.
+    Uncommitted(BackupLabel),
+}
+
+/// Every label under `component`, oldest first.
+///
+/// # Errors
+/// The storage's. A damaged label is an entry, not an error.
+pub fn list(repository: &Repository, component: &str) -> Result<Vec<Found>> {
+    let prefix = layout::backups_prefix(component);
+    let mut labels: Vec<BackupLabel> = repository
+        .storage()
+        .list(&prefix)?
+        .iter()
+        .filter_map(|o| {
+            o.key
+                .as_str()
+                .strip_prefix(&prefix)?
+                .split('/')
+                .next()?
+                .parse()
+                .ok()
+        })
+        .collect();
+    labels.dedup();
+    labels
+        .into_iter()
+        .map(|label| find(repository, component, label))
+        .collect()
+}
+
+/// The committed backups of `component`, oldest first; damaged ones are logged and left out.
+///
+/// # Errors
+/// The storage's.
+pub fn committed(repository: &Repository, component: &str) -> Result<Vec<Label>> {
+    let found = list(repository, component)?;
+    Ok(found
+        .into_iter()
+        .filter_map(|found| match found {
+            Found::Committed(label) => Some(*label),
+            Found::Damaged(label, error) => {
+                tracing::error!(code = "backup_damaged", backup = %label, %error, "backup is damaged");
+                None
+            }
+            Found::Uncommitted(_) => None,
+        })
+        .collect())
+}
+
+/// Every component that has backups.
+///
+/// # Errors
+/// The storage's.
+pub fn components(repository: &Repository) -> Result<Vec<String>> {
+    let mut names: Vec<String> = repository
+        .storage()
+        .list("components/")?
+        .iter()
+        .filter_map(|o| o.key.as_str().split('/').nth(1).map(str::to_owned))
+        .collect();
+    names.dedup();
+    Ok(names)
+}
+
+fn find(repository: &Repository, component: &str, label: BackupLabel) -> Result<Found> {
+    match read_label(repository, component, &label) {
+        Ok(Some(record)) => match read_end(repository, record.session) {
+            Ok(Some(End::Commit { root_digest, .. })) if root_digest == record.root_digest => {
+                Ok(Found::Committed(Box::new(record)))
+            }
+            Ok(Some(End::Commit { .. })) => {
+                let error = Error::data("label_mismatch", "label.json does not match its session");
+                Ok(Found::Damaged(label, error))
+            }
+            Ok(_) => Ok(Found::Uncommitted(label)),
+            Err(e) if e.kind() == crate::ErrorKind::Data => Ok(Found::Damaged(label, e)),
+            Err(e) => Err(e),
+        },
+        Ok(None) => Ok(Found::Uncommitted(label)),
+        Err(e) if e.kind() == crate::ErrorKind::Data => Ok(Found::Damaged(label, e)),
+        Err(e) => Err(e),
+    }
+}
+
+fn read_label(
+    repository: &Repository,
+    component: &str,
+    label: &BackupLabel,
+) -> Result<Option<Label>> {
+    let key = layout::label(component, label)?;
+    match repository.storage().get(&key, SEALED_BYTES_MAX) {
+        Ok(bytes) => sealed::open(key.as_str(), &bytes).map(Some),
+        Err(e) if e.code() == "object_not_found" => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// A committed backup, opened for reading.
+#[derive(Debug)]
+pub struct Backup {
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// BLAKE3-256 of the stored manifest.
+    pub root_digest: blake3::Hash,
+    repository: Repository,
+    objects: ObjectTable,
+}
+
+impl Backup {
+    /// Opens a backup and checks its manifest against the digest its session committed.
+    ///
+    /// # Errors
+    /// Kind Invalid, code `backup_missing`, when there is no such committed backup; Data when it
+    /// is damaged; or the storage's.
+    pub fn open(repository: &Repository, component: &str, label: &BackupLabel) -> Result<Self> {
+        let key = layout::manifest(component, label)?;
+        let absent = || {
+            Error::invalid(
+                "backup_missing",
+                format!(
+                    "there is no backup \"{label}\" of \"{component}\" in repository \"{}\"",
+                    repository.name()
+                ),
+            )
+            .with_hint("\"pgark info\" lists the backups there are.")
+        };
+        let stored = match repository.storage().get(&key, MANIFEST_BYTES_MAX) {
+            Err(e) if e.code() == "object_not_found" => return Err(absent()),
+            other => other?,
+        };
+        let root_digest = blake3::hash(&stored);
+        let manifest = read_manifest(&key, &stored)?;
+        match read_end(repository, manifest.session)? {
+            Some(End::Commit { root_digest: d, .. }) if d == root_digest.to_hex().as_str() => {}
+            Some(End::Commit { .. }) => {
+                return Err(Error::data(
+                    "manifest_damaged",
+                    format!("the manifest of backup \"{label}\" is not the one that was committed"),
+                ));
+            }
+            _ => return Err(absent()),
+        }
+        let objects = ObjectTable::new(manifest.objects.iter().map(|o| o.key.as_str()))?;
+        Ok(Self {
+            manifest,
+            root_digest,
+            repository: repository.clone(),
+            objects,
+        })
+    }
+
+    /// The repository it is in.
+    #[must_use]
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// Its objects.
+    #[must_use]
+    pub fn objects(&self) -> &ObjectTable {
+        &self.objects
+    }
+
+    /// Calls `visit` with every entry of the file table, in order. Memory: one frame of it.
+    ///
+    /// # Errors
+    /// Kind Data when it is damaged, the storage's, or what `visit` returns.
+    pub fn for_each_file(&self, visit: &mut dyn FnMut(FileEntry) -> Result<()>) -> Result<()> {
+        let mut plain = Vec::new();
+        for reference in &self.manifest.file_table {
+            let class = FrameClass::FileTable;
+            fetch_frame(
+                &self.repository,
+                &self.objects,
+                *reference,
+                class,
+                &mut plain,
+            )?;
+            for line in plain.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+                let entry = serde_json::from_slice(line).map_err(|e| {
+                    Error::data(
+                        "file_table_malformed",
+                        "a line of the file table is malformed",
+                    )
+                    .with_source(e)
+                })?;
+                visit(entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one layer record. `plain` is a buffer to reuse.
+    ///
+    /// # Errors
+    /// Kind Data when it is damaged, or the storage's.
+    pub fn layer(&self, slice: Slice, plain: &mut Vec<u8>) -> Result<Layer> {
+        fetch_frame(
+            &self.repository,
+            &self.objects,
+            slice.frame,
+            FrameClass::Layers,
+            plain,
+        )?;
+        Layer::decode(cut(plain, slice)?)
+    }
+
+    /// Fetches a frame of this backup.
+    ///
+    /// # Errors
+    /// Kind Data when it is damaged, or the storage's.
+    pub fn frame(
+        &self,
+        reference: super::format::manifest::FrameRef,
+        class: FrameClass,
+        plain: &mut Vec<u8>,
+    ) -> Result<()> {
+        fetch_frame(&self.repository, &self.objects, reference, class, plain)
+    }
+}
+
+/// The piece of a frame's plain bytes that `slice` names.
+///
+/// # Errors
+/// Kind Data when it lies outside.
+pub fn cut(plain: &[u8], slice: Slice) -> Result<&[u8]> {
+    let (at, len) = (slice.at as usize, slice.len as usize);
+    plain
+        .get(at..)
+        .and_then(|rest| rest.get(..len))
+        .ok_or_else(|| Error::data("slice_malformed", "a slice lies outside its frame"))
+}
+
+/// Parses a stored manifest: an object of one frame.
+fn read_manifest(key: &Key, stored: &[u8]) -> Result<Manifest> {
+    let damaged = || Error::data("manifest_damaged", format!("\"{key}\" is damaged"));
+    let head = super::format::HEADER_BYTES;
+    let header = stored.get(head..).ok_or_else(damaged)?;
+    let stored_len =
+        super::frame::FrameHeader::parse(header.get(..40).ok_or_else(damaged)?)?.stored_len;
+    let end = head + stored_len as usize + 44;
+    let mut plain = Vec::new();
+    let frame = stored.get(head..end).ok_or_else(damaged)?;
+    frame::decode_into(frame, FrameClass::Manifest, &mut plain)?;
+    serde_json::from_slice(&plain).map_err(|e| {
+        Error::data(
+            "manifest_malformed",
+            format!("\"{key}\" is not a manifest this pgark knows"),
+        )
+        .with_source(e)
+    })
+}

@@ -1,0 +1,292 @@
+//! Reading objects of frames: one frame by its reference, or a whole object with every check.
+
+use super::Repository;
+use super::codec::Reader;
+use super::format::manifest::FrameRef;
+use super::format::{
+    FRAME_HEADER_BYTES, FRAME_OVERHEAD_BYTES, FrameClass, HEADER_BYTES, OBJECT_VERSION, ObjectKind,
+    TOC_ENTRY_BYTES, magic,
+};
+use super::frame::{self, FrameHeader};
+use crate::storage::{Key, Storage};
+use crate::{Error, Result};
+use std::collections::HashMap;
+use ulid::Ulid;
+
+/// Bytes of an object read at a time while all of it is checked.
+const READ_BYTES: u64 = 8 << 20;
+
+/// The objects of a manifest, by ULID.
+#[derive(Debug, Clone, Default)]
+pub struct ObjectTable(HashMap<Ulid, Key>);
+
+impl ObjectTable {
+    /// The table of these keys.
+    ///
+    /// # Errors
+    /// Kind Data when a key is no object name.
+    pub fn new<'a>(keys: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+        let mut table = HashMap::new();
+        for text in keys {
+            let key = Key::new(text)?;
+            let ulid = key
+                .file_name()
+                .get(..26)
+                .and_then(|u| Ulid::from_string(u).ok());
+            let ulid = ulid.ok_or_else(|| {
+                Error::data(
+                    "manifest_malformed",
+                    format!("\"{text}\" is no object name"),
+                )
+            })?;
+            table.insert(ulid, key);
+        }
+        Ok(Self(table))
+    }
+
+    /// The key of an object.
+    ///
+    /// # Errors
+    /// Kind Data when the manifest does not list it.
+    pub fn key(&self, ulid: Ulid) -> Result<&Key> {
+        self.0.get(&ulid).ok_or_else(|| {
+            Error::data(
+                "manifest_malformed",
+                format!("object {ulid} is not in the manifest"),
+            )
+        })
+    }
+}
+
+/// Fetches a frame, checks it and decompresses it into `plain`.
+///
+/// # Errors
+/// Kind Data when it is damaged or missing, or the storage's error.
+pub fn fetch_frame(
+    repository: &Repository,
+    objects: &ObjectTable,
+    reference: FrameRef,
+    class: FrameClass,
+    plain: &mut Vec<u8>,
+) -> Result<()> {
+    let key = objects.key(reference.object)?;
+    let length = u64::from(reference.stored_len) + FRAME_OVERHEAD_BYTES;
+    let bytes = repository
+        .storage()
+        .get_range(key, reference.offset, length)?;
+    frame::decode_into(&bytes, class, plain).map_err(|e| {
+        e.context(format_args!(
+            "object \"{key}\", offset {}",
+            reference.offset
+        ))
+    })
+}
+
+/// Reads a whole object front to back and checks header, every frame's checksum, table of
+/// contents, footer and digest. `visit` sees each frame.
+///
+/// Returns the digest of all bytes. Memory: one frame and one read.
+///
+/// # Errors
+/// Kind Data, code `object_damaged`, or the storage's error.
+pub fn check_object(
+    repository: &Repository,
+    key: &Key,
+    kind: ObjectKind,
+    visit: &mut dyn FnMut(FrameRef, FrameHeader, &[u8]) -> Result<()>,
+) -> Result<blake3::Hash> {
+    let meta = repository.storage().head(key)?;
+    let size = meta.ok_or_else(|| missing(key))?.size;
+    let mut walk = Walk::new(repository.storage().as_ref(), key, size);
+    let result = walk.run(repository, kind, visit);
+    result.map_err(|e| {
+        if e.kind() == crate::ErrorKind::Data {
+            e.context(key)
+        } else {
+            e
+        }
+    })
+}
+
+fn missing(key: &Key) -> Error {
+    Error::data("object_missing", format!("object \"{key}\" does not exist"))
+}
+
+struct Walk<'a> {
+    storage: &'a dyn Storage,
+    key: &'a Key,
+    size: u64,
+    read: u64,
+    buffer: Vec<u8>,
+    start: usize,
+    hasher: blake3::Hasher,
+}
+
+impl<'a> Walk<'a> {
+    fn new(storage: &'a dyn Storage, key: &'a Key, size: u64) -> Self {
+        let hasher = blake3::Hasher::new();
+        Self {
+            storage,
+            key,
+            size,
+            read: 0,
+            buffer: Vec::new(),
+            start: 0,
+            hasher,
+        }
+    }
+
+    /// The next `len` bytes, hashed.
+    fn take(&mut self, len: usize) -> Result<&[u8]> {
+        let held = self.buffer.len() - self.start;
+        if held < len {
+            self.buffer.drain(..self.start);
+            self.start = 0;
+            let want = READ_BYTES
+                .max((len - held) as u64)
+                .min(self.size - self.read);
+            if want < (len - held) as u64 {
+                return Err(damaged("it ends too early"));
+            }
+            let more = self.storage.get_range(self.key, self.read, want)?;
+            self.read += want;
+            self.buffer.extend_from_slice(&more);
+        }
+        let bytes = self
+            .buffer
+            .get(self.start..self.start + len)
+            .unwrap_or_default();
+        self.start += len;
+        self.hasher.update(bytes);
+        Ok(bytes)
+    }
+
+    fn run(
+        &mut self,
+        repository: &Repository,
+        kind: ObjectKind,
+        visit: &mut dyn FnMut(FrameRef, FrameHeader, &[u8]) -> Result<()>,
+    ) -> Result<blake3::Hash> {
+        let footer = self.footer(kind)?;
+        let ulid = check_header(self.take(HEADER_BYTES)?, repository, kind)?;
+        let mut toc = Vec::new();
+        let mut offset = HEADER_BYTES as u64;
+        for _ in 0..footer.frames {
+            let head = FrameHeader::parse(self.peek(FRAME_HEADER_BYTES)?)?;
+            let len = u64::from(head.stored_len) + FRAME_OVERHEAD_BYTES;
+            if offset + len > footer.toc_offset {
+                return Err(damaged("a frame runs past the table of contents"));
+            }
+            let bytes = self.take(usize::try_from(len).unwrap_or(usize::MAX))?;
+            frame::open(bytes)?;
+            visit(
+                FrameRef {
+                    object: ulid,
+                    offset,
+                    stored_len: head.stored_len,
+                },
+                head,
+                bytes,
+            )?;
+            toc.extend_from_slice(&offset.to_le_bytes());
+            toc.extend_from_slice(&head.stored_len.to_le_bytes());
+            toc.extend_from_slice(&head.plain_len.to_le_bytes());
+            toc.extend_from_slice(&(head.class as u64).to_le_bytes());
+            offset += len;
+        }
+        if offset != footer.toc_offset || self.take(toc.len())? != toc {
+            return Err(damaged("its table of contents does not match its frames"));
+        }
+        if self.hasher.finalize().as_bytes() != &footer.body_digest {
+            return Err(damaged("its digest does not match"));
+        }
+        self.take(HEADER_BYTES)?;
+        if self.start != self.buffer.len() || self.read != self.size {
+            return Err(damaged("there are bytes behind its footer"));
+        }
+        Ok(self.hasher.finalize())
+    }
+
+    fn peek(&mut self, len: usize) -> Result<&[u8]> {
+        if self.buffer.len() - self.start < len {
+            self.buffer.drain(..self.start);
+            self.start = 0;
+            let want = READ_BYTES.min(self.size - self.read);
+            let more = self.storage.get_range(self.key, self.read, want)?;
+            self.read += want;
+            self.buffer.extend_from_slice(&more);
+        }
+        self.buffer
+            .get(self.start..self.start + len)
+            .ok_or_else(|| damaged("it ends too early"))
+    }
+
+    fn footer(&self, kind: ObjectKind) -> Result<Footer> {
+        let at = self.size.checked_sub(HEADER_BYTES as u64);
+        let at = at.ok_or_else(|| damaged("it is too short"))?;
+        Footer::parse(
+            &self.storage.get_range(self.key, at, HEADER_BYTES as u64)?,
+            kind,
+            at,
+        )
+    }
+}
+
+struct Footer {
+    toc_offset: u64,
+    frames: u32,
+    body_digest: [u8; 32],
+}
+
+impl Footer {
+    fn parse(bytes: &[u8], kind: ObjectKind, at: u64) -> Result<Self> {
+        let mut reader = Reader::new("an object's footer", bytes);
+        let toc_offset = reader.u64()?;
+        let frames = reader.u32()?;
+        let _toc_checksum = reader.u32()?;
+        let body_digest = reader.array()?;
+        let zero = reader.u32()?;
+        let checksum = reader.u32()?;
+        let mark: [u8; 8] = reader.array()?;
+        reader.end()?;
+        let summed = bytes.get(..52).unwrap_or_default();
+        if &mark != magic(kind) || zero != 0 || crc32fast::hash(summed) != checksum {
+            return Err(damaged("its footer is damaged"));
+        }
+        let toc_len = u64::from(frames) * TOC_ENTRY_BYTES as u64;
+        if toc_offset.checked_add(toc_len) != Some(at) {
+            return Err(damaged("its footer does not match its length"));
+        }
+        Ok(Self {
+            toc_offset,
+            frames,
+            body_digest,
+        })
+    }
+}
+
+fn check_header(bytes: &[u8], repository: &Repository, kind: ObjectKind) -> Result<Ulid> {
+    let (head, checksum) = bytes
+        .split_at_checked(HEADER_BYTES - 4)
+        .ok_or_else(|| damaged("it is too short"))?;
+    if crc32fast::hash(head).to_le_bytes() != checksum {
+        return Err(damaged("its header is damaged"));
+    }
+    let mut reader = Reader::new("an object's header", head);
+    let mark: [u8; 8] = reader.array()?;
+    let version = reader.u16()?;
+    reader.bytes(6)?;
+    let repository_id: [u8; 16] = reader.array()?;
+    let ulid = reader.ulid()?;
+    if &mark != magic(kind) || version != OBJECT_VERSION {
+        return Err(damaged("it is of another kind or version"));
+    }
+    if &repository_id != repository.id() {
+        return Err(damaged("it belongs to another repository"));
+    }
+    Ok(ulid)
+}
+
+fn damaged(detail: &str) -> Error {
+    Error::data("object_damaged", format!("the object is damaged: {detail}"))
+}
