@@ -1,1 +1,15 @@
-//! Base backups. (to be written)
+//! Base backups, local mode: parallel readers on the data directory between `pg_backup_start` and
+//! `pg_backup_stop`, held in one session of the server.
+
+mod complete;
+mod copy;
+mod meta;
+mod pages;
+mod relnames;
+mod run;
+mod scan;
+mod server;
+mod throttle;
+mod wal_wait;
+
+pub use run::{Options, Outcome, run};

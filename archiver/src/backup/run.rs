@@ -1,0 +1,338 @@
+//! `pgark backup`, from the first question to the commit.
+
+use super::complete::{self, Finished};
+use super::copy::{self, Shared};
+use super::scan::{self, Found, Scan};
+use super::server::{self, Server};
+use super::throttle::Throttle;
+use super::wal_wait::{self, Needed};
+use crate::cancel::CancelToken;
+use crate::clock::SharedClock;
+use crate::config::Config;
+use crate::postgres::backup_label::BackupLabelFile;
+use crate::postgres::control_file::ControlFile;
+use crate::postgres::session::Session as SqlSession;
+use crate::progress::Progress;
+use crate::repository::Repository;
+use crate::repository::format::manifest::{FileKind, Label, PathText};
+use crate::repository::session::{Session, WalPin};
+use crate::wal::cluster::{self, Identity, Reason};
+use crate::wal::covered::{self, Sample};
+use crate::{Error, Result};
+use pgark_types::{BackupLabel, SegmentName, TimelineId};
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+const PARALLEL_MAX: usize = 8;
+
+/// What the user asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Notes kept with the backup.
+    pub annotations: BTreeMap<String, String>,
+    /// Let the server spread the first checkpoint instead of forcing it.
+    pub spread_checkpoint: bool,
+    /// Overrides `backup.parallel`.
+    pub parallel: Option<usize>,
+    /// Overrides `backup.read_bytes_per_second_max`.
+    pub read_bytes_per_second_max: Option<u64>,
+}
+
+/// A backup that exists.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Its label record.
+    pub label: Label,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// Takes a base backup of the configured cluster into `repository`.
+///
+/// # Errors
+/// Whatever stands in its way; then there is no backup, only bytes for gc.
+pub fn run(
+    config: &Config,
+    repository: &Repository,
+    options: &Options,
+    clock: &SharedClock,
+    cancel: &CancelToken,
+) -> Result<Outcome> {
+    let began = Instant::now();
+    let section = config.require_cluster()?;
+    let mut sql = SqlSession::connect(&section.conninfo, "pgark backup")?;
+    let (server, control) = server::inspect(&mut sql, section)?;
+    register(repository, config, &server, &control, clock)?;
+    let label = new_label(clock);
+    let session = Session::begin(repository, SharedClock::clone(clock), &section.name, &label)?;
+    let mut job = Job { config, repository, options, clock, cancel, server, control, sql };
+    tracing::info!(backup = %label, repository = repository.name(), "backup begins");
+    let result = job.take(&session, &label);
+    job.relnames();
+    let (record, digest) = result?;
+    crate::fault::point("backup:before_commit");
+    cancel.check()?;
+    let key = crate::repository::layout::manifest(&section.name, &label)?;
+    session.commit(&key, &digest)?;
+    crate::fault::point("backup:after_commit");
+    tracing::info!(backup = %label, bytes_source = record.bytes_source, bytes_stored = record.bytes_stored, "backup is complete");
+    Ok(Outcome { label: record, elapsed: began.elapsed() })
+}
+
+fn new_label(clock: &SharedClock) -> BackupLabel {
+    let [a, b, c, d, ..] = clock.random();
+    BackupLabel::new(clock.now(), u32::from_le_bytes([a, b, c, d]))
+}
+
+fn register(
+    repository: &Repository,
+    config: &Config,
+    server: &Server,
+    control: &ControlFile,
+    clock: &SharedClock,
+) -> Result<()> {
+    let identity = Identity {
+        system_identifier: control.system_identifier,
+        segment_size: control.wal_segment_size,
+        postgres_major: Some(server.version_num / 10_000),
+    };
+    let name = config.cluster_name();
+    cluster::register_or_check(repository, name, identity, Reason::FirstBackup, clock.as_ref())
+}
+
+struct Job<'a> {
+    config: &'a Config,
+    repository: &'a Repository,
+    options: &'a Options,
+    clock: &'a SharedClock,
+    cancel: &'a CancelToken,
+    server: Server,
+    control: ControlFile,
+    sql: SqlSession,
+}
+
+impl Job<'_> {
+    fn take(&mut self, session: &Session, label: &BackupLabel) -> Result<(Label, blake3::Hash)> {
+        let fast = !self.options.spread_checkpoint;
+        let started = self.start_on_server(label, fast)?;
+        session.pin_wal(&WalPin {
+            system_identifier: self.control.system_identifier,
+            timeline: server::timeline(&self.control, self.server.in_recovery),
+            start_lsn: started.lsn,
+        })?;
+        crate::fault::point("backup:started");
+        let scan = self.scan()?;
+        let copy = self.copy(&scan, started.lsn)?;
+        crate::fault::point("backup:copied");
+        // pg_control comes last: on a standby its minRecoveryPoint is where the copy becomes
+        // consistent.
+        server::still_the_same(&mut self.sql, &self.server)?;
+        let (control, control_bytes) = ControlFile::read(&self.server.data_directory)?;
+        self.same_timeline(&control)?;
+        let stopped = server::stop(&mut self.sql)?;
+        crate::fault::point("backup:stopped");
+        let label_file = BackupLabelFile::parse(&stopped.backup_label)?;
+        let size = control.wal_segment_size;
+        let timeline = label_file.start_timeline;
+        let last = size.segment_no_before(stopped.lsn);
+        let last_segment = SegmentName::new(timeline, last, size)?;
+        report_corrupt(&scan.entries, &copy.corrupt);
+        self.wait_for_wal(&label_file, last)?;
+        let sample = Sample { time: stopped.covered_at, lsn: stopped.lsn };
+        covered::store(self.repository, control.system_identifier, timeline, sample)?;
+        let finished = Finished {
+            component: self.config.cluster_name(),
+            label,
+            scan: &scan.entries,
+            tablespaces: scan.tablespaces,
+            copy,
+            server: &self.server,
+            control: &control,
+            control_bytes,
+            started,
+            stopped,
+            label_file,
+            last_segment,
+            annotations: self.options.annotations.clone(),
+        };
+        complete::write(self.repository, self.clock, session, finished)
+    }
+
+    /// `pg_backup_start` may wait for a checkpoint for minutes: Ctrl-C cancels it on the server.
+    fn start_on_server(&mut self, label: &BackupLabel, fast: bool) -> Result<server::Started> {
+        let canceller = self.sql.canceller()?;
+        let done = CancelToken::default();
+        std::thread::scope(|scope| {
+            let watcher = scope.spawn(|| {
+                while !done.is_cancelled() {
+                    if self.cancel.is_cancelled() {
+                        let _ = canceller.cancel();
+                        return;
+                    }
+                    std::thread::park_timeout(Duration::from_millis(200));
+                }
+            });
+            let result = server::start(&mut self.sql, label.as_str(), fast);
+            done.cancel();
+            watcher.thread().unpark();
+            self.cancel.check()?;
+            result
+        })
+    }
+
+    fn scan(&self) -> Result<Scan> {
+        let version = server::version_directory(&self.server, &self.control);
+        let mut scan = scan::scan(&self.server.data_directory, &version)?;
+        for path in &self.server.config_files {
+            scan.entries.extend(config_file(path)?);
+        }
+        Ok(scan)
+    }
+
+    fn copy(&mut self, scan: &Scan, start_lsn: pgark_types::Lsn) -> Result<copy::Copy> {
+        let total = scan.entries.iter().map(|found| found.size).sum();
+        let limit = self.options.read_bytes_per_second_max;
+        let cancel = CancelToken::default();
+        let shared = Shared {
+            repository: self.repository.clone(),
+            clock: SharedClock::clone(self.clock),
+            cancel: cancel.clone(),
+            throttle: Throttle::new(limit.unwrap_or(self.config.backup.read_bytes_per_second_max)),
+            progress: Progress::start("backup", total),
+            digest_key: *self.repository.digest_key(),
+            data_checksums: self.control.data_checksum_version != 0,
+            segment_blocks: self.control.segment_blocks,
+            start_lsn,
+            compression_level: self.config.backup.compression_level,
+        };
+        let threads = threads(self.options.parallel.unwrap_or(self.config.backup.parallel));
+        let result = std::thread::scope(|scope| {
+            let work = scope.spawn(|| copy::copy(&shared, &scan.entries, threads));
+            let watched = self.watch(&work, &cancel);
+            let copied = work.join().map_err(|_| {
+                Error::internal("thread_panicked", "the copying threads panicked")
+            });
+            watched.and(copied)
+        });
+        shared.progress.finish();
+        result?
+    }
+
+    /// Watches the session while others copy: a lost session is a failed backup, and better known
+    /// at once.
+    fn watch<T>(
+        &mut self,
+        work: &std::thread::ScopedJoinHandle<'_, T>,
+        cancel: &CancelToken,
+    ) -> Result<()> {
+        let mut next = Instant::now() + WATCH_EVERY;
+        while !work.is_finished() {
+            if self.cancel.is_cancelled() {
+                cancel.cancel();
+                return self.cancel.check();
+            }
+            if Instant::now() >= next {
+                next = Instant::now() + WATCH_EVERY;
+                if let Err(error) = server::still_the_same(&mut self.sql, &self.server) {
+                    cancel.cancel();
+                    return Err(error);
+                }
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    fn same_timeline(&self, control: &ControlFile) -> Result<()> {
+        let now = server::timeline(control, self.server.in_recovery);
+        let then = server::timeline(&self.control, self.server.in_recovery);
+        if now == then || !self.server.in_recovery {
+            return Ok(());
+        }
+        Err(Error::unavailable(
+            "timeline_changed",
+            format!("the standby moved from timeline {then} to {now} during the backup"),
+        )
+        .with_hint("Take the backup again."))
+    }
+
+    fn wait_for_wal(&mut self, label_file: &BackupLabelFile, last: u64) -> Result<()> {
+        let size = self.control.wal_segment_size;
+        let needed = Needed {
+            system_id: self.control.system_identifier,
+            timeline: label_file.start_timeline,
+            first: label_file.start_segment.number(size)?,
+            last,
+            size,
+        };
+        if self.server.in_recovery {
+            self.switch_on_primary(label_file.start_timeline);
+        }
+        tracing::info!("waiting until the backup's WAL is archived");
+        let timeout = Duration::from_secs(self.config.backup.archive_timeout_seconds);
+        wal_wait::wait(self.repository, &needed, timeout, self.cancel)
+    }
+
+    /// A standby cannot switch segments; its primary can, when it can be reached.
+    fn switch_on_primary(&self, timeline: TimelineId) {
+        let Some(conninfo) = self.config.cluster.as_ref().and_then(|c| c.primary_conninfo.as_ref())
+        else {
+            tracing::info!(%timeline, "no primary_conninfo: waiting until the primary fills its WAL segment");
+            return;
+        };
+        let switch = || -> Result<()> {
+            let mut primary = SqlSession::connect(conninfo, "pgark backup")?;
+            server::text(&mut primary, "SELECT pg_switch_wal()::text").map(drop)
+        };
+        if let Err(error) = switch() {
+            tracing::warn!(%error, "could not switch the WAL segment on the primary: waiting until it is full");
+        }
+    }
+
+    /// Names of relations at this moment, for searches in the commit index. A cache: its failure
+    /// fails nothing.
+    fn relnames(&mut self) {
+        if self.server.in_recovery {
+            return;
+        }
+        let section = self.config.cluster.as_ref();
+        let Some(section) = section else { return };
+        if let Err(error) = super::relnames::store(self.repository, section, &mut self.sql) {
+            tracing::warn!(%error, "could not store the names of relations");
+        }
+    }
+}
+
+fn threads(configured: usize) -> usize {
+    match configured {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(PARALLEL_MAX),
+        n => n.min(64),
+    }
+}
+
+fn config_file(path: &Path) -> Result<Option<Found>> {
+    let meta = match std::fs::metadata(path) {
+        Ok(meta) => meta,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io(format!("could not examine \"{}\"", path.display()), e)),
+    };
+    Ok(Some(Found {
+        path: PathText(path.display().to_string()),
+        source: path.to_path_buf(),
+        kind: FileKind::Config,
+        size: meta.len(),
+        mode: meta.mode() & 0o7777,
+        mtime: meta.mtime(),
+        segment_no: 0,
+    }))
+}
+
+fn report_corrupt(scan: &[Found], corrupt: &[(usize, u32)]) {
+    for (file, block) in corrupt {
+        let path = scan.get(*file).map_or("?", |found| found.path.0.as_str());
+        tracing::error!(code = "page_corrupt", path, block, "a page of the data directory fails its checksum");
+    }
+}

@@ -1,0 +1,198 @@
+//! The server's side of a backup: what is asked, and the session that holds it open.
+
+use crate::config::Cluster;
+use crate::postgres::control_file::ControlFile;
+use crate::postgres::session::{Session, column};
+use crate::{Error, Result};
+use chrono::{DateTime, Utc};
+use pgark_types::{Lsn, SystemId, TimelineId};
+use std::path::{Path, PathBuf};
+
+/// What the server says about itself.
+#[derive(Debug, Clone)]
+pub(super) struct Server {
+    pub(super) version_num: u32,
+    pub(super) in_recovery: bool,
+    pub(super) data_directory: PathBuf,
+    pub(super) archive_mode: String,
+    pub(super) config_files: Vec<PathBuf>,
+    pub(super) config_file: Option<String>,
+}
+
+/// Asks the server, and makes sure that its data directory is the one at hand.
+///
+/// # Errors
+/// Kind Unavailable when it does not answer, Invalid when it is another cluster or one that
+/// cannot be backed up.
+pub(super) fn inspect(session: &mut Session, cluster: &Cluster) -> Result<(Server, ControlFile)> {
+    let version_num = session.server_version_num();
+    if !(150_000..190_000).contains(&version_num) {
+        return Err(Error::invalid(
+            "version_unsupported",
+            format!("server version {version_num} is not supported"),
+        )
+        .with_hint("pgark supports Postgres 15 to 18."));
+    }
+    let shown = PathBuf::from(session.show("data_directory")?);
+    let data_directory = cluster.data_directory.clone().unwrap_or(shown);
+    let (control, _) = ControlFile::read(&data_directory)?;
+    let reported: SystemId =
+        text(session, "SELECT system_identifier::text FROM pg_control_system()")?.parse()?;
+    if reported != control.system_identifier {
+        return Err(Error::invalid(
+            "data_directory_mismatch",
+            format!("\"{}\" is not the data directory of the server", data_directory.display()),
+        )
+        .with_detail(format!(
+            "The server's system identifier is {reported}, the directory's is {}.",
+            control.system_identifier
+        ))
+        .with_hint("Check conninfo and data_directory in [cluster]."));
+    }
+    check_layout(&control)?;
+    let config_files = config_files(session, &data_directory)?;
+    let config_file = session.show("config_file")?;
+    let server = Server {
+        version_num,
+        in_recovery: session.in_recovery()?,
+        archive_mode: session.show("archive_mode")?,
+        config_file: Some(config_file).filter(|f| !Path::new(f).starts_with(&data_directory)),
+        data_directory,
+        config_files,
+    };
+    if server.archive_mode == "off" {
+        return Err(Error::invalid("archiving_off", "archive_mode is off: a backup without its WAL cannot be restored")
+            .with_hint("Set archive_mode = on and archive_command = 'pgark archive-push %p', then restart the server."));
+    }
+    Ok((server, control))
+}
+
+fn check_layout(control: &ControlFile) -> Result<()> {
+    if control.block_size as usize != crate::postgres::page::BLOCK_SIZE || control.wal_block_size != 8192 {
+        return Err(Error::invalid(
+            "block_size_unsupported",
+            format!("block size {} is not supported", control.block_size),
+        )
+        .with_hint("pgark supports servers built with 8 kB blocks, the default."));
+    }
+    Ok(())
+}
+
+/// One text from the server.
+///
+/// # Errors
+/// The server's.
+pub(super) fn text(session: &mut Session, sql: &str) -> Result<String> {
+    let row = session.query_one(sql, &[])?;
+    column(&row, 0)
+}
+
+/// Configuration files that lie outside the data directory (Debian keeps them in /etc).
+fn config_files(session: &mut Session, data_directory: &Path) -> Result<Vec<PathBuf>> {
+    let rows = session.query(
+        "SELECT DISTINCT sourcefile FROM pg_file_settings WHERE sourcefile IS NOT NULL",
+        &[],
+    )?;
+    let mut files: Vec<String> = rows.iter().map(|row| column(row, 0)).collect::<Result<_>>()?;
+    for setting in ["config_file", "hba_file", "ident_file"] {
+        files.push(session.show(setting)?);
+    }
+    let mut files: Vec<PathBuf> = files
+        .into_iter()
+        .map(PathBuf::from)
+        .filter(|f| f.is_absolute() && !f.starts_with(data_directory) && f.is_file())
+        .collect();
+    files.sort();
+    files.dedup();
+    Ok(files)
+}
+
+/// The answers of `pg_backup_start`.
+#[derive(Debug, Clone)]
+pub(super) struct Started {
+    pub(super) at: DateTime<Utc>,
+    pub(super) lsn: Lsn,
+}
+
+/// The answers of `pg_backup_stop`.
+#[derive(Debug, Clone)]
+pub(super) struct Stopped {
+    pub(super) at: DateTime<Utc>,
+    pub(super) lsn: Lsn,
+    pub(super) backup_label: String,
+    pub(super) tablespace_map: String,
+    /// An instant of the database's clock just before the stop.
+    pub(super) covered_at: DateTime<Utc>,
+}
+
+/// Begins the backup on the server. The session must stay open until [`stop`].
+///
+/// # Errors
+/// The server's.
+pub(super) fn start(session: &mut Session, label: &str, fast: bool) -> Result<Started> {
+    let at = now(session)?;
+    let row = session.query_one("SELECT pg_backup_start($1, $2)::text", &[&label, &fast])?;
+    Ok(Started { at, lsn: column::<String>(&row, 0)?.parse()? })
+}
+
+/// Ends the backup on the server.
+///
+/// # Errors
+/// The server's: a standby that was promoted meanwhile, `full_page_writes` that was off.
+pub(super) fn stop(session: &mut Session) -> Result<Stopped> {
+    // Read before the stop: WAL up to the stop covers every commit of this instant.
+    let covered_at = now(session)?;
+    let row = session.query_one(
+        "SELECT lsn::text, labelfile, spcmapfile FROM pg_backup_stop(false)",
+        &[],
+    )?;
+    Ok(Stopped {
+        lsn: column::<String>(&row, 0)?.parse()?,
+        backup_label: column(&row, 1)?,
+        tablespace_map: column(&row, 2)?,
+        covered_at,
+        at: now(session)?,
+    })
+}
+
+/// The database's clock.
+///
+/// # Errors
+/// The server's.
+pub(super) fn now(session: &mut Session) -> Result<DateTime<Utc>> {
+    let micros = text(
+        session,
+        "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint::text",
+    )?;
+    micros
+        .parse()
+        .ok()
+        .and_then(DateTime::from_timestamp_micros)
+        .ok_or_else(|| Error::internal("clock", format!("the server's clock says \"{micros}\"")))
+}
+
+/// Fails when the source of the backup is no longer what it was at the start.
+///
+/// # Errors
+/// Kind Unavailable: the session is lost, or a standby was promoted.
+pub(super) fn still_the_same(session: &mut Session, server: &Server) -> Result<()> {
+    if session.in_recovery()? != server.in_recovery {
+        return Err(Error::unavailable("standby_promoted", "the standby was promoted during the backup")
+            .with_hint("Take the backup again: it will be one of a primary."));
+    }
+    Ok(())
+}
+
+/// The directory that holds this server's part of a tablespace.
+pub(super) fn version_directory(server: &Server, control: &ControlFile) -> String {
+    format!("PG_{}_{}", server.version_num / 10_000, control.catalog_version)
+}
+
+/// The timeline the server writes or replays, from `pg_control` alone.
+pub(super) fn timeline(control: &ControlFile, in_recovery: bool) -> TimelineId {
+    if in_recovery && control.min_recovery_timeline != 0 {
+        TimelineId(control.min_recovery_timeline)
+    } else {
+        control.timeline
+    }
+}
