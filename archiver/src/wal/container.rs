@@ -148,8 +148,7 @@ pub fn seal(
 }
 
 /// A container whose header, digest and identity are right. Its content is not checked yet.
-#[derive(Debug)]
-pub struct Container<'a> {
+struct Container<'a> {
     plain_len: u64,
     codec: Codec,
     tag: ContentTag,
@@ -159,11 +158,7 @@ pub struct Container<'a> {
 impl<'a> Container<'a> {
     /// Checks everything that needs no key and no decompression: framing, CRC-32, digest of the
     /// stored bytes, and that they claim to be `file` of the cluster `system_id`.
-    ///
-    /// # Errors
-    /// Kind Data, code `wal_container_damaged`; `wal_container_format` for a version, codec or
-    /// cipher that this pgark does not know.
-    pub fn parse(system_id: SystemId, file: ArchiveFile, bytes: &'a [u8]) -> Result<Self> {
+    fn parse(system_id: SystemId, file: ArchiveFile, bytes: &'a [u8]) -> Result<Self> {
         let header = Header::parse(bytes).map_err(|reason| reason.of(file))?;
         if header.system_id != system_id
             || header.timeline != file.timeline().0
@@ -177,12 +172,6 @@ impl<'a> Container<'a> {
             tag: header.tag,
             body: header.body,
         })
-    }
-
-    /// The tag that the header states.
-    #[must_use]
-    pub fn tag(&self) -> ContentTag {
-        self.tag
     }
 
     fn decompress(&self) -> Result<Vec<u8>, Reject> {
@@ -203,7 +192,8 @@ impl<'a> Container<'a> {
 /// The content of a container, verified in full.
 ///
 /// # Errors
-/// As [`Container::parse`], and `wal_container_damaged` when the content is not what was pushed.
+/// Kind Data: `wal_container_damaged` when the object is not what was pushed under this name,
+/// `wal_container_format` for a version, codec or cipher that this pgark does not know.
 pub fn decode(
     repo: &Repository,
     system_id: SystemId,
