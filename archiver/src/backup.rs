@@ -12,4 +12,5 @@ mod server;
 mod throttle;
 mod wal_wait;
 
+pub(crate) use pages::page_digest;
 pub use run::{Options, Outcome, run};

@@ -1,1 +1,22 @@
-//! Restore. (to be written)
+//! Restore: plan first, refuse what would fail or harm, write, and make it startable last.
+//!
+//! At no moment is a half restore startable: `pg_control` comes last, and a delta restore first
+//! moves the old one away and leaves [`MARKER_FILE_NAME`].
+
+mod configure;
+mod destination;
+mod fetch;
+mod files;
+mod finish;
+mod plan;
+mod preflight;
+mod run;
+
+pub use plan::{Plan, Request, plan};
+pub use preflight::preflight;
+pub use configure::Archiving;
+pub use destination::Destination;
+pub use run::{Execution, Outcome, run};
+
+/// Left in a data directory while it is being restored, with a [`run::Marker`] in it.
+pub const MARKER_FILE_NAME: &str = "pgark.restoring";

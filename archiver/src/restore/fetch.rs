@@ -1,0 +1,269 @@
+//! Writing a batch: threads take frames in the order of the objects, check every page against its
+//! digest, and write it where it belongs.
+
+use super::files::{Batch, ChunkFile, PageFrame, Target, WantedPage};
+use crate::cancel::CancelToken;
+use crate::crashsafe::{FsFile, SharedFs};
+use crate::progress::Progress;
+use crate::repository::backups::{Backup, cut};
+use crate::repository::format::FrameClass;
+use crate::repository::format::manifest::FrameRef;
+use crate::{Error, Result};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// How many frames a thread takes at a time: neighbours in one object.
+const FRAMES_AT_ONCE: usize = 16;
+const FILES_AT_ONCE: usize = 32;
+
+/// What the writers of a restore share.
+pub(super) struct Writer<'a> {
+    pub(super) backup: &'a Backup,
+    pub(super) fs: &'a SharedFs,
+    pub(super) cancel: &'a CancelToken,
+    pub(super) progress: &'a Progress,
+    /// Keep pages that are right already.
+    pub(super) delta: bool,
+    pub(super) threads: usize,
+    /// Bytes that were written.
+    pub(super) bytes_written: AtomicU64,
+}
+
+struct Open<'a> {
+    target: &'a Target,
+    file: Box<dyn FsFile>,
+    /// Length of the file before; its content counts in a delta restore.
+    old_len: u64,
+}
+
+impl Writer<'_> {
+    /// Writes `batch`.
+    ///
+    /// # Errors
+    /// The first error of any thread.
+    pub(super) fn write(&self, batch: &Batch) -> Result<()> {
+        let mut open = Vec::with_capacity(batch.targets.len());
+        for target in &batch.targets {
+            open.push(self.open(target)?);
+        }
+        let frames = batch.frames.len().div_ceil(FRAMES_AT_ONCE);
+        let files = batch.chunk_files.len().div_ceil(FILES_AT_ONCE);
+        let next = AtomicUsize::new(0);
+        let failed = Mutex::new(None);
+        let stop = CancelToken::default();
+        let work = |buffers: &mut Buffers, task: usize| -> Result<()> {
+            self.cancel.check()?;
+            if task < frames {
+                let from = task * FRAMES_AT_ONCE;
+                let frames = batch.frames.iter().skip(from).take(FRAMES_AT_ONCE);
+                return frames.into_iter().try_for_each(|frame| self.page_frame(frame, &open, buffers));
+            }
+            let from = (task - frames) * FILES_AT_ONCE;
+            let files = batch.chunk_files.iter().skip(from).take(FILES_AT_ONCE);
+            files.into_iter().try_for_each(|file| self.chunk_file(file, &open, buffers))
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..self.threads.max(1) {
+                scope.spawn(|| {
+                    let mut buffers = Buffers::default();
+                    loop {
+                        let task = next.fetch_add(1, Ordering::Relaxed);
+                        if task >= frames + files || stop.is_cancelled() {
+                            return;
+                        }
+                        if let Err(error) = work(&mut buffers, task) {
+                            stop.cancel();
+                            if let Ok(mut slot) = failed.lock() {
+                                slot.get_or_insert(error);
+                            }
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        match failed.into_inner() {
+            Ok(None) => {}
+            Ok(Some(error)) => return Err(error),
+            Err(_) => return Err(Error::internal("thread_panicked", "a restoring thread panicked")),
+        }
+        open.iter().try_for_each(|open| self.complete(open))
+    }
+
+    fn open<'a>(&self, target: &'a Target) -> Result<Open<'a>> {
+        let error = |e| Error::io(format!("could not create file \"{}\"", target.path.display()), e);
+        if self.delta {
+            match self.fs.open(&target.path) {
+                Ok(file) => {
+                    let old_len = file.len().map_err(error)?;
+                    file.set_len(target.size).map_err(error)?;
+                    self.fs.set_mode(&target.path, target.mode).map_err(error)?;
+                    return Ok(Open { target, file, old_len });
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(error(e)),
+            }
+        }
+        let file = self.fs.create_new(&target.path, target.mode).map_err(error)?;
+        file.set_len(target.size).map_err(error)?;
+        Ok(Open { target, file, old_len: 0 })
+    }
+
+    /// Zero pages and tail: what no frame holds.
+    fn complete(&self, open: &Open<'_>) -> Result<()> {
+        let target = open.target;
+        let page_size = u64::from(target.page_size);
+        for (block, count) in &target.zero_runs {
+            for block in *block..*block + *count {
+                let offset = u64::from(block) * page_size;
+                if offset < open.old_len && !self.is_zero(open, offset)? {
+                    self.put(open, &vec![0; target.page_size as usize], offset)?;
+                }
+            }
+            self.progress.add(u64::from(*count) * page_size);
+        }
+        if !target.tail.is_empty() {
+            let offset = target.size - target.tail.len() as u64;
+            self.put(open, &target.tail, offset)?;
+        }
+        Ok(())
+    }
+
+    fn is_zero(&self, open: &Open<'_>, offset: u64) -> Result<bool> {
+        let mut page = vec![0; open.target.page_size as usize];
+        let got = read_full(open, &mut page, offset)?;
+        Ok(page.iter().take(got).all(|b| *b == 0))
+    }
+
+    fn page_frame(&self, wanted: &PageFrame, open: &[Open<'_>], buffers: &mut Buffers) -> Result<()> {
+        let missing: Vec<WantedPage> = if self.delta {
+            let stale = wanted.pages.iter().filter_map(|page| {
+                let open = open.get(page.target as usize)?;
+                self.is_stale(open, page, wanted.page_size).map(|s| s.then_some(*page)).transpose()
+            });
+            stale.collect::<Result<_>>()?
+        } else {
+            wanted.pages.clone()
+        };
+        self.progress.add(wanted.pages.len() as u64 * u64::from(wanted.page_size));
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.backup.frame(wanted.frame, FrameClass::Pages, &mut buffers.plain)?;
+        let page_size = wanted.page_size as usize;
+        let key = self.backup.repository().digest_key();
+        let mut run: Option<(WantedPage, usize)> = None;
+        for page in &missing {
+            let at = usize::from(page.place) * page_size;
+            let bytes = buffers.plain.get(at..at + page_size);
+            let sound = bytes.is_some_and(|b| crate::backup::page_digest(key, b) == page.digest);
+            if !sound {
+                return Err(Error::data("page_damaged", "a page in the repository does not match its digest")
+                    .with_hint("Run \"pgark verify\"; restore from another repository or backup."));
+            }
+            // Pages that follow one another in frame and file are written at once.
+            run = match run {
+                Some((first, count))
+                    if first.target == page.target
+                        && first.block as usize + count == page.block as usize
+                        && usize::from(first.place) + count == usize::from(page.place) =>
+                {
+                    Some((first, count + 1))
+                }
+                Some((first, count)) => {
+                    self.put_run(open, &buffers.plain, first, count, page_size)?;
+                    Some((*page, 1))
+                }
+                None => Some((*page, 1)),
+            };
+        }
+        match run {
+            Some((first, count)) => self.put_run(open, &buffers.plain, first, count, page_size),
+            None => Ok(()),
+        }
+    }
+
+    fn put_run(
+        &self,
+        open: &[Open<'_>],
+        plain: &[u8],
+        first: WantedPage,
+        count: usize,
+        page_size: usize,
+    ) -> Result<()> {
+        let at = usize::from(first.place) * page_size;
+        let bytes = plain.get(at..at + count * page_size).unwrap_or_default();
+        let open = open.get(first.target as usize);
+        let open = open.ok_or_else(|| Error::internal("lost_target", "a file was lost"))?;
+        self.put(open, bytes, u64::from(first.block) * page_size as u64)
+    }
+
+    /// Whether the page on disk is not the one wanted.
+    fn is_stale(&self, open: &Open<'_>, page: &WantedPage, page_size: u32) -> Result<bool> {
+        let offset = u64::from(page.block) * u64::from(page_size);
+        if offset + u64::from(page_size) > open.old_len {
+            return Ok(true);
+        }
+        let mut bytes = vec![0; page_size as usize];
+        let got = read_full(open, &mut bytes, offset)?;
+        let key = self.backup.repository().digest_key();
+        Ok(got < bytes.len() || crate::backup::page_digest(key, &bytes) != page.digest)
+    }
+
+    fn chunk_file(&self, file: &ChunkFile, open: &[Open<'_>], buffers: &mut Buffers) -> Result<()> {
+        let open = open.get(file.target as usize);
+        let open = open.ok_or_else(|| Error::internal("lost_target", "a file was lost"))?;
+        let key = self.backup.repository().digest_key();
+        let mut hasher = blake3::Hasher::new_keyed(key);
+        let mut offset = 0;
+        for slice in &file.slices {
+            if buffers.held != Some(slice.frame) {
+                buffers.held = None;
+                self.backup.frame(slice.frame, FrameClass::Chunks, &mut buffers.chunk)?;
+                buffers.held = Some(slice.frame);
+            }
+            let bytes = cut(&buffers.chunk, *slice)?;
+            hasher.update(bytes);
+            self.put(open, bytes, offset)?;
+            offset += bytes.len() as u64;
+            self.progress.add(bytes.len() as u64);
+        }
+        if hasher.finalize().to_hex().as_str() == file.digest {
+            return Ok(());
+        }
+        Err(Error::data(
+            "file_damaged",
+            format!("the content of \"{}\" does not match its digest", open.target.path.display()),
+        ))
+    }
+
+    fn put(&self, open: &Open<'_>, bytes: &[u8], offset: u64) -> Result<()> {
+        self.bytes_written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        open.file.write_at(bytes, offset).map_err(|e| {
+            Error::io(format!("could not write file \"{}\"", open.target.path.display()), e)
+        })
+    }
+}
+
+#[derive(Default)]
+struct Buffers {
+    plain: Vec<u8>,
+    chunk: Vec<u8>,
+    /// The frame whose plain bytes `chunk` holds: small files share frames.
+    held: Option<FrameRef>,
+}
+
+fn read_full(open: &Open<'_>, buffer: &mut [u8], offset: u64) -> Result<usize> {
+    let mut got = 0;
+    while let Some(rest) = buffer.get_mut(got..).filter(|rest| !rest.is_empty()) {
+        match open.file.read_at(rest, offset + got as u64) {
+            Ok(0) => break,
+            Ok(n) => got += n,
+            Err(e) => {
+                let path = open.target.path.display();
+                return Err(Error::io(format!("could not read file \"{path}\""), e));
+            }
+        }
+    }
+    Ok(got)
+}

@@ -1,0 +1,342 @@
+//! The plan of a restore: which backup, which timeline, which WAL, where recovery stops.
+
+use crate::repository::Repository;
+use crate::repository::backups::{self, Backup};
+use crate::repository::format::manifest::{Label, Manifest};
+use crate::wal::inventory::{Inventory, Lineage};
+use crate::wal::recovery_file::{RecoveryFile, Span};
+use crate::wal::target::{self, Archive, Resolved};
+use crate::{Error, Result};
+use chrono::{DateTime, Utc};
+use pgark_types::{
+    BackupLabel, Lsn, RecoveryTarget, SegmentName, SegmentSize, SystemId, TargetTimeline, TimelineId,
+};
+
+/// Bytes per second that estimates assume until a measurement replaces it.
+const RESTORE_BYTES_PER_SECOND: u64 = 200 << 20;
+const REPLAY_BYTES_PER_SECOND: u64 = 64 << 20;
+
+/// What the user asked for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The component.
+    pub component: String,
+    /// A certain backup; else the newest that fits.
+    pub backup: Option<BackupLabel>,
+    /// Where to stop.
+    pub target: RecoveryTarget,
+    /// Whether the target itself is included.
+    pub inclusive: bool,
+    /// Which timeline to follow.
+    pub timeline: TargetTimeline,
+    /// Stop where WAL is missing instead of refusing.
+    pub end_before_gap: bool,
+}
+
+/// Everything a restore will do, known before it writes.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The backup's manifest.
+    pub manifest: Manifest,
+    /// The timeline that recovery follows.
+    pub timeline: TimelineId,
+    /// `recovery_target_lsn`; absent: the end of the archived WAL.
+    pub target_lsn: Option<Lsn>,
+    /// `recovery_target_inclusive`.
+    pub inclusive: bool,
+    /// `recovery_target = 'immediate'`.
+    pub immediate: bool,
+    /// When the last transaction ended that is replayed, where that is known.
+    pub time: Option<DateTime<Utc>>,
+    /// The stopping point, for people.
+    pub description: String,
+    /// The first segment that recovery reads.
+    pub first_segment: SegmentName,
+    /// The last one.
+    pub last_segment: SegmentName,
+    /// How many there are.
+    pub segment_count: u64,
+    /// Bytes that will be written.
+    pub bytes: u64,
+    /// How long it will take, in seconds, by a rule of thumb.
+    pub seconds_estimate: u64,
+    cluster: String,
+    lineage: Lineage,
+    open_ended: bool,
+}
+
+impl Plan {
+    /// The `pgark_recovery.json` that makes archive-get serve this plan.
+    #[must_use]
+    pub fn recovery_file(&self) -> RecoveryFile {
+        let size = self.manifest.postgres.segment_size;
+        let first = size.segment_no(self.manifest.start_lsn);
+        let last = self.last_segment.number(size).unwrap_or(u64::MAX);
+        let spans = segment_spans(&self.lineage, size, first);
+        let spans = spans.into_iter().filter(|(_, from, _)| *from <= last);
+        let mut spans: Vec<Span> = spans
+            .filter_map(|(timeline, from, to)| {
+                let name = |no| SegmentName::new(timeline, no, size).ok();
+                Some(Span { timeline, first: name(from)?, last: to.and_then(name) })
+            })
+            .collect();
+        if let Some(span) = spans.last_mut() {
+            span.last = (!self.open_ended).then_some(self.last_segment);
+        }
+        RecoveryFile {
+            format: 1,
+            cluster: self.cluster.clone(),
+            system_identifier: self.manifest.postgres.system_identifier,
+            segment_size: size,
+            backup: self.manifest.label.clone(),
+            spans,
+            tails: false,
+        }
+    }
+}
+
+/// The segments that each timeline of a lineage contributes, from segment `first` on: timeline,
+/// first number, last number. The segment in which timelines switch is the child's.
+fn segment_spans(
+    lineage: &Lineage,
+    size: SegmentSize,
+    first: u64,
+) -> Vec<(TimelineId, u64, Option<u64>)> {
+    let spans = lineage.spans.iter().filter_map(|span| {
+        let from = size.segment_no(span.begin).max(first);
+        let to = match span.end {
+            Some(end) => Some(size.segment_no(end).checked_sub(1)?),
+            None => None,
+        };
+        to.is_none_or(|to| from <= to).then_some((span.timeline, from, to))
+    });
+    spans.collect()
+}
+
+/// Makes the plan. Reads only.
+///
+/// # Errors
+/// Kind Invalid: no backup, a target outside the window (both ends are in the DETAIL) or not to
+/// be found; Data: WAL is missing or damaged; or the storage's error.
+pub fn plan(repository: &Repository, request: &Request) -> Result<(Plan, Backup)> {
+    let labels = backups::committed(repository, &request.component)?;
+    let system_id = system_identifier(repository, request, &labels)?;
+    let labels: Vec<Label> =
+        labels.into_iter().filter(|label| label.system_identifier == system_id).collect();
+    let inventory = Inventory::load(repository, system_id)?;
+    let chooser = Chooser { repository, request, inventory: &inventory, system_id, labels: &labels };
+    let (label, lineage, resolved) = chooser.choose()?;
+    let backup = Backup::open(repository, &request.component, &label.label)?;
+    Ok((chooser.plan(&backup, label, lineage, resolved)?, backup))
+}
+
+/// Backups from before a pg_upgrade stay in the list; the newest backup's cluster counts, or that
+/// of the backup that was asked for.
+fn system_identifier(repository: &Repository, request: &Request, labels: &[Label]) -> Result<SystemId> {
+    let label = match &request.backup {
+        Some(wanted) => labels.iter().find(|label| &label.label == wanted),
+        None => labels.last(),
+    };
+    label.map(|label| label.system_identifier).ok_or_else(|| match &request.backup {
+        Some(label) => Error::invalid(
+            "backup_missing",
+            format!("there is no backup \"{label}\" of \"{}\" in repository \"{}\"", request.component, repository.name()),
+        )
+        .with_hint("\"pgark info\" lists the backups there are."),
+        None => Error::invalid(
+            "no_backup",
+            format!("repository \"{}\" holds no backup of \"{}\"", repository.name(), request.component),
+        )
+        .with_hint("Take one with \"pgark backup\"."),
+    })
+}
+
+struct Chooser<'a> {
+    repository: &'a Repository,
+    request: &'a Request,
+    inventory: &'a Inventory,
+    system_id: SystemId,
+    labels: &'a [Label],
+}
+
+impl<'a> Chooser<'a> {
+    /// The newest backup from which the target can be reached.
+    fn choose(&self) -> Result<(&'a Label, Lineage, Resolved)> {
+        let mut refusal = None;
+        for label in self.labels.iter().rev() {
+            if self.request.backup.as_ref().is_some_and(|wanted| wanted != &label.label) {
+                continue;
+            }
+            match self.try_backup(label) {
+                Ok((lineage, resolved)) => return Ok((label, lineage, resolved)),
+                // An older backup may do: keep the newest one's reason in case none does.
+                Err(e) if e.kind() == crate::ErrorKind::Invalid => drop(refusal.get_or_insert(e)),
+                Err(e) => return Err(e),
+            }
+        }
+        Err(refusal.unwrap_or_else(|| Error::invalid("no_backup", "no backup fits the request")))
+    }
+
+    fn try_backup(&self, label: &Label) -> Result<(Lineage, Resolved)> {
+        let lineage = self.lineage(label)?;
+        let archive = Archive {
+            repo: self.repository,
+            inventory: self.inventory,
+            system_id: self.system_id,
+            size: label.segment_size,
+            lineage: &lineage,
+            from: label.stop_lsn,
+        };
+        self.not_before(label, &archive)?;
+        let reach = self.reach(label, &lineage)?;
+        let resolved = target::resolve(&archive, reach, &self.request.target, self.request.inclusive)?;
+        Ok((lineage, resolved))
+    }
+
+    /// Postgres itself does not notice a target before the end of the backup: it would stop at
+    /// the first commit after consistency, later than asked (reference `postgres.md`, 5.3).
+    fn not_before(&self, label: &Label, archive: &Archive<'_>) -> Result<()> {
+        let before = match &self.request.target {
+            RecoveryTarget::Time(time) => time.with_timezone(&Utc) < label.stopped_at,
+            RecoveryTarget::Lsn(lsn) => *lsn < label.stop_lsn,
+            _ => false,
+        };
+        if !before {
+            return Ok(());
+        }
+        let oldest = self.labels.first().unwrap_or(label);
+        let window = target::window(archive)?;
+        let until = window.to_time.map_or_else(|| "unknown".to_owned(), |t| t.to_rfc3339());
+        Err(Error::invalid(
+            "target_out_of_window",
+            "the recovery target lies before the end of every backup that could serve it",
+        )
+        .with_detail(format!(
+            "The window reaches from {} (LSN {}) to {until} (LSN {}).",
+            oldest.stopped_at.to_rfc3339(),
+            oldest.stop_lsn,
+            window.to_lsn,
+        ))
+        .with_hint("Choose a target within the window, or a repository with older backups."))
+    }
+
+    /// The lineage that the request means for this backup.
+    fn lineage(&self, label: &Label) -> Result<Lineage> {
+        let holds = |timeline: TimelineId| -> Result<Option<Lineage>> {
+            let history = self.inventory.history(self.repository, timeline)?;
+            let descends = match history.switch_point(label.timeline) {
+                Some(switch) => label.stop_lsn <= switch,
+                None => timeline == label.timeline,
+            };
+            Ok(descends.then(|| Lineage::from(&history)))
+        };
+        let refuse = |timeline: TimelineId| {
+            Error::invalid(
+                "timeline_no_descendant",
+                format!("timeline {timeline} does not descend from backup \"{}\"", label.label),
+            )
+            .with_detail(format!("The backup was taken on timeline {} and ends at {}.", label.timeline, label.stop_lsn))
+            .with_hint("Choose an older backup with --backup, or another --target-timeline.")
+        };
+        match self.request.timeline {
+            TargetTimeline::Current => self.current(label, holds),
+            TargetTimeline::Id(timeline) => holds(timeline)?.ok_or_else(|| refuse(timeline)),
+            TargetTimeline::Latest => {
+                let mut timelines = self.inventory.timelines();
+                timelines.sort_unstable();
+                while let Some(timeline) = timelines.pop() {
+                    if timeline < label.timeline {
+                        break;
+                    }
+                    if let Some(lineage) = holds(timeline)?
+                        && self.has_begun(&lineage, label)
+                    {
+                        return Ok(lineage);
+                    }
+                }
+                self.current(label, holds)
+            }
+        }
+    }
+
+    fn current(
+        &self,
+        label: &Label,
+        holds: impl Fn(TimelineId) -> Result<Option<Lineage>>,
+    ) -> Result<Lineage> {
+        holds(label.timeline)?.ok_or_else(|| Error::internal("lineage", "a backup is on no timeline"))
+    }
+
+    /// Whether the youngest timeline's first segment is there: a history file alone would make
+    /// recovery end where its parent's WAL was still needed.
+    fn has_begun(&self, lineage: &Lineage, label: &Label) -> bool {
+        let Some(span) = lineage.spans.last() else { return false };
+        let no = label.segment_size.segment_no(span.begin);
+        let first = SegmentName::new(span.timeline, no, label.segment_size);
+        first.is_ok_and(|segment| self.inventory.contains(segment))
+            || span.timeline == label.timeline
+    }
+
+    /// How far the WAL goes without a gap; refuses when WAL lies beyond a gap that the target may
+    /// need.
+    fn reach(&self, label: &Label, lineage: &Lineage) -> Result<SegmentName> {
+        let size = label.segment_size;
+        let first = label.first_segment.number(size)?;
+        let needed = label.last_segment.number(size)?;
+        for no in first..=needed {
+            let segment = lineage.segment(no, size);
+            if !segment.is_some_and(|segment| self.inventory.contains(segment)) {
+                return Err(gap(segment.unwrap_or(label.last_segment), self.repository)
+                    .with_detail(format!("Backup \"{}\" needs it to become consistent.", label.label)));
+            }
+        }
+        let reach = self.inventory.reach(lineage, label.stop_lsn, size);
+        let reach = reach.ok_or_else(|| gap(label.last_segment, self.repository))?;
+        let beyond = lineage.spans.last().and_then(|span| self.inventory.newest(span.timeline));
+        let matters = matches!(self.request.target, RecoveryTarget::Latest) && !self.request.end_before_gap;
+        if matters && beyond.is_some_and(|newest| newest.number(size).ok() > reach.number(size).ok()) {
+            let next = lineage.segment(reach.number(size)? + 1, size).unwrap_or(reach);
+            return Err(gap(next, self.repository)
+                .with_hint("Push the missing segment if a server still has it, or accept the loss with --end-before-gap."));
+        }
+        Ok(reach)
+    }
+
+    fn plan(
+        &self,
+        backup: &Backup,
+        label: &Label,
+        lineage: Lineage,
+        resolved: Resolved,
+    ) -> Result<Plan> {
+        let size = label.segment_size;
+        let first = label.first_segment.number(size)?;
+        let last = resolved.last_segment.number(size)?.max(label.last_segment.number(size)?);
+        let last_segment = lineage.segment(last, size).unwrap_or(resolved.last_segment);
+        let segment_count = last.saturating_sub(first) + 1;
+        let manifest = backup.manifest.clone();
+        let replay = segment_count.saturating_mul(size.bytes()) / REPLAY_BYTES_PER_SECOND;
+        Ok(Plan {
+            timeline: lineage.spans.last().map_or(label.timeline, |span| span.timeline),
+            target_lsn: resolved.lsn,
+            inclusive: resolved.inclusive,
+            immediate: matches!(self.request.target, RecoveryTarget::Immediate),
+            time: resolved.time,
+            description: resolved.description,
+            first_segment: label.first_segment,
+            last_segment,
+            segment_count,
+            bytes: manifest.bytes_source,
+            seconds_estimate: manifest.bytes_source / RESTORE_BYTES_PER_SECOND + replay + 1,
+            cluster: self.request.component.clone(),
+            open_ended: matches!(self.request.target, RecoveryTarget::Latest) && !self.request.end_before_gap,
+            lineage,
+            manifest,
+        })
+    }
+}
+
+fn gap(segment: SegmentName, repository: &Repository) -> Error {
+    Error::data("wal_gap", format!("WAL segment \"{segment}\" is not in repository \"{}\"", repository.name()))
+        .with_hint("\"pgark wal ranges\" shows what is there.")
+}

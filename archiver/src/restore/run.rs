@@ -1,0 +1,257 @@
+//! Carrying a restore plan out.
+
+use super::configure::Archiving;
+use super::destination::Destination;
+use super::fetch::Writer;
+use super::files::Batch;
+use super::finish::{self, Finish};
+use super::plan::Plan;
+use super::preflight;
+use super::MARKER_FILE_NAME;
+use crate::cancel::CancelToken;
+use crate::crashsafe::{SharedFs, write_durable};
+use crate::progress::Progress;
+use crate::repository::backups::Backup;
+use crate::repository::format::manifest::{FileEntry, FileKind};
+use crate::repository::sealed;
+use crate::{Error, Result};
+use pgark_types::{BackupLabel, SystemId, TargetAction};
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// What stands in [`MARKER_FILE_NAME`] while a restore is under way.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Marker {
+    pub(super) system_identifier: SystemId,
+    pub(super) backup: BackupLabel,
+}
+
+impl Marker {
+    pub(super) fn read(target: &Path) -> Result<Option<Self>> {
+        let path = target.join(MARKER_FILE_NAME);
+        match std::fs::read(&path) {
+            Ok(bytes) => sealed::open(&path.display().to_string(), &bytes).map(Some),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io(format!("could not read \"{}\"", path.display()), e)),
+        }
+    }
+}
+
+/// How to carry a plan out.
+#[derive(Debug)]
+pub struct Execution<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// Where to.
+    pub destination: &'a Destination,
+    /// The file system.
+    pub fs: SharedFs,
+    /// Keep what is right already.
+    pub delta: bool,
+    /// What becomes of `archive_mode`.
+    pub archiving: Archiving,
+    /// What the server does at the target.
+    pub action: TargetAction,
+    /// Leave `standby.signal` instead of `recovery.signal`.
+    pub standby: bool,
+    /// The `restore_command` to set.
+    pub restore_command: String,
+    /// Writer threads.
+    pub threads: usize,
+}
+
+/// A restore that is done.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Bytes that were written; less than the cluster in a delta restore.
+    pub bytes_written: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// The command that starts the server.
+    pub start_command: String,
+}
+
+/// Restores `backup` as planned.
+///
+/// # Errors
+/// A refusal, before anything was written; or what went wrong, and then the directory cannot be
+/// started until a restore with `--delta` has completed.
+pub fn run(backup: &Backup, execution: &Execution<'_>, cancel: &CancelToken) -> Result<Outcome> {
+    let began = Instant::now();
+    preflight::preflight(&backup.manifest, execution.destination, execution.delta)?;
+    let job = Job { backup, execution, cancel };
+    job.make_unstartable()?;
+    crate::fault::point("restore:marked");
+    let mut kept = job.directories()?;
+    let (bytes_written, manifest_entries) = job.files(&mut kept)?;
+    crate::fault::point("restore:files_written");
+    if execution.delta {
+        job.remove_others(&kept)?;
+    }
+    finish::finish(&Finish { backup, execution }, manifest_entries)?;
+    Ok(Outcome {
+        bytes_written,
+        elapsed: began.elapsed(),
+        start_command: super::configure::start_command(execution.plan, &execution.destination.target),
+    })
+}
+
+struct Job<'a> {
+    backup: &'a Backup,
+    execution: &'a Execution<'a>,
+    cancel: &'a CancelToken,
+}
+
+impl Job<'_> {
+    /// The first durable act: from here on the directory cannot be started.
+    fn make_unstartable(&self) -> Result<()> {
+        let fs = self.execution.fs.as_ref();
+        let target = &self.execution.destination.target;
+        create_directory(fs, target, 0o700)?;
+        let marker = Marker {
+            system_identifier: self.backup.manifest.postgres.system_identifier,
+            backup: self.backup.manifest.label.clone(),
+        };
+        write_durable(fs, &target.join(MARKER_FILE_NAME), &sealed::seal(&marker)?, 0o600)?;
+        let control = target.join("global/pg_control");
+        if control.exists() {
+            let aside = target.join("global/pg_control.pgark-old");
+            let error = |e| Error::io(format!("could not move \"{}\" away", control.display()), e);
+            fs.rename(&control, &aside).map_err(error)?;
+            fs.sync_dir(&target.join("global")).map_err(error)?;
+        }
+        Ok(())
+    }
+
+    /// Makes every directory, and the links to tablespaces.
+    fn directories(&self) -> Result<HashSet<PathBuf>> {
+        let fs = self.execution.fs.as_ref();
+        let destination = self.execution.destination;
+        let mut kept = HashSet::from([destination.target.clone()]);
+        for (oid, place) in &destination.tablespaces {
+            create_directory(fs, place, 0o700)?;
+            kept.insert(place.clone());
+            kept.insert(destination.target.join("pg_tblspc").join(oid.to_string()));
+        }
+        self.backup.for_each_file(&mut |entry| {
+            if entry.kind == FileKind::Directory {
+                let path = destination.path(&entry.path)?;
+                create_directory(fs, &path, entry.mode)?;
+                kept.insert(path);
+            }
+            Ok(())
+        })?;
+        for (oid, place) in &destination.tablespaces {
+            finish::tablespace_link(fs, &destination.target, *oid, place)?;
+        }
+        Ok(kept)
+    }
+
+    /// Writes every file but `pg_control`, batch by batch.
+    fn files(&self, kept: &mut HashSet<PathBuf>) -> Result<(u64, Vec<FileEntry>)> {
+        let progress = Progress::start("restore", self.backup.manifest.bytes_source);
+        let writer = Writer {
+            backup: self.backup,
+            fs: &self.execution.fs,
+            cancel: self.cancel,
+            progress: &progress,
+            delta: self.execution.delta,
+            threads: self.execution.threads,
+            bytes_written: AtomicU64::new(0),
+        };
+        let mut batch = Batch::default();
+        let mut buffer = Vec::new();
+        let mut listed = Vec::new();
+        self.backup.for_each_file(&mut |entry| {
+            self.cancel.check()?;
+            if matches!(entry.kind, FileKind::Directory) {
+                return Ok(());
+            }
+            listed.push(listing(&entry));
+            if entry.kind == FileKind::Control || finish::writes_itself(&entry.path.0) {
+                return Ok(());
+            }
+            if entry.kind == FileKind::Config {
+                let path = self.execution.destination.config_path(&entry.path)?;
+                self.config_parents(&path, kept)?;
+            }
+            batch.add(self.backup, self.execution.destination, entry, &mut buffer)?;
+            if let Some(target) = batch.targets.last() {
+                kept.insert(target.path.clone());
+            }
+            if batch.is_full() {
+                batch.order();
+                writer.write(&batch)?;
+                batch = Batch::default();
+            }
+            Ok(())
+        })?;
+        batch.order();
+        writer.write(&batch)?;
+        progress.finish();
+        Ok((writer.bytes_written.load(Ordering::Relaxed), listed))
+    }
+
+    fn config_parents(&self, path: &Path, kept: &mut HashSet<PathBuf>) -> Result<()> {
+        let target = &self.execution.destination.target;
+        let mut missing: Vec<&Path> =
+            path.ancestors().skip(1).take_while(|p| *p != target.as_path()).collect();
+        missing.reverse();
+        for directory in missing {
+            create_directory(self.execution.fs.as_ref(), directory, 0o700)?;
+            kept.insert(directory.to_path_buf());
+        }
+        Ok(())
+    }
+
+    /// A delta restore removes what the backup does not have: above all the old WAL.
+    fn remove_others(&self, kept: &HashSet<PathBuf>) -> Result<()> {
+        let destination = self.execution.destination;
+        self.sweep(&destination.target, kept)?;
+        for place in destination.tablespaces.values() {
+            let version = place.join(preflight::version_directory(&self.backup.manifest));
+            if version.is_dir() {
+                self.sweep(&version, kept)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn sweep(&self, directory: &Path, kept: &HashSet<PathBuf>) -> Result<()> {
+        let fs = self.execution.fs.as_ref();
+        let error = |e| Error::io(format!("could not clean \"{}\"", directory.display()), e);
+        for entry in std::fs::read_dir(directory).map_err(error)? {
+            self.cancel.check()?;
+            let entry = entry.map_err(error)?;
+            let path = entry.path();
+            let is_dir = entry.file_type().map_err(error)?.is_dir();
+            if is_dir {
+                self.sweep(&path, kept)?;
+            }
+            if kept.contains(&path) || path.file_name().is_some_and(|n| n == MARKER_FILE_NAME) {
+                continue;
+            }
+            if is_dir { fs.remove_dir(&path) } else { fs.remove_file(&path) }.map_err(error)?;
+        }
+        Ok(())
+    }
+}
+
+/// What of an entry goes into Postgres's own `backup_manifest`.
+fn listing(entry: &FileEntry) -> FileEntry {
+    FileEntry { layers: Vec::new(), chunks: Vec::new(), digest: String::new(), ..entry.clone() }
+}
+
+/// Makes a directory, or sets the mode of the one that is there.
+pub(super) fn create_directory(fs: &dyn crate::crashsafe::Fs, path: &Path, mode: u32) -> Result<()> {
+    let error = |e| Error::io(format!("could not create directory \"{}\"", path.display()), e);
+    match fs.create_dir(path, mode) {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => {
+            fs.set_mode(path, mode).map_err(error)
+        }
+        other => other.map_err(error),
+    }
+}
