@@ -250,6 +250,14 @@ pub fn parse(bytes: &[u8]) -> Result<Manifest> {
     })
 }
 
+/// The value of `Manifest-Checksum` for a manifest whose lines before the last one are `covered`.
+#[must_use]
+pub fn digest(covered: &[u8]) -> String {
+    let mut text = String::new();
+    push_hex(&mut text, &Sha256::digest(covered));
+    text
+}
+
 /// The checksum covers every line but the last (`verify_manifest_checksum`).
 fn check_checksum(bytes: &[u8], expected: &str) -> Result<()> {
     let lines = bytes
@@ -257,9 +265,7 @@ fn check_checksum(bytes: &[u8], expected: &str) -> Result<()> {
         .ok_or_else(|| unreadable("Its last line has no end"))?;
     let last = lines.iter().rposition(|b| *b == b'\n');
     let covered = last.and_then(|last| bytes.get(..=last)).unwrap_or_default();
-    let mut digest = String::new();
-    push_hex(&mut digest, &Sha256::digest(covered));
-    if digest == expected {
+    if digest(covered) == expected {
         return Ok(());
     }
     Err(Error::data(
