@@ -6,6 +6,10 @@
 //! directory that an unmounted file system leaves behind: without it every call answers
 //! `storage_missing`, never `object_not_found`.
 
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod naming_tests;
 mod probe;
 mod read;
 #[cfg(test)]
