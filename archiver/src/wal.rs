@@ -1,5 +1,6 @@
 //! WAL: into the repository (push), out of it (get), and what is in it (inventory, commit index).
 
+pub mod answer;
 pub mod cluster;
 pub mod commit_index;
 pub mod container;
@@ -8,4 +9,5 @@ pub mod get;
 pub mod inventory;
 pub mod push;
 pub mod recovery_file;
+pub mod repositories;
 pub mod target;

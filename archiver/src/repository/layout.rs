@@ -148,14 +148,21 @@ pub fn wal_conflict_prefix(system_id: SystemId) -> String {
     format!("wal/{system_id}/conflict/")
 }
 
-/// `wal/<sysid>/<tli>/covered/<lsn>.json`, the LSN as 16 hex digits: "at this instant of the
-/// database's clock, WAL had been inserted up to this LSN".
+/// `wal/<sysid>/<tli>/covered/<lsn>-<unix_ms>.json`, the LSN as 16 hex digits, the milliseconds as
+/// 15 decimal ones: "at this instant of the database's clock, WAL had been inserted up to this LSN".
+/// The time is in the name because an idle cluster has many samples of one LSN.
 ///
 /// # Errors
 /// None in fact.
-pub fn covered(system_id: SystemId, timeline: TimelineId, lsn: Lsn) -> Result<Key> {
-    let prefix = wal_timeline_prefix(system_id, timeline);
-    Key::new(format!("{prefix}covered/{:016X}.json", lsn.0))
+pub fn covered(
+    system_id: SystemId,
+    timeline: TimelineId,
+    lsn: Lsn,
+    time: chrono::DateTime<chrono::Utc>,
+) -> Result<Key> {
+    let prefix = covered_prefix(system_id, timeline);
+    let millis = u64::try_from(time.timestamp_millis()).unwrap_or(0);
+    Key::new(format!("{prefix}{:016X}-{millis:015}.json", lsn.0))
 }
 
 /// `wal/<sysid>/<tli>/covered/`.

@@ -1,1 +1,314 @@
-//! (to be written)
+//! The WAL container: one file of Postgres's archive as one object
+//! (`docs/formats/wal-container.md`).
+//!
+//! Three checks, each for another reader: the header's CRC-32 (is this a container at all), the
+//! BLAKE3-256 behind the body (are the stored bytes whole; needs no key), and the keyed content tag
+//! (is this the content that was pushed under this name).
+
+use crate::repository::Repository;
+use crate::{Error, Result};
+use pgark_types::{ArchiveFile, SystemId};
+
+/// The version of the container this pgark writes and reads.
+pub const VERSION: u16 = 1;
+
+/// The longest content of a container, in bytes: the largest `wal_segment_size`.
+pub const PLAIN_BYTES_MAX: u64 = 1 << 30;
+
+/// The longest container, in bytes. A body that compression would lengthen is stored as it is.
+pub const CONTAINER_BYTES_MAX: u64 = PLAIN_BYTES_MAX + FIXED_BYTES as u64 + 255 + 4 + 32;
+
+const MAGIC: [u8; 8] = *b"PGARKWAL";
+const FIXED_BYTES: usize = 104;
+const CRC_BYTES: usize = 4;
+const DIGEST_BYTES: usize = 32;
+const TAG_CONTEXT: &[u8] = b"pgark wal v1\0";
+
+/// Keyed BLAKE3 of a file's identity and content: equal tags in one repository, equal content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContentTag(pub [u8; 32]);
+
+/// How a body is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Codec {
+    /// As it is.
+    Raw = 0,
+    /// One zstd frame.
+    Zstd = 1,
+}
+
+/// A compressed content, made once for all repositories.
+#[derive(Debug)]
+pub struct Body {
+    codec: Codec,
+    bytes: Vec<u8>,
+}
+
+impl Body {
+    /// Compresses `plain` with zstd at `level`, or keeps it when that does not make it shorter.
+    ///
+    /// # Errors
+    /// Kind Internal when zstd fails.
+    pub fn compress(plain: &[u8], level: i32) -> Result<Self> {
+        let packed = zstd::bulk::compress(plain, level).map_err(|e| {
+            Error::internal("compress", "could not compress a WAL file").with_source(e)
+        })?;
+        Ok(if packed.len() < plain.len() {
+            Self {
+                codec: Codec::Zstd,
+                bytes: packed,
+            }
+        } else {
+            Self {
+                codec: Codec::Raw,
+                bytes: plain.to_vec(),
+            }
+        })
+    }
+}
+
+/// The tag of `plain` as `file` of the cluster `system_id`, under `repo`'s digest key.
+#[must_use]
+pub fn content_tag(
+    repo: &Repository,
+    system_id: SystemId,
+    file: ArchiveFile,
+    plain: &[u8],
+) -> ContentTag {
+    let name = file.to_string();
+    let mut hasher = blake3::Hasher::new_keyed(repo.digest_key());
+    hasher.update(TAG_CONTEXT);
+    hasher.update(&system_id.0.to_le_bytes());
+    hasher.update(&file.timeline().0.to_le_bytes());
+    hasher.update(&[u8::try_from(name.len()).unwrap_or(u8::MAX)]);
+    hasher.update(name.as_bytes());
+    hasher.update(plain);
+    ContentTag(*hasher.finalize().as_bytes())
+}
+
+/// The container of `plain` as `file` of the cluster `system_id`.
+///
+/// # Errors
+/// Kind Invalid above [`PLAIN_BYTES_MAX`]; Internal when zstd fails.
+pub fn encode(
+    repo: &Repository,
+    system_id: SystemId,
+    file: ArchiveFile,
+    plain: &[u8],
+    level: i32,
+) -> Result<Vec<u8>> {
+    let body = Body::compress(plain, level)?;
+    seal(repo, system_id, file, plain, &body)
+}
+
+/// As [`encode`], of a `body` made from `plain` before.
+///
+/// # Errors
+/// Kind Invalid above [`PLAIN_BYTES_MAX`].
+pub fn seal(
+    repo: &Repository,
+    system_id: SystemId,
+    file: ArchiveFile,
+    plain: &[u8],
+    body: &Body,
+) -> Result<Vec<u8>> {
+    let plain_len = plain.len() as u64;
+    if plain_len > PLAIN_BYTES_MAX {
+        return Err(Error::invalid(
+            "wal_too_large",
+            format!("WAL file {file} has {plain_len} bytes, more than any WAL segment"),
+        ));
+    }
+    let name = file.to_string();
+    let name_len = u8::try_from(name.len())
+        .map_err(|e| Error::internal("wal_name", "a WAL file name is too long").with_source(e))?;
+    let tag = content_tag(repo, system_id, file, plain);
+    let overhead = FIXED_BYTES + name.len() + CRC_BYTES + DIGEST_BYTES;
+    let mut out = Vec::with_capacity(body.bytes.len() + overhead);
+    out.extend_from_slice(&MAGIC);
+    out.extend_from_slice(&VERSION.to_le_bytes());
+    out.extend_from_slice(&[0; 2]); // flags
+    out.extend_from_slice(&file.timeline().0.to_le_bytes());
+    out.extend_from_slice(&system_id.0.to_le_bytes());
+    out.extend_from_slice(&plain_len.to_le_bytes());
+    out.extend_from_slice(&(body.bytes.len() as u64).to_le_bytes());
+    out.extend_from_slice(&[0; 4]); // key epoch
+    out.push(body.codec as u8);
+    out.push(0); // cipher: none
+    out.push(name_len);
+    out.push(0);
+    out.extend_from_slice(&[0; 24]); // nonce
+    out.extend_from_slice(&tag.0);
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(&crc32fast::hash(&out).to_le_bytes());
+    out.extend_from_slice(&body.bytes);
+    out.extend_from_slice(blake3::hash(&out).as_bytes());
+    Ok(out)
+}
+
+/// A container whose header, digest and identity are right. Its content is not checked yet.
+struct Container<'a> {
+    plain_len: u64,
+    codec: Codec,
+    tag: ContentTag,
+    body: &'a [u8],
+}
+
+impl<'a> Container<'a> {
+    /// Checks everything that needs no key and no decompression: framing, CRC-32, digest of the
+    /// stored bytes, and that they claim to be `file` of the cluster `system_id`.
+    fn parse(system_id: SystemId, file: ArchiveFile, bytes: &'a [u8]) -> Result<Self> {
+        let header = Header::parse(bytes).map_err(|reason| reason.of(file))?;
+        if header.system_id != system_id
+            || header.timeline != file.timeline().0
+            || header.name != file.to_string().as_bytes()
+        {
+            return Err(Reject::Damaged("it belongs to another file or cluster").of(file));
+        }
+        Ok(Self {
+            plain_len: header.plain_len,
+            codec: header.codec,
+            tag: header.tag,
+            body: header.body,
+        })
+    }
+
+    fn decompress(&self) -> Result<Vec<u8>, Reject> {
+        let len = usize::try_from(self.plain_len)
+            .map_err(|_| Reject::Damaged("its length is out of range"))?;
+        let plain = match self.codec {
+            Codec::Raw => self.body.to_vec(),
+            Codec::Zstd => zstd::bulk::decompress(self.body, len)
+                .map_err(|_| Reject::Damaged("its body does not decompress"))?,
+        };
+        if plain.len() != len {
+            return Err(Reject::Damaged("its content is not as long as stated"));
+        }
+        Ok(plain)
+    }
+}
+
+/// The content of a container, verified in full.
+///
+/// # Errors
+/// Kind Data: `wal_container_damaged` when the object is not what was pushed under this name,
+/// `wal_container_format` for a version, codec or cipher that this pgark does not know.
+pub fn decode(
+    repo: &Repository,
+    system_id: SystemId,
+    file: ArchiveFile,
+    bytes: &[u8],
+) -> Result<Vec<u8>> {
+    let container = Container::parse(system_id, file, bytes)?;
+    let plain = container.decompress().map_err(|reason| reason.of(file))?;
+    if content_tag(repo, system_id, file, &plain) != container.tag {
+        return Err(Reject::Damaged("its content does not match its tag").of(file));
+    }
+    Ok(plain)
+}
+
+enum Reject {
+    Damaged(&'static str),
+    Format(&'static str),
+}
+
+impl Reject {
+    fn of(&self, file: ArchiveFile) -> Error {
+        match self {
+            Self::Damaged(why) => Error::data(
+                "wal_container_damaged",
+                format!("stored WAL file {file} is damaged: {why}"),
+            ),
+            Self::Format(why) => Error::data(
+                "wal_container_format",
+                format!("stored WAL file {file} is of an unknown format: {why}"),
+            )
+            .with_hint("A newer pgark may have written it: upgrade this one."),
+        }
+    }
+}
+
+struct Header<'a> {
+    timeline: u32,
+    system_id: SystemId,
+    plain_len: u64,
+    codec: Codec,
+    tag: ContentTag,
+    name: &'a [u8],
+    body: &'a [u8],
+}
+
+impl<'a> Header<'a> {
+    fn parse(bytes: &'a [u8]) -> Result<Self, Reject> {
+        const SHORT: Reject = Reject::Damaged("it is truncated");
+        if !bytes.starts_with(&MAGIC) {
+            return Err(Reject::Damaged("its magic is wrong"));
+        }
+        let covered = bytes.len().checked_sub(DIGEST_BYTES).ok_or(SHORT)?;
+        let (content, digest) = bytes.split_at_checked(covered).ok_or(SHORT)?;
+        if blake3::hash(content).as_bytes() != digest {
+            return Err(Reject::Damaged("its digest does not match"));
+        }
+        let (fixed, rest) = content.split_at_checked(FIXED_BYTES).ok_or(SHORT)?;
+        let mut fields = Fields(fixed);
+        let _magic: [u8; 8] = fields.take().ok_or(SHORT)?;
+        let version = u16::from_le_bytes(fields.take().ok_or(SHORT)?);
+        if version != VERSION {
+            return Err(Reject::Format("its version is not 1"));
+        }
+        let flags = u16::from_le_bytes(fields.take().ok_or(SHORT)?);
+        let timeline = u32::from_le_bytes(fields.take().ok_or(SHORT)?);
+        let system_id = SystemId(u64::from_le_bytes(fields.take().ok_or(SHORT)?));
+        let plain_len = u64::from_le_bytes(fields.take().ok_or(SHORT)?);
+        let stored_len = u64::from_le_bytes(fields.take().ok_or(SHORT)?);
+        let key_epoch = u32::from_le_bytes(fields.take().ok_or(SHORT)?);
+        let [codec, cipher, name_len, reserved] = fields.take().ok_or(SHORT)?;
+        let nonce: [u8; 24] = fields.take().ok_or(SHORT)?;
+        let tag = ContentTag(fields.take().ok_or(SHORT)?);
+
+        let (name, rest) = rest.split_at_checked(usize::from(name_len)).ok_or(SHORT)?;
+        let (crc, body) = rest.split_first_chunk().ok_or(SHORT)?;
+        let head = content
+            .get(..FIXED_BYTES + usize::from(name_len))
+            .ok_or(SHORT)?;
+        if crc32fast::hash(head) != u32::from_le_bytes(*crc) {
+            return Err(Reject::Damaged("the checksum of its header does not match"));
+        }
+        if flags != 0 || key_epoch != 0 || cipher != 0 || reserved != 0 || nonce != [0; 24] {
+            return Err(Reject::Format("it uses flags or a cipher"));
+        }
+        let codec = match codec {
+            0 => Codec::Raw,
+            1 => Codec::Zstd,
+            _ => return Err(Reject::Format("its codec is neither 0 nor 1")),
+        };
+        if plain_len > PLAIN_BYTES_MAX || stored_len != body.len() as u64 {
+            return Err(Reject::Damaged("its lengths do not match"));
+        }
+        Ok(Self {
+            timeline,
+            system_id,
+            plain_len,
+            codec,
+            tag,
+            name,
+            body,
+        })
+    }
+}
+
+/// Takes fixed-width fields off the front.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (field, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*field)
+    }
+}
+
+#[cfg(test)]
+#[path = "container/tests.rs"]
+mod tests;

@@ -1,0 +1,155 @@
+//! What to do when the name is taken.
+
+use super::{Job, Stored, alert};
+use crate::repository::{Repository, layout};
+use crate::storage::{Key, Put};
+use crate::wal::container::{self, CONTAINER_BYTES_MAX};
+use crate::wal::get;
+use crate::{Error, ErrorKind, Result, clock};
+use pgark_types::ArchiveFile;
+
+/// Settles the push of `sealed` (the container of `job`'s content) whose key exists.
+///
+/// # Errors
+/// Kind Conflict, `wal_conflict`, when a good copy of another content is there; Unavailable when
+/// it vanished in between; or the storage's error.
+pub(super) fn settle(job: &Job<'_>, repo: &Repository, sealed: &[u8]) -> Result<Stored> {
+    let key = layout::wal(job.system_id(), job.file)?;
+    match read(job, repo, &key)? {
+        Copy::Same => {
+            // Whoever put it may have died before it was durable.
+            repo.storage().make_durable(&key)?;
+            Ok(Stored::Duplicate)
+        }
+        Copy::Other(plain) => Err(conflict(job, repo, sealed, &plain)),
+        Copy::Damaged(error) => repair(job, repo, sealed, &error),
+        Copy::Gone => Err(Error::unavailable(
+            "wal_vanished",
+            format!("object \"{key}\" was there and is gone"),
+        )),
+    }
+}
+
+enum Copy {
+    Same,
+    Other(Vec<u8>),
+    Damaged(Error),
+    Gone,
+}
+
+/// Reads a stored copy whole and verifies it before anything is concluded from it.
+fn read(job: &Job<'_>, repo: &Repository, key: &Key) -> Result<Copy> {
+    let stored = repo.storage().get(key, CONTAINER_BYTES_MAX);
+    let plain = stored.and_then(|bytes| container::decode(repo, job.system_id(), job.file, &bytes));
+    match plain {
+        Ok(plain) if plain == job.plain => Ok(Copy::Same),
+        Ok(plain) => Ok(Copy::Other(plain)),
+        Err(error) if error.code() == "object_not_found" => Ok(Copy::Gone),
+        // Written by a newer pgark: not ours to call damaged.
+        Err(error) if error.code() == "wal_container_format" => Err(error),
+        Err(error) if error.kind() == ErrorKind::Data => Ok(Copy::Damaged(error)),
+        Err(error) => Err(error),
+    }
+}
+
+/// The stored copy is damaged: makes sure that a good variant is beside it.
+fn repair(job: &Job<'_>, repo: &Repository, sealed: &[u8], damage: &Error) -> Result<Stored> {
+    if check_variants(job, repo, sealed)? {
+        return Ok(Stored::Duplicate);
+    }
+    let taken = get::variants(repo, job.system_id(), job.file)?.len();
+    let n = u32::try_from(taken).unwrap_or(u32::MAX).saturating_add(1);
+    let b3 = layout::short_digest(&blake3::hash(sealed));
+    let key = layout::wal_variant(job.system_id(), job.file, n, &b3)?;
+    match repo.storage().put_if_absent(&key, sealed)? {
+        Put::Created | Put::Exists => {}
+    }
+    // Variants carry their digest in the name, so two writers do not collide there: look again.
+    if !check_variants(job, repo, sealed)? {
+        return Err(Error::unavailable(
+            "wal_vanished",
+            format!("object \"{key}\" was stored and cannot be read back"),
+        ));
+    }
+    alert(
+        "wal_damaged",
+        &format_args!(
+            "repository \"{}\": {damage}; a good copy was added as \"{key}\"",
+            repo.name()
+        ),
+    );
+    Ok(Stored::Repaired)
+}
+
+/// Whether a good variant of the same content is there, durably.
+fn check_variants(job: &Job<'_>, repo: &Repository, sealed: &[u8]) -> Result<bool> {
+    let mut same = false;
+    for key in get::variants(repo, job.system_id(), job.file)? {
+        match read(job, repo, &key)? {
+            Copy::Same => {
+                repo.storage().make_durable(&key)?;
+                same = true;
+            }
+            Copy::Other(plain) => return Err(conflict(job, repo, sealed, &plain)),
+            Copy::Damaged(_) | Copy::Gone => {}
+        }
+    }
+    Ok(same)
+}
+
+/// Quarantines the refused content, alerts, and returns the refusal.
+fn conflict(job: &Job<'_>, repo: &Repository, sealed: &[u8], stored: &[u8]) -> Error {
+    let kept = match quarantine(job, repo, sealed) {
+        Ok(key) => format!("The refused content is kept as \"{key}\"."),
+        Err(error) => format!("The refused content could not be kept: {error}."),
+    };
+    let error = Error::conflict(
+        "wal_conflict",
+        format!(
+            "WAL file {} is in the repository already, with another content",
+            job.file
+        ),
+    )
+    .with_detail(format!("{} {kept}", first_difference(job, stored)))
+    .with_hint("Two servers archive under one identity: find the one that must not, and stop it.");
+    alert(
+        error.code(),
+        &format_args!(
+            "repository \"{}\": {error} ({})",
+            repo.name(),
+            error.detail().unwrap_or_default()
+        ),
+    );
+    error
+}
+
+/// Postgres tries a refused file again and again: the same content is kept once.
+fn quarantine(job: &Job<'_>, repo: &Repository, sealed: &[u8]) -> Result<Key> {
+    let b3 = layout::short_digest(&blake3::hash(sealed));
+    let (id, file) = (job.system_id(), job.file);
+    let prefix = format!("{}{file}/", layout::wal_conflict_prefix(id));
+    let kept = repo.storage().list(&prefix)?;
+    if let Some(object) = kept.into_iter().find(|o| o.key.as_str().ends_with(&b3)) {
+        return Ok(object.key);
+    }
+    let key = layout::wal_conflict(id, file, clock::new_ulid(job.clock), &b3)?;
+    match repo.storage().put_if_absent(&key, sealed)? {
+        Put::Created | Put::Exists => Ok(key),
+    }
+}
+
+fn first_difference(job: &Job<'_>, stored: &[u8]) -> String {
+    let differs = job.plain.iter().zip(stored).position(|(a, b)| a != b);
+    let at = differs.unwrap_or_else(|| job.plain.len().min(stored.len())) as u64;
+    let lsn = match job.file {
+        ArchiveFile::Segment(segment) | ArchiveFile::Partial(segment) => segment
+            .start_lsn(job.identity.segment_size)
+            .ok()
+            .and_then(|start| start.checked_add(at)),
+        ArchiveFile::Backup(..) | ArchiveFile::History(_) => None,
+    };
+    match lsn {
+        Some(lsn) => format!("They differ from byte {at} on, LSN {lsn}."),
+        None => format!("They differ from byte {at} on."),
+    }
+}

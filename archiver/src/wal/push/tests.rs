@@ -1,0 +1,190 @@
+use super::*;
+use crate::ErrorKind;
+use crate::clock::SystemClock;
+use crate::storage::SharedStorage;
+use crate::storage::memory::MemoryStorage;
+use crate::wal::get;
+use pgark_types::SegmentSize;
+use std::sync::Arc;
+
+const ID: SystemId = SystemId(77);
+const SEGMENT: &str = "000000010000000000000003";
+
+fn repository() -> Repository {
+    let storage: SharedStorage = Arc::new(MemoryStorage::new());
+    crate::repository::create(&storage, &SystemClock).unwrap();
+    Repository::open("test", storage).unwrap()
+}
+
+/// A one-megabyte segment, empty but for its header and `mark` as its last byte.
+fn segment(id: u64, no: u64, mark: u8) -> Vec<u8> {
+    let mut bytes = vec![0; 1 << 20];
+    bytes[0..2].copy_from_slice(&0xD110_u16.to_le_bytes());
+    bytes[2..4].copy_from_slice(&2_u16.to_le_bytes());
+    bytes[4..8].copy_from_slice(&1_u32.to_le_bytes());
+    bytes[8..16].copy_from_slice(&(no << 20).to_le_bytes());
+    bytes[24..32].copy_from_slice(&id.to_le_bytes());
+    bytes[32..36].copy_from_slice(&(1_u32 << 20).to_le_bytes());
+    bytes[36..40].copy_from_slice(&8192_u32.to_le_bytes());
+    *bytes.last_mut().unwrap() = mark;
+    bytes
+}
+
+const OPTIONS: PushOptions = PushOptions {
+    level: 1,
+    identity: None,
+};
+
+fn push(repo: &Repository, name: &str, bytes: &[u8]) -> Result<Stored> {
+    let repos = [(repo.clone(), true)];
+    let file = name.parse().unwrap();
+    push_bytes(&repos, "main", file, bytes, OPTIONS, &SystemClock).map(|o| o.stored[0].1)
+}
+
+fn damage(repo: &Repository, key: &crate::storage::Key) {
+    let mut bytes = repo.storage().get(key, u64::MAX).unwrap();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    repo.storage().delete(key).unwrap();
+    let _ = repo.storage().put_if_absent(key, &bytes).unwrap();
+}
+
+fn main_key() -> crate::storage::Key {
+    layout::wal(ID, SEGMENT.parse().unwrap()).unwrap()
+}
+
+fn conflicts(repo: &Repository) -> usize {
+    let prefix = layout::wal_conflict_prefix(ID);
+    repo.storage().list(&prefix).unwrap().len()
+}
+
+#[test]
+fn new_then_duplicate() {
+    let repo = repository();
+    let bytes = segment(77, 3, 1);
+    assert_eq!(push(&repo, SEGMENT, &bytes).unwrap(), Stored::New);
+    assert_eq!(push(&repo, SEGMENT, &bytes).unwrap(), Stored::Duplicate);
+    let file = SEGMENT.parse().unwrap();
+    assert_eq!(get::fetch(&repo, ID, file).unwrap().unwrap(), bytes);
+}
+
+#[test]
+fn another_content_is_refused_and_quarantined_once() {
+    let repo = repository();
+    let first = segment(77, 3, 1);
+    push(&repo, SEGMENT, &first).unwrap();
+    let other = segment(77, 3, 2);
+    for _ in 0..3 {
+        let error = push(&repo, SEGMENT, &other).unwrap_err();
+        assert_eq!(error.code(), "wal_conflict");
+        assert_eq!(error.kind(), ErrorKind::Conflict);
+        let detail = error.detail().unwrap();
+        assert!(detail.contains("byte 1048575 on, LSN 0/3FFFFF"), "{detail}");
+    }
+    assert_eq!(conflicts(&repo), 1);
+    push(&repo, SEGMENT, &segment(77, 3, 3)).unwrap_err();
+    assert_eq!(conflicts(&repo), 2);
+    let file = SEGMENT.parse().unwrap();
+    assert_eq!(get::fetch(&repo, ID, file).unwrap().unwrap(), first);
+}
+
+#[test]
+fn a_damaged_copy_gets_a_good_variant() {
+    let repo = repository();
+    let bytes = segment(77, 3, 1);
+    push(&repo, SEGMENT, &bytes).unwrap();
+    damage(&repo, &main_key());
+    let file = SEGMENT.parse().unwrap();
+    assert!(get::fetch(&repo, ID, file).is_err());
+    assert_eq!(push(&repo, SEGMENT, &bytes).unwrap(), Stored::Repaired);
+    assert_eq!(get::fetch(&repo, ID, file).unwrap().unwrap(), bytes);
+    assert_eq!(push(&repo, SEGMENT, &bytes).unwrap(), Stored::Duplicate);
+    // The damaged copy no longer says what the content was, but the variant does.
+    let error = push(&repo, SEGMENT, &segment(77, 3, 2)).unwrap_err();
+    assert_eq!(error.code(), "wal_conflict");
+    // The variant is damaged too: another one.
+    let variants = get::variants(&repo, ID, file).unwrap();
+    damage(&repo, &variants[0]);
+    assert_eq!(push(&repo, SEGMENT, &bytes).unwrap(), Stored::Repaired);
+    assert_eq!(get::variants(&repo, ID, file).unwrap().len(), 2);
+    assert_eq!(get::fetch(&repo, ID, file).unwrap().unwrap(), bytes);
+}
+
+#[test]
+fn a_foreign_segment_is_refused() {
+    let repo = repository();
+    push(&repo, SEGMENT, &segment(77, 3, 1)).unwrap();
+    let error = push(&repo, "000000010000000000000004", &segment(78, 4, 1)).unwrap_err();
+    assert_eq!(error.code(), "cluster_mismatch");
+    let error = push(&repo, "000000010000000000000004", &segment(77, 3, 1)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Data);
+    assert_eq!(
+        push(&repo, "000000010000000000000004", b"")
+            .unwrap_err()
+            .code(),
+        "wal_empty"
+    );
+}
+
+#[test]
+fn history_files_take_their_identity_from_elsewhere() {
+    let repo = repository();
+    let error = push(&repo, "00000002.history", b"1\t0/300000\tx\n").unwrap_err();
+    assert_eq!(error.code(), "cluster_unknown");
+    let options = PushOptions {
+        identity: Some(Identity {
+            system_identifier: ID,
+            segment_size: SegmentSize::new(1 << 20).unwrap(),
+            postgres_major: None,
+        }),
+        ..OPTIONS
+    };
+    let repos = [(repo.clone(), true)];
+    let file = "00000002.history".parse().unwrap();
+    push_bytes(
+        &repos,
+        "main",
+        file,
+        b"1\t0/300000\tx\n",
+        options,
+        &SystemClock,
+    )
+    .unwrap();
+    // Registered now.
+    push(&repo, "00000003.history", b"1\t0/300000\tx\n").unwrap();
+    let error = push(&repo, "00000003.history", b"1\t0/300000\ty\n").unwrap_err();
+    assert_eq!(error.code(), "wal_conflict");
+    let backup = "000000010000000000000003.00000028.backup";
+    push(&repo, backup, b"START WAL LOCATION").unwrap();
+    assert_eq!(
+        push(&repo, backup, b"START WAL LOCATION").unwrap(),
+        Stored::Duplicate
+    );
+    let partial = "000000010000000000000003.partial";
+    assert_eq!(
+        push(&repo, partial, &segment(77, 3, 9)).unwrap(),
+        Stored::New
+    );
+    // A partial is another file than its segment.
+    assert_eq!(
+        push(&repo, SEGMENT, &segment(77, 3, 1)).unwrap(),
+        Stored::New
+    );
+}
+
+#[test]
+fn a_required_one_that_fails_does_not_keep_the_file_from_the_others() {
+    let (bad, good) = (repository(), repository());
+    push(&bad, SEGMENT, &segment(77, 3, 2)).unwrap();
+    let bytes = segment(77, 3, 1);
+    let file = SEGMENT.parse().unwrap();
+    let go = |required| {
+        let repos = [(bad.clone(), required), (good.clone(), true)];
+        push_bytes(&repos, "main", file, &bytes, OPTIONS, &SystemClock)
+    };
+    assert_eq!(go(true).unwrap_err().code(), "wal_conflict");
+    assert_eq!(get::fetch(&good, ID, file).unwrap().unwrap(), bytes);
+    let outcome = go(false).unwrap();
+    assert_eq!(outcome.stored.len(), 1);
+    assert_eq!(outcome.best_effort_failures.len(), 1);
+}

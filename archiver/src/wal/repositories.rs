@@ -1,0 +1,56 @@
+//! All configured repositories, opened one by one: one that fails must not stop the others.
+
+use crate::config::Config;
+use crate::repository::Repository;
+use crate::{Error, Result};
+
+/// The repositories of a configuration.
+#[derive(Debug)]
+pub struct Repositories {
+    /// Those that opened, each with whether it is required.
+    pub open: Vec<(Repository, bool)>,
+    /// Those that did not.
+    pub failed: Vec<FailedRepository>,
+}
+
+/// A repository that could not be opened.
+#[derive(Debug)]
+pub struct FailedRepository {
+    /// The name the configuration gives it.
+    pub name: String,
+    /// Whether it is required.
+    pub required: bool,
+    /// Why.
+    pub error: Error,
+}
+
+impl Repositories {
+    /// Opens every repository of `config`.
+    ///
+    /// # Errors
+    /// Kind Invalid for a configuration without a required repository. A repository that does not
+    /// open is no error here.
+    pub fn open(config: &Config) -> Result<Self> {
+        let mut repositories = Self {
+            open: Vec::new(),
+            failed: Vec::new(),
+        };
+        for (name, section, storage) in config.storages()? {
+            match Repository::open(&name, storage) {
+                Ok(repository) => repositories.open.push((repository, section.required)),
+                Err(error) => repositories.failed.push(FailedRepository {
+                    error: error.context(format!("repository \"{name}\"")),
+                    name,
+                    required: section.required,
+                }),
+            }
+        }
+        Ok(repositories)
+    }
+
+    /// The error of the first required repository that did not open.
+    pub(crate) fn take_required_failure(self) -> Option<Error> {
+        let mut failed = self.failed.into_iter();
+        failed.find(|f| f.required).map(|f| f.error)
+    }
+}
