@@ -50,6 +50,8 @@ pub trait Fs: Send + Sync + Debug {
     fn set_mode(&self, path: &Path, mode: u32) -> io::Result<()>;
     /// Makes the names in a directory durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    /// Makes everything durable, files and names, on the file system that holds `path`.
+    fn sync_file_system(&self, path: &Path) -> io::Result<()>;
 }
 
 /// An open file of an [`Fs`]. Dropping it closes it, without fsync.
@@ -143,6 +145,13 @@ impl Fs for RealFs {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(path, flags, Mode::empty())?;
         Ok(rustix::fs::fsync(&directory)?)
+    }
+
+    fn sync_file_system(&self, path: &Path) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(path, flags, Mode::empty())?;
+        // Since Linux 5.8 it reports write-back errors, as fsync does (syncfs(2)).
+        Ok(rustix::fs::syncfs(&directory)?)
     }
 }
 

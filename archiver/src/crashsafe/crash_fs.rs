@@ -264,6 +264,13 @@ impl Fs for CrashFs {
             Ok(())
         })
     }
+
+    fn sync_file_system(&self, _path: &Path) -> io::Result<()> {
+        self.operate(None, |journal| {
+            journal.synced_everything();
+            Ok(())
+        })
+    }
 }
 
 struct CrashFile {

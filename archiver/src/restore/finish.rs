@@ -120,19 +120,18 @@ impl Finish<'_> {
         let manifest = &self.backup.manifest;
         let version = if manifest.postgres.version_num >= 170_000 { 2 } else { 1 };
         entries.sort_by(|a, b| a.path.cmp(&b.path));
-        let error = |e| Error::io("could not write backup_manifest", e);
-        let mut writer = ManifestWriter::new(Vec::new(), version, manifest.postgres.system_identifier)
-            .map_err(error)?;
+        let mut writer =
+            ManifestWriter::new(Vec::new(), version, manifest.postgres.system_identifier)?;
         for entry in &entries {
             let path = super::destination::decode(&entry.path)?;
             let mtime = DateTime::from_timestamp(entry.mtime, 0).unwrap_or_default();
             let crc = u32::from_str_radix(&entry.crc32c, 16)
                 .map_err(|_| Error::data("file_entry", "a file has a malformed checksum"))?;
             let path = std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str());
-            writer.file(path, entry.size, mtime, crc).map_err(error)?;
+            writer.file(path, entry.size, mtime, crc)?;
         }
         let ranges = [(manifest.timeline, manifest.start_lsn, manifest.stop_lsn)];
-        let bytes = writer.finish(&ranges).map_err(error)?;
+        let bytes = writer.finish(&ranges)?;
         self.write("backup_manifest", &bytes)
     }
 

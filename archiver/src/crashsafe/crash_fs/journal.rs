@@ -108,6 +108,11 @@ impl Journal {
     }
 
     /// Undoes what `random` says, then forgets everything.
+    pub(super) fn synced_everything(&mut self) {
+        self.names.clear();
+        self.contents.clear();
+    }
+
     pub(super) fn settle(&mut self, random: &mut Random) -> io::Result<()> {
         for (inode, durable) in std::mem::take(&mut self.contents) {
             let grave = self.grave(inode);
