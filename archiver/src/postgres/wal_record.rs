@@ -49,8 +49,9 @@ impl RelationFile {
     /// Its length in WAL.
     pub(super) const BYTES: usize = 12;
 
-    /// Reads the locator at `at`.
-    pub(super) fn parse(bytes: &[u8], at: usize) -> Option<Self> {
+    /// Reads the locator at `at`; `None` past the end.
+    #[must_use]
+    pub fn parse(bytes: &[u8], at: usize) -> Option<Self> {
         Some(Self {
             tablespace: u32_at(bytes, at)?,
             database: u32_at(bytes, at.checked_add(4)?)?,

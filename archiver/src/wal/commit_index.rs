@@ -5,6 +5,8 @@
 //! It is a cache. A missing or damaged one is rebuilt from the segment each time, in memory, and
 //! never blocks a restore.
 
+#[cfg(test)]
+mod byhand;
 mod build;
 mod file;
 pub mod relmap;
