@@ -1,1 +1,161 @@
-//! (to be written)
+//! `pgark verify`: starts from what must be there, then reads what is there.
+//!
+//! Three levels: existence (names and sizes), bytes (every object whole, every digest), pages
+//! (every page decompressed and compared with its digest and its own checksum).
+
+mod backup;
+mod objects;
+
+use crate::cancel::CancelToken;
+use crate::repository::Repository;
+use crate::repository::backups::{self, Found};
+use crate::storage::{Key, ObjectMeta};
+use crate::{Error, ErrorKind, Result};
+use pgark_types::BackupLabel;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// How deep to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Level {
+    /// Names and sizes only.
+    Existence,
+    /// Every byte, by digest.
+    #[default]
+    Bytes,
+    /// Every page, decoded.
+    Pages,
+}
+
+/// Something that is not as it must be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The object.
+    pub object: String,
+    /// `missing`, `size`, `damaged`, `unreadable`, `unexpected`, `wal_gap`, `page`.
+    pub kind: &'static str,
+    /// What is wrong.
+    pub detail: String,
+}
+
+/// What was looked at, and what was found.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// Objects looked at.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
+impl Report {
+    pub(self) fn find(&mut self, object: impl Into<String>, kind: &'static str, detail: impl Into<String>) {
+        let finding = Finding { object: object.into(), kind, detail: detail.into() };
+        if !self.findings.contains(&finding) {
+            self.findings.push(finding);
+        }
+    }
+
+    /// An error of kind Data is a finding; any other ends the verification.
+    pub(self) fn note(&mut self, object: &str, kind: &'static str, result: Result<()>) -> Result<()> {
+        match result {
+            Ok(()) => Ok(()),
+            Err(e) if matches!(e.kind(), ErrorKind::Data | ErrorKind::Invalid) => {
+                self.find(object, kind, e.to_string());
+                Ok(())
+            }
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// What to verify.
+#[derive(Debug, Clone, Default)]
+pub enum Scope {
+    /// Everything in the repository.
+    #[default]
+    All,
+    /// One backup of a component, and the WAL it needs.
+    Backup(String, BackupLabel),
+}
+
+/// Verifies `scope` of `repository`.
+///
+/// # Errors
+/// The storage's; damage is a finding, not an error.
+pub fn verify(
+    repository: &Repository,
+    scope: &Scope,
+    level: Level,
+    cancel: &CancelToken,
+) -> Result<Report> {
+    let mut report = Report::default();
+    let listing = repository.storage().list("")?;
+    let listing: BTreeMap<Key, ObjectMeta> =
+        listing.into_iter().map(|meta| (meta.key.clone(), meta)).collect();
+    let mut verification = Verification { repository, level, cancel, listing, report: &mut report };
+    match scope {
+        Scope::All => verification.all()?,
+        Scope::Backup(component, label) => verification.one(component, label)?,
+    }
+    Ok(report)
+}
+
+struct Verification<'a> {
+    repository: &'a Repository,
+    level: Level,
+    cancel: &'a CancelToken,
+    listing: BTreeMap<Key, ObjectMeta>,
+    report: &'a mut Report,
+}
+
+impl Verification<'_> {
+    fn all(&mut self) -> Result<()> {
+        for component in backups::components(self.repository)? {
+            for found in backups::list(self.repository, &component)? {
+                match found {
+                    Found::Committed(label) => self.backup(&component, &label)?,
+                    Found::Damaged(label, error) => {
+                        let key = crate::repository::layout::label(&component, &label)?;
+                        self.report.find(key.as_str(), "damaged", error.to_string());
+                        self.manifest_only(&component, &label)?;
+                    }
+                    Found::Uncommitted(_) => {}
+                }
+            }
+        }
+        self.committed_sessions()?;
+        let objects: Vec<ObjectMeta> = self.listing.values().cloned().collect();
+        for meta in objects {
+            self.cancel.check()?;
+            self.object(&meta)?;
+        }
+        Ok(())
+    }
+
+    fn one(&mut self, component: &str, label: &BackupLabel) -> Result<()> {
+        let found = backups::list(self.repository, component)?;
+        let record = found.into_iter().find_map(|found| match found {
+            Found::Committed(record) if &record.label == label => Some(Ok(record)),
+            Found::Damaged(damaged, error) if &damaged == label => Some(Err(error)),
+            _ => None,
+        });
+        match record {
+            Some(Ok(record)) => {
+                self.backup(component, &record)?;
+                self.objects_of(&record)
+            }
+            Some(Err(error)) => {
+                let key = crate::repository::layout::label(component, label)?;
+                self.report.find(key.as_str(), "damaged", error.to_string());
+                self.manifest_only(component, label)
+            }
+            None => Err(Error::invalid(
+                "backup_missing",
+                format!("there is no backup \"{label}\" of \"{component}\" in repository \"{}\"", self.repository.name()),
+            )
+            .with_hint("\"pgark info\" lists the backups there are.")),
+        }
+    }
+}

@@ -205,17 +205,22 @@ impl<'a> Chooser<'a> {
             return Ok(());
         }
         let oldest = self.labels.first().unwrap_or(label);
-        let window = target::window(archive)?;
-        let until = window.to_time.map_or_else(|| "unknown".to_owned(), |t| t.to_rfc3339());
+        let window = target::window(archive, Some(oldest.stopped_at))?;
+        let until = match window {
+            Some(window) => {
+                let time = window.to_time.map_or_else(|| "unknown".to_owned(), |t| t.to_rfc3339());
+                format!("{time} (LSN {})", window.to_lsn)
+            }
+            None => "unknown, since WAL is missing".to_owned(),
+        };
         Err(Error::invalid(
             "target_out_of_window",
             "the recovery target lies before the end of every backup that could serve it",
         )
         .with_detail(format!(
-            "The window reaches from {} (LSN {}) to {until} (LSN {}).",
+            "The window reaches from {} (LSN {}) to {until}.",
             oldest.stopped_at.to_rfc3339(),
             oldest.stop_lsn,
-            window.to_lsn,
         ))
         .with_hint("Choose a target within the window, or a repository with older backups."))
     }

@@ -1,0 +1,116 @@
+//! Single objects: every class of key, checked by the digests it carries.
+
+use super::{Level, Verification};
+use crate::repository::format::ObjectKind;
+use crate::repository::format::manifest::Label;
+use crate::repository::{layout, reader, sealed};
+use crate::storage::{Key, ObjectMeta};
+use crate::wal::{commit_index, container};
+use crate::{Error, Result};
+use pgark_types::{ArchiveFile, SystemId};
+
+/// The largest object of a class that is read into memory whole.
+const SMALL_BYTES_MAX: u64 = 64 << 20;
+const WAL_BYTES_MAX: u64 = (1 << 30) + (64 << 20);
+
+impl Verification<'_> {
+    /// Checks one object by its class.
+    pub(super) fn object(&mut self, meta: &ObjectMeta) -> Result<()> {
+        self.report.objects += 1;
+        if self.level == Level::Existence {
+            return Ok(());
+        }
+        self.report.bytes += meta.size;
+        let result = self.object_bytes(meta);
+        self.report.note(meta.key.as_str(), "damaged", result)
+    }
+
+    fn object_bytes(&self, meta: &ObjectMeta) -> Result<()> {
+        let key = &meta.key;
+        let parts: Vec<&str> = key.as_str().split('/').collect();
+        match parts.as_slice() {
+            ["packs", ..] => self.named_object(key, ObjectKind::Pack),
+            ["meta", ..] => self.named_object(key, ObjectKind::Meta),
+            ["components", _, "backups", _, "manifest"] => {
+                reader::check_object(self.repository, key, ObjectKind::Manifest, &mut |_, _, _| Ok(()))
+                    .map(drop)
+            }
+            ["wal", system_id, rest @ ..] => self.wal_object(key, system_id, rest),
+            ["repository.json"] | ["components" | "sessions" | "clusters" | "verify", ..] => self.sealed(key),
+            _ => Err(Error::data("unexpected_object", "no pgark writes an object of this name")),
+        }
+    }
+
+    /// A pack or meta object: sound in itself, and of the name that its bytes give it.
+    fn named_object(&self, key: &Key, kind: ObjectKind) -> Result<()> {
+        let digest = reader::check_object(self.repository, key, kind, &mut |_, _, _| Ok(()))?;
+        let b3 = layout::short_digest(&digest);
+        let ulid = key.file_name().get(..26).and_then(|u| ulid::Ulid::from_string(u).ok());
+        let expected = match (ulid, kind) {
+            (Some(ulid), ObjectKind::Meta) => layout::meta(ulid, &b3)?,
+            (Some(ulid), _) => layout::pack(ulid, &b3)?,
+            (None, _) => return Err(Error::data("object_name", "its name holds no ULID")),
+        };
+        if &expected == key {
+            return Ok(());
+        }
+        Err(Error::data("digest_mismatch", "its bytes do not match the digest in its name"))
+    }
+
+    fn sealed(&self, key: &Key) -> Result<()> {
+        let bytes = self.repository.storage().get(key, SMALL_BYTES_MAX)?;
+        sealed::check(key.as_str(), &bytes).map(drop)
+    }
+
+    fn wal_object(&self, key: &Key, system_id: &str, rest: &[&str]) -> Result<()> {
+        let system_id: SystemId = system_id
+            .parse()
+            .map_err(|_| Error::data("unexpected_object", "its path holds no system identifier"))?;
+        let storage = self.repository.storage();
+        match rest {
+            [_, "covered", _] => self.sealed(key),
+            [_, _, name] if name.contains(".idx") => {
+                let bytes = storage.get(key, SMALL_BYTES_MAX)?;
+                commit_index::verify(&bytes).map(drop)
+            }
+            ["conflict", name, _] | ["history", name] | [_, _, name] => {
+                let file = wal_file(name)?;
+                let bytes = storage.get(key, WAL_BYTES_MAX)?;
+                container::decode(self.repository, system_id, file, &bytes).map(drop)
+            }
+            _ => Err(Error::data("unexpected_object", "no pgark writes an object of this name")),
+        }
+    }
+
+    /// Objects that one backup needs, its manifest and label included.
+    pub(super) fn objects_of(&mut self, record: &Label) -> Result<()> {
+        let manifest = layout::manifest(&record.component, &record.label)?;
+        let label = layout::label(&record.component, &record.label)?;
+        let end = layout::session(record.session, "end")?;
+        let mut keys = vec![layout::repository()?, manifest, label, end];
+        for object in &record.objects {
+            keys.push(Key::new(object.key.as_str())?);
+        }
+        for no in super::backup::wal_numbers(record)? {
+            let segment = pgark_types::SegmentName::new(record.timeline, no, record.segment_size)?;
+            let key = layout::wal(record.system_identifier, ArchiveFile::Segment(segment))?;
+            let variants = format!("{key}.r");
+            let found = self.listing.keys();
+            let found = found.filter(|k| **k == key || k.as_str().starts_with(&variants));
+            keys.extend(found.cloned());
+        }
+        for key in keys {
+            self.cancel.check()?;
+            if let Some(meta) = self.listing.get(&key).cloned() {
+                self.object(&meta)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The file that an object's name stands for, a variant's `.r<n>-<b3>` taken off.
+fn wal_file(name: &str) -> Result<ArchiveFile> {
+    let base = name.split_once(".r").map_or(name, |(base, _)| base);
+    base.parse().map_err(|_| Error::data("unexpected_object", "no pgark writes an object of this name"))
+}
