@@ -1,4 +1,5 @@
 //! LSNs, segment arithmetic and WAL file names.
+#![allow(clippy::unwrap_used)]
 
 use pgark_types::{ArchiveFile, Lsn, SegmentName, SegmentSize, SystemId, TimelineId};
 use proptest::prelude::*;
