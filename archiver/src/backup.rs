@@ -10,7 +10,7 @@ mod run;
 mod scan;
 mod server;
 mod throttle;
-mod wal_wait;
+pub(crate) mod wal_wait;
 
 pub(crate) use pages::page_digest;
 pub use run::{Options, Outcome, run};

@@ -1,1 +1,17 @@
 //! One file per verb: arguments, domain call, rendering.
+
+pub mod agent;
+pub mod archive_get;
+pub mod archive_push;
+pub mod backup;
+pub mod check;
+pub mod cluster;
+pub mod info;
+pub mod init;
+pub mod restore;
+pub mod verify;
+pub mod wal;
+
+mod output;
+
+pub use output::Output;

@@ -164,6 +164,16 @@ pub enum RepositoryKind {
     Posix,
 }
 
+/// The configuration file that counts: `path`, else `PGARK_CONFIG`, else [`DEFAULT_PATH`].
+#[must_use]
+pub fn path(path: Option<&Path>) -> PathBuf {
+    match (path, std::env::var_os("PGARK_CONFIG")) {
+        (Some(path), _) => path.to_path_buf(),
+        (None, Some(path)) => PathBuf::from(path),
+        (None, None) => PathBuf::from(DEFAULT_PATH),
+    }
+}
+
 fn default_cluster_name() -> String {
     "main".to_owned()
 }
@@ -182,11 +192,7 @@ impl Config {
     /// # Errors
     /// Kind Invalid: no such file, a wrong or unknown key, nonsense values.
     pub fn load(path: Option<&Path>) -> Result<Self> {
-        let path = match (path, std::env::var_os("PGARK_CONFIG")) {
-            (Some(path), _) => path.to_path_buf(),
-            (None, Some(path)) => PathBuf::from(path),
-            (None, None) => PathBuf::from(DEFAULT_PATH),
-        };
+        let path = self::path(path);
         let text = std::fs::read_to_string(&path).map_err(|e| {
             Error::invalid(
                 "config_unreadable",
@@ -280,7 +286,7 @@ impl Config {
                 let RepositoryKind::Posix = config.kind;
                 let path = config.path.clone().unwrap_or_default();
                 let storage: SharedStorage = Arc::new(PosixStorage::new(path));
-                Ok((name.clone(), config.clone(), storage))
+                Ok((name.clone(), config.clone(), crate::fault::wrap_storage(storage)))
             })
             .collect()
     }

@@ -1,1 +1,131 @@
-fn main() {}
+//! The `pgark` binary: parse, trace, run, and turn the error into an exit code.
+
+use clap::{CommandFactory, Parser};
+use pgark_archiver::cancel::CancelToken;
+use pgark_archiver::cli::{Cli, Command, LogFormat};
+use pgark_archiver::config::Config;
+use pgark_archiver::{Error, Result, commands, exit_code};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    abort_on_panic();
+    let is_get = std::env::args_os().any(|arg| arg == "archive-get");
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            let code = match (error.use_stderr(), is_get) {
+                (false, _) => exit_code::DONE,
+                (true, true) => exit_code::GET_USAGE,
+                (true, false) => exit_code::USAGE,
+            };
+            return ExitCode::from(code);
+        }
+    };
+    trace(&cli);
+    match run(&cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            report(&error);
+            ExitCode::from(exit_code::of(&error))
+        }
+    }
+}
+
+/// A panic must not look like "no more WAL" to a recovery: 101 would (`docs/reference/exit-codes.md`).
+fn abort_on_panic() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        default(info);
+        std::process::abort();
+    }));
+}
+
+fn trace(cli: &Cli) {
+    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log_level).unwrap_or_default();
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let builder = builder.with_target(false);
+    match cli.log_format {
+        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+fn run(cli: &Cli) -> Result<u8> {
+    let path = Some(cli.config.as_path());
+    let output = cli.output;
+    match &cli.command {
+        Command::ArchivePush(args) => commands::archive_push::run(path, args)?,
+        Command::ArchiveGet(args) => return Ok(commands::archive_get::run(path, args)),
+        Command::Agent(args) => commands::agent::run(path, args)?,
+        Command::Init(args) => commands::init::run(&Config::load(path)?, args, output)?,
+        Command::Info(args) => commands::info::run(&Config::load(path)?, args, output)?,
+        Command::Wal(args) => commands::wal::run(&Config::load(path)?, args, output)?,
+        Command::Cluster(args) => commands::cluster::run(&Config::load(path)?, args, output)?,
+        Command::Check(args) => {
+            return commands::check::run(&Config::load(path)?, args, output, &cancel_on_signal()?);
+        }
+        Command::Verify(args) => {
+            return commands::verify::run(&Config::load(path)?, args, output, &cancel_on_signal()?);
+        }
+        Command::Backup(args) => {
+            commands::backup::run(&Config::load(path)?, args, output, &cancel_on_signal()?)?;
+        }
+        Command::Restore(args) => {
+            let config = Config::load(path)?;
+            commands::restore::run(&config, path, args, output, &cancel_on_signal()?)?;
+        }
+        Command::ConfigCheck => {
+            Config::load(path)?.storages()?;
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "pgark", &mut std::io::stdout());
+        }
+    }
+    Ok(exit_code::DONE)
+}
+
+/// SIGINT and SIGTERM ask the work to stop at the next safe place.
+fn cancel_on_signal() -> Result<CancelToken> {
+    let token = CancelToken::default();
+    let on_signal = token.clone();
+    let error = |e| Error::io("could not install signal handlers", e);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(error)?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            runtime.block_on(async {
+                use tokio::signal::unix::{SignalKind, signal};
+                let (Ok(mut interrupt), Ok(mut terminate)) = (
+                    signal(SignalKind::interrupt()),
+                    signal(SignalKind::terminate()),
+                ) else {
+                    return;
+                };
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                tracing::info!("stopping");
+                on_signal.cancel();
+            });
+        })
+        .map_err(error)?;
+    Ok(token)
+}
+
+#[expect(clippy::print_stderr, reason = "errors go to the user")]
+fn report(error: &Error) {
+    eprintln!("ERROR:  {error} (code {})", error.code());
+    if let Some(detail) = error.detail() {
+        eprintln!("DETAIL:  {detail}");
+    }
+    if let Some(hint) = error.hint() {
+        eprintln!("HINT:  {hint}");
+    }
+}

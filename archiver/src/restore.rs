@@ -14,7 +14,7 @@ mod run;
 
 pub use plan::{Plan, Request, plan};
 pub use preflight::preflight;
-pub use configure::Archiving;
+pub use configure::{Archiving, restore_command};
 pub use destination::Destination;
 pub use run::{Execution, Outcome, run};
 

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 /// The largest sealed JSON object that is read into memory.
-pub const SEALED_BYTES_MAX: u64 = 64 << 20;
+pub(super) const SEALED_BYTES_MAX: u64 = 64 << 20;
 
 /// `repository.json`: written once by `pgark init`.
 #[derive(Debug, Clone, Serialize, Deserialize)]

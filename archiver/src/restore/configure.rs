@@ -65,7 +65,7 @@ fn is_stale(line: &str, archiving: Archiving) -> bool {
 
 /// The `restore_command` of this binary and configuration.
 #[must_use]
-pub(super) fn restore_command(binary: &Path, config: &Path) -> String {
+pub fn restore_command(binary: &Path, config: &Path) -> String {
     let quote = |path: &Path| shell_quote(&path.display().to_string().replace('%', "%%"));
     format!("{} --config {} archive-get %f %p", quote(binary), quote(config))
 }

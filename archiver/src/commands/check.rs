@@ -1,0 +1,245 @@
+//! `pgark check`: tries the whole path, from the server's WAL to the repository.
+
+use super::output::{Output, print_json, print_text};
+use crate::agent::client;
+use crate::backup::wal_wait::{self, Needed};
+use crate::cancel::CancelToken;
+use crate::clock::SystemClock;
+use crate::config::{Cluster, Config};
+use crate::postgres::control_file::ControlFile;
+use crate::postgres::session::{Session, column};
+use crate::repository::{Repository, layout};
+use crate::wal::cluster::{self, Identity, Reason};
+use crate::{Error, Result, exit_code};
+use pgark_types::{Lsn, SegmentName, TimelineId};
+use serde::Serialize;
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Checks configuration, repositories, server and archiving; forces a WAL switch and waits for it.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// How long to wait for the switched WAL segment, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub timeout_seconds: u64,
+    /// Leave the server alone: no WAL switch.
+    #[arg(long)]
+    pub no_switch: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Check {
+    name: String,
+    ok: bool,
+    detail: String,
+    hint: Option<String>,
+}
+
+#[derive(Default)]
+struct Checks(Vec<Check>);
+
+impl Checks {
+    fn add<T>(&mut self, name: impl Into<String>, result: Result<(T, String)>) -> Option<T> {
+        let name = name.into();
+        match result {
+            Ok((value, detail)) => {
+                self.0.push(Check { name, ok: true, detail, hint: None });
+                Some(value)
+            }
+            Err(error) => {
+                let detail = match error.detail() {
+                    Some(more) => format!("{error}. {more}"),
+                    None => error.to_string(),
+                };
+                let hint = error.hint().map(str::to_owned);
+                self.0.push(Check { name, ok: false, detail, hint });
+                None
+            }
+        }
+    }
+}
+
+/// Runs every check and returns the exit code: 0, or 3 when one failed.
+///
+/// # Errors
+/// Only when nothing could be checked at all.
+pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -> Result<u8> {
+    let mut checks = Checks::default();
+    let mut repositories = Vec::new();
+    for (name, _, storage) in config.storages()? {
+        let probe = storage.capabilities();
+        let opened = Repository::open(&name, storage).and_then(|repository| {
+            if !probe.exclusive_put || !probe.durable_put {
+                return Err(Error::unavailable("storage_too_weak", format!("the storage lacks what pgark needs: {probe:?}"))
+                    .with_hint("Use a file system with hard links or renameat2, and working fsync."));
+            }
+            let detail = repository.storage().describe();
+            Ok((repository, detail))
+        });
+        repositories.extend(checks.add(format!("repository {name}"), opened));
+    }
+    checks.add("agent", agent(config));
+    if let Some(section) = &config.cluster {
+        server(section, &repositories, args, &mut checks, cancel);
+    }
+    for repository in &repositories {
+        checks.add(format!("conflicts {}", repository.name()), conflicts(config, repository));
+    }
+    let failed = checks.0.iter().any(|check| !check.ok);
+    match output {
+        Output::Json => print_json(json!({"checks": checks.0})),
+        Output::Text => {
+            for check in &checks.0 {
+                let mark = if check.ok { "ok    " } else { "FAILED" };
+                print_text(format_args!("{mark} {}: {}", check.name, check.detail));
+                if let Some(hint) = &check.hint {
+                    print_text(format_args!("       HINT: {hint}"));
+                }
+            }
+        }
+    }
+    Ok(if failed { exit_code::FINDINGS } else { exit_code::DONE })
+}
+
+/// The agent is optional: without one, push and get work by themselves.
+fn agent(config: &Config) -> Result<((), String)> {
+    let socket = config.agent.socket.display();
+    Ok(match client::ping(&config.agent.socket) {
+        Ok(version) => ((), format!("{version} answers at {socket}")),
+        Err(_) => ((), format!("no agent at {socket}; WAL is pushed and fetched without one")),
+    })
+}
+
+fn server(
+    section: &Cluster,
+    repositories: &[Repository],
+    args: &Args,
+    checks: &mut Checks,
+    cancel: &CancelToken,
+) {
+    let session = Session::connect(&section.conninfo, "pgark check");
+    let session = session.map(|s| {
+        let detail = format!("server version {}", s.server_version_num());
+        (s, detail)
+    });
+    let Some(mut session) = checks.add("server", session) else { return };
+    let Some(control) = checks.add("data directory", data_directory(section, &mut session)) else { return };
+    checks.add("archiving", archiving(&mut session));
+    for repository in repositories {
+        let identity = Identity {
+            system_identifier: control.system_identifier,
+            segment_size: control.wal_segment_size,
+            postgres_major: control.major(),
+        };
+        let known = cluster::current(repository, &section.name).and_then(|known| {
+            let detail = format!("system identifier {}", control.system_identifier);
+            match known {
+                Some(_) => cluster::register_or_check(repository, &section.name, identity, Reason::FirstBackup, &SystemClock)
+                    .map(|()| ((), detail)),
+                None => Ok(((), format!("{detail}, not registered yet"))),
+            }
+        });
+        checks.add(format!("identity {}", repository.name()), known);
+    }
+    if args.no_switch {
+        return;
+    }
+    if let Some(segment) = checks.add("wal switch", switch(&mut session, &control)) {
+        for repository in repositories {
+            let arrived = arrives(repository, &control, segment, args, cancel);
+            checks.add(format!("wal arrives in {}", repository.name()), arrived);
+        }
+    }
+}
+
+fn data_directory(section: &Cluster, session: &mut Session) -> Result<(ControlFile, String)> {
+    let shown = PathBuf::from(session.show("data_directory")?);
+    let directory = section.data_directory.clone().unwrap_or(shown);
+    let (control, _) = ControlFile::read(&directory)?;
+    let row = session.query_one("SELECT system_identifier::text FROM pg_control_system()", &[])?;
+    let reported: String = column(&row, 0)?;
+    if reported != control.system_identifier.to_string() {
+        return Err(Error::invalid("data_directory_mismatch", format!("\"{}\" is not the data directory of the server", directory.display()))
+            .with_hint("Check conninfo and data_directory in [cluster]."));
+    }
+    Ok((control, directory.display().to_string()))
+}
+
+fn archiving(session: &mut Session) -> Result<((), String)> {
+    let mode = session.show("archive_mode")?;
+    if mode == "off" {
+        return Err(Error::invalid("archiving_off", "archive_mode is off")
+            .with_hint("Set archive_mode = on and archive_command = 'pgark archive-push %p', then restart the server."));
+    }
+    let library = session.show("archive_library")?;
+    let how = if library.is_empty() { session.show("archive_command")? } else { library };
+    if how.is_empty() || how == "(disabled)" {
+        return Err(Error::invalid("archiving_unset", "neither archive_command nor archive_library is set")
+            .with_hint("Set archive_command = 'pgark archive-push %p' and reload."));
+    }
+    let row = session.query_one(
+        "SELECT failed_count::text, coalesce(last_failed_wal, ''),
+                coalesce(last_failed_time > coalesce(last_archived_time, '-infinity'), false)
+         FROM pg_stat_archiver",
+        &[],
+    )?;
+    if column::<bool>(&row, 2)? {
+        let file: String = column(&row, 1)?;
+        return Err(Error::unavailable("archiving_failing", format!("the server fails to archive \"{file}\""))
+            .with_hint("The server's log has the error of archive_command."));
+    }
+    Ok(((), format!("archive_mode = {mode}, {how}")))
+}
+
+/// Writes a restore point, so that there is something to archive, and switches.
+fn switch(session: &mut Session, control: &ControlFile) -> Result<(SegmentName, String)> {
+    if session.in_recovery()? {
+        return Err(Error::invalid("in_recovery", "the server is a standby: it cannot switch WAL segments")
+            .with_hint("Run the check on the primary, or with --no-switch."));
+    }
+    let row = session.query_one("SELECT pg_create_restore_point('pgark check')::text", &[])?;
+    let lsn: Lsn = column::<String>(&row, 0)?.parse()?;
+    let row = session.query_one(
+        "SELECT (SELECT timeline_id FROM pg_control_checkpoint())::text, pg_switch_wal()::text",
+        &[],
+    )?;
+    let timeline: u32 = column::<String>(&row, 0)?.parse().unwrap_or(control.timeline.0);
+    let size = control.wal_segment_size;
+    let segment = SegmentName::new(TimelineId(timeline), size.segment_no_before(lsn), size)?;
+    Ok((segment, format!("segment {segment} is complete")))
+}
+
+fn arrives(
+    repository: &Repository,
+    control: &ControlFile,
+    segment: SegmentName,
+    args: &Args,
+    cancel: &CancelToken,
+) -> Result<((), String)> {
+    let no = segment.number(control.wal_segment_size)?;
+    let needed = Needed {
+        system_id: control.system_identifier,
+        timeline: segment.timeline,
+        first: no,
+        last: no,
+        size: control.wal_segment_size,
+    };
+    wal_wait::wait(repository, &needed, Duration::from_secs(args.timeout_seconds), cancel)?;
+    Ok(((), format!("segment {segment} is in the repository")))
+}
+
+/// A second content of a name, in quarantine, is an alert until an operator has looked.
+fn conflicts(config: &Config, repository: &Repository) -> Result<((), String)> {
+    let mut names = Vec::new();
+    for registration in cluster::all(repository, config.cluster_name())? {
+        let prefix = layout::wal_conflict_prefix(registration.system_identifier);
+        let objects = repository.storage().list(&prefix)?;
+        names.extend(objects.into_iter().map(|o| o.key.to_string()));
+    }
+    if names.is_empty() {
+        return Ok(((), "no WAL is in quarantine".to_owned()));
+    }
+    Err(Error::conflict("wal_conflict", format!("{} WAL files are in quarantine: {}", names.len(), names.join(", ")))
+        .with_hint("Two servers archive under one name: see docs/runbooks/wal-conflict.md."))
+}

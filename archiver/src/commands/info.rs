@@ -1,0 +1,211 @@
+//! `pgark info`.
+
+use super::output::{Output, human_bytes, print_json, print_text};
+use crate::config::Config;
+use crate::repository::Repository;
+use crate::repository::backups;
+use crate::repository::format::manifest::Label;
+use crate::wal::cluster;
+use crate::wal::inventory::{Inventory, TimelineWal};
+use crate::wal::target::{self, Archive, Window};
+use crate::{Result, wal};
+use pgark_types::{SegmentSize, SystemId};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+/// Lists backups, WAL and the window that can be recovered to.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Only this repository; else all.
+    #[arg(long, value_name = "NAME")]
+    pub repository: Option<String>,
+    /// Only this component.
+    #[arg(long, value_name = "NAME")]
+    pub component: Option<String>,
+}
+
+struct Component {
+    name: String,
+    repository: String,
+    labels: Vec<Label>,
+    wal: Vec<TimelineWal>,
+    window: Option<Window>,
+    conflicts: usize,
+}
+
+/// Prints what the repositories hold.
+///
+/// # Errors
+/// A repository that cannot be opened or read.
+pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
+    let mut found = Vec::new();
+    for (name, _, storage) in config.storages()? {
+        if args.repository.as_ref().is_some_and(|wanted| *wanted != name) {
+            continue;
+        }
+        let repository = Repository::open(&name, storage)?;
+        let mut names: BTreeSet<String> = backups::components(&repository)?.into_iter().collect();
+        if cluster::current(&repository, config.cluster_name())?.is_some() {
+            names.insert(config.cluster_name().to_owned());
+        }
+        for component in names {
+            if args.component.as_ref().is_none_or(|wanted| *wanted == component) {
+                found.push(describe(&repository, component)?);
+            }
+        }
+    }
+    match output {
+        Output::Json => print_json(json!({"components": merge(&found)})),
+        Output::Text => print_text(text(&found).trim_end()),
+    }
+    Ok(())
+}
+
+fn describe(repository: &Repository, name: String) -> Result<Component> {
+    let labels = backups::committed(repository, &name)?;
+    let identity = match (labels.last(), cluster::current(repository, &name)?) {
+        (_, Some(registered)) => Some((registered.system_identifier, registered.segment_size)),
+        (Some(label), None) => Some((label.system_identifier, label.segment_size)),
+        (None, None) => None,
+    };
+    let mut component = Component {
+        name,
+        repository: repository.name().to_owned(),
+        labels,
+        wal: Vec::new(),
+        window: None,
+        conflicts: 0,
+    };
+    if let Some((system_id, size)) = identity {
+        component.add_wal(repository, system_id, size)?;
+    }
+    Ok(component)
+}
+
+impl Component {
+    fn add_wal(&mut self, repository: &Repository, system_id: SystemId, size: SegmentSize) -> Result<()> {
+        let inventory = Inventory::load(repository, system_id)?;
+        self.wal = inventory.by_timeline(size);
+        let prefix = crate::repository::layout::wal_conflict_prefix(system_id);
+        self.conflicts = repository.storage().list(&prefix)?.len();
+        let mut labels = self.labels.iter().filter(|l| l.system_identifier == system_id);
+        let (Some(oldest), newest) = (labels.next(), labels.next_back()) else { return Ok(()) };
+        let newest = newest.unwrap_or(oldest);
+        let history = inventory.history(repository, newest.timeline)?;
+        let lineage = wal::inventory::Lineage::from(&history);
+        let archive = Archive {
+            repo: repository,
+            inventory: &inventory,
+            system_id,
+            size,
+            lineage: &lineage,
+            from: newest.stop_lsn,
+        };
+        self.window = target::window(&archive, Some(newest.stopped_at))?.map(|window| Window {
+            from_time: Some(oldest.stopped_at),
+            from_lsn: oldest.stop_lsn,
+            ..window
+        });
+        Ok(())
+    }
+}
+
+/// One entry per component name; its backups of all repositories, its WAL of the first.
+fn merge(found: &[Component]) -> Vec<Value> {
+    let mut names: Vec<&str> = found.iter().map(|c| c.name.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let entries = names.into_iter().map(|name| {
+        let same: Vec<&Component> = found.iter().filter(|c| c.name == name).collect();
+        let backups: Vec<Value> = same.iter().flat_map(|c| c.labels.iter().map(|l| backup(c, l))).collect();
+        let first = same.first();
+        let window = first.and_then(|c| c.window);
+        json!({
+            "name": name,
+            "kind": "postgres",
+            "backups": backups,
+            "wal": first.map(|c| c.wal.iter().map(wal_entry).collect::<Vec<_>>()).unwrap_or_default(),
+            "window": window.map(|w| json!({
+                "from": w.from_time, "to": w.to_time, "from_lsn": w.from_lsn, "to_lsn": w.to_lsn,
+            })),
+            "conflicts": same.iter().map(|c| c.conflicts).sum::<usize>(),
+        })
+    });
+    entries.collect()
+}
+
+fn backup(component: &Component, label: &Label) -> Value {
+    json!({
+        "label": label.label,
+        "repository": component.repository,
+        "started_at": label.started_at,
+        "stopped_at": label.stopped_at,
+        "start_lsn": label.start_lsn,
+        "stop_lsn": label.stop_lsn,
+        "timeline": label.timeline,
+        "bytes_source": label.bytes_source,
+        "bytes_stored": label.bytes_stored,
+        "root_digest": label.root_digest,
+        "annotations": label.annotations,
+        "corrupt_pages": label.corrupt_page_count,
+    })
+}
+
+fn wal_entry(wal: &TimelineWal) -> Value {
+    let gaps: Vec<Value> =
+        wal.gaps.iter().map(|gap| json!({"first": gap.first, "last": gap.last})).collect();
+    json!({"timeline": wal.timeline, "first": wal.first, "last": wal.last, "gaps": gaps})
+}
+
+fn text(found: &[Component]) -> String {
+    let mut text = String::new();
+    if found.is_empty() {
+        return "nothing is stored yet".to_owned();
+    }
+    for component in found {
+        let _ = writeln!(text, "component {} in repository {}", component.name, component.repository);
+        if component.labels.is_empty() {
+            let _ = writeln!(text, "  no backup");
+        }
+        for label in &component.labels {
+            let _ = writeln!(
+                text,
+                "  backup {}  {}  timeline {}  {} to {}  {} ({} stored)",
+                label.label,
+                label.stopped_at.format("%Y-%m-%d %H:%M:%SZ"),
+                label.timeline,
+                label.start_lsn,
+                label.stop_lsn,
+                human_bytes(label.bytes_source),
+                human_bytes(label.bytes_stored),
+            );
+            for (key, value) in &label.annotations {
+                let _ = writeln!(text, "    {key} = {value}");
+            }
+            if label.corrupt_page_count > 0 {
+                let _ = writeln!(text, "    WARNING: {} corrupt pages", label.corrupt_page_count);
+            }
+        }
+        for wal in &component.wal {
+            let _ = writeln!(text, "  WAL timeline {}: {} to {}", wal.timeline, wal.first, wal.last);
+            for gap in &wal.gaps {
+                let _ = writeln!(text, "    GAP: {} to {} is missing", gap.first, gap.last);
+            }
+        }
+        if let Some(window) = component.window {
+            let time = |t: Option<chrono::DateTime<chrono::Utc>>| {
+                t.map_or_else(|| "unknown".to_owned(), |t| t.to_rfc3339())
+            };
+            let _ = writeln!(
+                text,
+                "  window: {} (LSN {}) to {} (LSN {})",
+                time(window.from_time), window.from_lsn, time(window.to_time), window.to_lsn
+            );
+        }
+        if component.conflicts > 0 {
+            let _ = writeln!(text, "  ALERT: {} WAL files in quarantine (code wal_conflict)", component.conflicts);
+        }
+    }
+    text
+}

@@ -1,0 +1,53 @@
+//! What a verb prints: text for people, one JSON object for programs.
+
+use crate::config::Config;
+use crate::repository::Repository;
+use crate::{Error, Result};
+use serde_json::{Value, json};
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object with `"format": 1`.
+    Json,
+}
+
+/// Prints `value`, an object, with `"format": 1` added.
+#[expect(clippy::print_stdout, reason = "the one place that prints results")]
+pub(super) fn print_json(mut value: Value) {
+    if let Value::Object(fields) = &mut value {
+        fields.insert("format".to_owned(), json!(1));
+    }
+    println!("{value:#}");
+}
+
+/// Prints lines for people.
+#[expect(clippy::print_stdout, reason = "the one place that prints results")]
+pub(super) fn print_text(text: impl std::fmt::Display) {
+    println!("{text}");
+}
+
+/// Opens the repository called `name`; without a name the first required one.
+///
+/// # Errors
+/// Kind Invalid for a name that the configuration does not have; or as [`Repository::open`].
+pub(super) fn open_repository(config: &Config, name: Option<&str>) -> Result<Repository> {
+    let mut storages = config.storages()?;
+    let wanted = match name {
+        Some(name) => storages.iter().position(|(n, ..)| n == name).ok_or_else(|| {
+            Error::invalid("repository_unknown", format!("the configuration has no repository \"{name}\""))
+                .with_hint("Repositories are the [repository.NAME] sections.")
+        })?,
+        None => storages.iter().position(|(_, section, _)| section.required).unwrap_or(0),
+    };
+    let (name, _, storage) = storages.swap_remove(wanted);
+    Repository::open(&name, storage)
+}
+
+/// Bytes for people.
+pub(super) fn human_bytes(bytes: u64) -> String {
+    indicatif::HumanBytes(bytes).to_string()
+}

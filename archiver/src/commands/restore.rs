@@ -1,0 +1,255 @@
+//! `pgark restore`.
+
+use super::output::{Output, human_bytes, open_repository, print_json, print_text};
+use crate::cancel::CancelToken;
+use crate::config::{self, Config};
+use crate::crashsafe::{RealFs, SharedFs};
+use crate::restore::{self, Archiving, Destination, Execution, Outcome, Plan, Request};
+use crate::{Error, Result};
+use pgark_types::{BackupLabel, Lsn, RecoveryTarget, TargetAction, TargetTimeline};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Restores the cluster into a directory, to any point its WAL reaches.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The data directory to be: empty, or with --delta one of the same cluster.
+    #[arg(long, value_name = "DIR")]
+    pub target_dir: PathBuf,
+    /// Stop at this instant (RFC 3339 with a zone).
+    #[arg(long, value_name = "TIME", group = "target")]
+    pub target_time: Option<String>,
+    /// Stop at this WAL position.
+    #[arg(long, value_name = "LSN", group = "target")]
+    pub target_lsn: Option<Lsn>,
+    /// Stop at the end of this transaction.
+    #[arg(long, value_name = "XID", group = "target")]
+    pub target_xid: Option<u32>,
+    /// Stop at this restore point.
+    #[arg(long, value_name = "NAME", group = "target")]
+    pub target_name: Option<String>,
+    /// Stop as soon as the backup is consistent.
+    #[arg(long, group = "target")]
+    pub target_immediate: bool,
+    /// Stop just before the target instead of just after it.
+    #[arg(long, requires = "target")]
+    pub target_exclusive: bool,
+    /// The timeline to follow: latest, current, or its number.
+    #[arg(long, value_name = "TIMELINE", default_value = "latest")]
+    pub target_timeline: TargetTimeline,
+    /// What the server does at the target: promote, pause, or shutdown.
+    #[arg(long, value_name = "ACTION", default_value = "promote")]
+    pub target_action: TargetAction,
+    /// This backup instead of the newest that fits.
+    #[arg(long, value_name = "LABEL")]
+    pub backup: Option<BackupLabel>,
+    /// The component; else the cluster of the configuration.
+    #[arg(long, value_name = "NAME")]
+    pub component: Option<String>,
+    /// The repository; else the first required one.
+    #[arg(long, value_name = "NAME")]
+    pub repository: Option<String>,
+    /// Put the tablespace that was at OLD (or has this OID) to NEW; may be repeated.
+    #[arg(long, value_name = "OLD=NEW", value_parser = parse_map)]
+    pub tablespace_map: Vec<(String, PathBuf)>,
+    /// Keep what is right already in the target directory.
+    #[arg(long)]
+    pub delta: bool,
+    /// archive_mode of the restored cluster: off, or kept as it was.
+    #[arg(long, value_enum, default_value = "off")]
+    pub archive: ArchiveArg,
+    /// Make an archive-fed standby instead of ending recovery.
+    #[arg(long, conflicts_with = "target")]
+    pub standby: bool,
+    /// End where WAL is missing instead of refusing.
+    #[arg(long)]
+    pub end_before_gap: bool,
+    /// Print the plan and stop.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Writer threads; else restore.parallel of the configuration.
+    #[arg(long, value_name = "N")]
+    pub parallel: Option<usize>,
+}
+
+/// `--archive`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ArchiveArg {
+    /// A clone must not write into the archive of the original.
+    Off,
+    /// This is the original's successor.
+    Keep,
+}
+
+fn parse_map(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((old, new)) if !old.is_empty() && Path::new(new).is_absolute() => {
+            Ok((old.to_owned(), PathBuf::from(new)))
+        }
+        _ => Err("write it as OLD=NEW, NEW being an absolute path".to_owned()),
+    }
+}
+
+/// Plans, prints the plan, and unless it is a dry run carries it out.
+///
+/// # Errors
+/// As [`restore::plan`] and [`restore::run`].
+pub fn run(
+    config: &Config,
+    config_path: Option<&Path>,
+    args: &Args,
+    output: Output,
+    cancel: &CancelToken,
+) -> Result<()> {
+    let repository = open_repository(config, args.repository.as_deref())?;
+    let request = request(config, args)?;
+    let target = absolute(&args.target_dir)?;
+    let (plan, backup) = restore::plan(&repository, &request)?;
+    let map: BTreeMap<String, PathBuf> = args.tablespace_map.iter().cloned().collect();
+    let destination = Destination::new(&target, &plan.manifest.tablespaces, &map)?;
+    if output == Output::Text {
+        print_plan(&plan, &destination, args);
+    }
+    restore::preflight(&plan.manifest, &destination, args.delta)?;
+    if args.dry_run {
+        if output == Output::Json {
+            print_json(plan_json(&plan));
+        }
+        return Ok(());
+    }
+    let fs: SharedFs = Arc::new(RealFs);
+    let execution = Execution {
+        plan: &plan,
+        destination: &destination,
+        fs,
+        delta: args.delta,
+        archiving: match args.archive {
+            ArchiveArg::Off => Archiving::Off,
+            ArchiveArg::Keep => Archiving::Keep,
+        },
+        action: args.target_action,
+        standby: args.standby,
+        restore_command: restore_command(config_path)?,
+        threads: threads(args.parallel.unwrap_or(config.restore.parallel)),
+    };
+    let outcome = restore::run(&backup, &execution, cancel)?;
+    match output {
+        Output::Json => print_json(result_json(&plan, &outcome)),
+        Output::Text => print_outcome(&outcome),
+    }
+    Ok(())
+}
+
+fn request(config: &Config, args: &Args) -> Result<Request> {
+    let target = match args {
+        Args { target_time: Some(text), .. } => {
+            RecoveryTarget::Time(RecoveryTarget::parse_time(text).map_err(|e| {
+                Error::from(e).with_hint(
+                    "Write it with its zone: 2026-11-20T12:00:00Z or '2026-11-20 13:00:00+01'.",
+                )
+            })?)
+        }
+        Args { target_lsn: Some(lsn), .. } => RecoveryTarget::Lsn(*lsn),
+        Args { target_xid: Some(xid), .. } => RecoveryTarget::Xid(*xid),
+        Args { target_name: Some(name), .. } => RecoveryTarget::Name(name.clone()),
+        Args { target_immediate: true, .. } => RecoveryTarget::Immediate,
+        _ => RecoveryTarget::Latest,
+    };
+    let component = args.component.clone();
+    Ok(Request {
+        component: component.unwrap_or_else(|| config.cluster_name().to_owned()),
+        backup: args.backup.clone(),
+        target,
+        inclusive: !args.target_exclusive,
+        timeline: args.target_timeline,
+        end_before_gap: args.end_before_gap,
+    })
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|e| Error::io("could not determine the current directory", e))
+}
+
+/// The restored server calls this binary, with this configuration.
+fn restore_command(config_path: Option<&Path>) -> Result<String> {
+    let error = |e| Error::io("could not determine pgark's own path", e);
+    let binary = std::env::current_exe().map_err(error)?;
+    Ok(restore::restore_command(&binary, &absolute(&config::path(config_path))?))
+}
+
+fn threads(configured: usize) -> usize {
+    match configured {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8),
+        n => n.min(64),
+    }
+}
+
+fn plan_json(plan: &Plan) -> Value {
+    json!({
+        "backup": plan.manifest.label,
+        "target": {
+            "lsn": plan.target_lsn,
+            "timeline": plan.timeline,
+            "time": plan.time,
+            "inclusive": plan.inclusive,
+            "description": plan.description,
+        },
+        "wal": {
+            "first": plan.first_segment,
+            "last": plan.last_segment,
+            "count": plan.segment_count,
+        },
+        "bytes": plan.bytes,
+        "seconds_estimate": plan.seconds_estimate,
+    })
+}
+
+fn result_json(plan: &Plan, outcome: &Outcome) -> Value {
+    let mut value = plan_json(plan);
+    if let Value::Object(fields) = &mut value {
+        fields.insert("bytes_written".to_owned(), json!(outcome.bytes_written));
+        fields.insert("seconds".to_owned(), json!(outcome.elapsed.as_secs_f64()));
+        fields.insert("start_command".to_owned(), json!(outcome.start_command));
+    }
+    value
+}
+
+fn print_plan(plan: &Plan, destination: &Destination, args: &Args) {
+    print_text(format_args!("restore of backup {} into {}", plan.manifest.label, destination.target.display()));
+    for (oid, place) in &destination.tablespaces {
+        print_text(format_args!("  tablespace {oid} goes to {}", place.display()));
+    }
+    print_text(format_args!("  stops at {}", plan.description));
+    if let Some(lsn) = plan.target_lsn {
+        let side = if plan.inclusive { "after" } else { "before" };
+        print_text(format_args!("  that is just {side} LSN {lsn} on timeline {}", plan.timeline));
+    }
+    if let Some(time) = plan.time {
+        print_text(format_args!("  the last transaction kept ended at {}", time.to_rfc3339()));
+    }
+    print_text(format_args!(
+        "  {} WAL segments, {} to {}; {} of data; about {} s",
+        plan.segment_count,
+        plan.first_segment,
+        plan.last_segment,
+        human_bytes(plan.bytes),
+        plan.seconds_estimate
+    ));
+    let archiving = match args.archive {
+        ArchiveArg::Off => "off in the restored cluster (--archive=keep leaves it on)",
+        ArchiveArg::Keep => "kept as it was in the restored cluster",
+    };
+    print_text(format_args!("  archive_mode is {archiving}"));
+}
+
+fn print_outcome(outcome: &Outcome) {
+    print_text(format_args!(
+        "restored: {} written in {:.1} s",
+        human_bytes(outcome.bytes_written),
+        outcome.elapsed.as_secs_f64()
+    ));
+    print_text("start it with:");
+    print_text(format_args!("  {}", outcome.start_command));
+}
