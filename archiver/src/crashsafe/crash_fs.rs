@@ -258,8 +258,8 @@ impl Fs for CrashFs {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.operate(None, |journal| {
-            // The real one too, for its errors; tests run on tmpfs or do not mind.
-            RealFs.sync_dir(path)?;
+            // Not the real one: only its errors matter here, and it is slow.
+            std::fs::read_dir(path)?;
             journal.synced_directory(path);
             Ok(())
         })

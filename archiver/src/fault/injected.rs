@@ -142,4 +142,76 @@ mod tests {
     fn passes_are_counted_by_name() {
         assert_eq!((pass("t1"), pass("t1"), pass("t2")), (1, 2, 1));
     }
+
+    /// What [`child`] runs, in a process of its own: it may die.
+    #[test]
+    #[ignore = "run by the tests below, with the environment they set"]
+    fn victim() {
+        for _ in 0..4 {
+            point("victim.step");
+        }
+        let storage = wrap_storage(Arc::new(crate::storage::memory::MemoryStorage::new()));
+        for _ in 0..3 {
+            storage.list("").unwrap();
+        }
+    }
+
+    /// Runs [`victim`] with `name=value` and returns its status and the lines it counted.
+    fn child(name: &str, value: &str) -> (std::process::ExitStatus, Vec<String>) {
+        let counts = tempfile::NamedTempFile::new().unwrap();
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "fault::injected::tests::victim", "--ignored"])
+            .env("PGARK_FAULT_COUNT", counts.path())
+            .env(name, value)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        let lines = std::fs::read_to_string(counts.path()).unwrap();
+        (status, lines.lines().map(str::to_owned).collect())
+    }
+
+    #[test]
+    fn every_position_is_counted() {
+        let (status, lines) = child("PGARK_FAULT_CRASH", "elsewhere");
+        assert!(status.success());
+        let ends = |end: &str| lines.iter().filter(|line| line.ends_with(end)).count();
+        assert_eq!((ends(" point victim.step"), ends(" storage list")), (4, 3));
+    }
+
+    #[test]
+    fn a_crash_is_sigkill_at_the_pass_that_was_named() {
+        use std::os::unix::process::ExitStatusExt as _;
+        for (name, value, positions) in [
+            ("PGARK_FAULT_CRASH", "victim.step", 1),
+            ("PGARK_FAULT_CRASH", "victim.step:3", 3),
+            ("PGARK_FAULT_STORAGE", "crash-after:2", 4 + 2),
+        ] {
+            let (status, lines) = child(name, value);
+            assert_eq!(
+                (status.signal(), lines.len()),
+                (Some(9), positions),
+                "{value}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_panic_is_no_crash() {
+        use std::os::unix::process::ExitStatusExt as _;
+        let (status, lines) = child("PGARK_FAULT_PANIC", "victim.step:2");
+        assert!(!status.success() && status.signal().is_none());
+        assert_eq!(lines.len(), 2);
+    }
+
+    #[test]
+    fn a_malformed_setting_is_no_silent_success() {
+        for (name, value) in [
+            ("PGARK_FAULT_CRASH", "victim.step:x"),
+            ("PGARK_FAULT_SLEEP", "victim.step"),
+            ("PGARK_FAULT_STORAGE", "no-such-fault"),
+        ] {
+            assert!(!child(name, value).0.success(), "{name}");
+        }
+    }
 }

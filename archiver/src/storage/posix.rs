@@ -195,7 +195,7 @@ impl Inner {
         match std::fs::symlink_metadata(self.root.join(MARKER)) {
             Ok(_) => Ok(()),
             Err(e) if is_absent(&e) => Err(self.missing()),
-            Err(e) => Err(self.io("could not look into", &self.root, e)),
+            Err(e) => Err(io_error("could not look into", &self.root, e)),
         }
     }
 
@@ -209,7 +209,7 @@ impl Inner {
             Ok(metadata) if metadata.is_dir() => Ok(()),
             Ok(_) => Err(self.missing()),
             Err(e) if is_absent(&e) => Err(self.missing()),
-            Err(e) => Err(self.io("could not look into", &self.root, e)),
+            Err(e) => Err(io_error("could not look into", &self.root, e)),
         }
     }
 
@@ -244,11 +244,11 @@ impl Inner {
             Err(e) => e,
         }
     }
+}
 
-    #[allow(clippy::unused_self)] // Reads as what it is at every call.
-    fn io(&self, what: &str, path: &Path, e: io::Error) -> Error {
-        Error::io(format!("{what} \"{}\"", path.display()), e)
-    }
+/// `what "path": cause`.
+fn io_error(what: &str, path: &Path, e: io::Error) -> Error {
+    Error::io(format!("{what} \"{}\"", path.display()), e)
 }
 
 /// Nothing of that name: no such entry, or a parent that is no directory.

@@ -1,7 +1,7 @@
 //! What the file system below a storage can do, found out by doing it.
 
 use super::write::{cannot_link, cannot_rename_exclusively, random_name};
-use super::{DIRECTORY_MODE, FILE_MODE, Inner, TEMPORARY};
+use super::{DIRECTORY_MODE, FILE_MODE, Inner, TEMPORARY, io_error};
 use crate::Result;
 use crate::storage::Capabilities;
 use std::io;
@@ -39,7 +39,7 @@ impl Inner {
                 })
             });
         self.remove_probe_directory(&directory);
-        probed.map_err(|e| self.io("could not probe directory", &self.root, e))
+        probed.map_err(|e| io_error("could not probe directory", &self.root, e))
     }
 
     fn make_probe_directory(&self, temporary: &Path, directory: &Path) -> io::Result<()> {

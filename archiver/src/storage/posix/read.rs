@@ -1,6 +1,6 @@
 //! Reading and listing objects.
 
-use super::{Inner, TEMPORARY, is_absent};
+use super::{Inner, TEMPORARY, io_error, is_absent};
 use crate::storage::{Key, ObjectMeta};
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
@@ -27,7 +27,7 @@ impl Inner {
             Some(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => {
                 Self::not_an_object(key).with_source(e)
             }
-            _ => self.io("could not open file", path, e),
+            _ => io_error("could not open file", path, e),
         }
     }
 
@@ -40,7 +40,7 @@ impl Inner {
         let file = File::from(opened.map_err(|e| self.open_error(key, &path, e.into()))?);
         let metadata = file
             .metadata()
-            .map_err(|e| self.io("could not look at file", &path, e))?;
+            .map_err(|e| io_error("could not look at file", &path, e))?;
         if !metadata.is_file() {
             return Err(Self::not_an_object(key));
         }
@@ -62,7 +62,7 @@ impl Inner {
         let read = file
             .take(size_max.saturating_add(1))
             .read_to_end(&mut bytes);
-        read.map_err(|e| self.io("could not read file", &self.path(key), e))?;
+        read.map_err(|e| io_error("could not read file", &self.path(key), e))?;
         if bytes.len() as u64 > size_max {
             return Err(too_large());
         }
@@ -90,7 +90,7 @@ impl Inner {
         match file.read_exact_at(&mut bytes, offset) {
             Ok(()) => Ok(bytes),
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Err(truncated()),
-            Err(e) => Err(self.io("could not read file", &self.path(key), e)),
+            Err(e) => Err(io_error("could not read file", &self.path(key), e)),
         }
     }
 
@@ -100,7 +100,7 @@ impl Inner {
             Ok(metadata) if metadata.is_file() => meta(key.clone(), &metadata, &path).map(Some),
             Ok(_) => Err(Self::not_an_object(key)),
             Err(e) if is_absent(&e) => self.require_root().map(|()| None),
-            Err(e) => Err(self.io("could not look at file", &path, e)),
+            Err(e) => Err(io_error("could not look at file", &path, e)),
         }
     }
 
@@ -122,7 +122,7 @@ impl Inner {
 
     fn walk(&self, directory: &str, prefix: &str, found: &mut Vec<ObjectMeta>) -> Result<()> {
         let path = self.root.join(directory);
-        let failed = |e| self.io("could not read directory", &path, e);
+        let failed = |e| io_error("could not read directory", &path, e);
         let entries = match std::fs::read_dir(&path) {
             Ok(entries) => entries,
             Err(e) if is_absent(&e) => return Ok(()),
@@ -148,7 +148,7 @@ impl Inner {
                     Ok(metadata) => found.push(meta(key, &metadata, &entry.path())?),
                     // Deleted since the directory was read.
                     Err(e) if is_absent(&e) => {}
-                    Err(e) => return Err(self.io("could not look at file", &entry.path(), e)),
+                    Err(e) => return Err(io_error("could not look at file", &entry.path(), e)),
                 }
             }
         }
@@ -163,9 +163,8 @@ fn may_hold(directory: &str, prefix: &str) -> bool {
 }
 
 fn meta(key: Key, metadata: &Metadata, path: &Path) -> Result<ObjectMeta> {
-    let modified = metadata
-        .modified()
-        .map_err(|e| Error::io(format!("could not look at file \"{}\"", path.display()), e))?;
+    let modified = metadata.modified();
+    let modified = modified.map_err(|e| io_error("could not look at file", path, e))?;
     Ok(ObjectMeta {
         key,
         size: metadata.len(),

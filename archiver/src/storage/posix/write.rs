@@ -1,6 +1,6 @@
 //! Writing objects: temporary file, fsync, a name that replaces nothing, fsync of the directories.
 
-use super::{DIRECTORY_MODE, FILE_MODE, Inner, TEMPORARY, is_absent};
+use super::{DIRECTORY_MODE, FILE_MODE, Inner, TEMPORARY, io_error, is_absent};
 use crate::crashsafe::{FsFile, parent_of};
 use crate::storage::{Key, ObjectWriter, Put};
 use crate::{Error, Result};
@@ -40,7 +40,7 @@ impl Temporary {
             }
             storage.fs.create_new(&path, FILE_MODE)
         });
-        let file = created.map_err(|e| storage.io("could not create file", &path, e))?;
+        let file = created.map_err(|e| io_error("could not create file", &path, e))?;
         Ok(Self {
             storage: Arc::clone(storage),
             path,
@@ -55,7 +55,7 @@ impl Temporary {
         let written = file.write_at(bytes, self.length);
         if let Err(e) = written {
             self.broken = true;
-            return Err(self.storage.io("could not write file", &self.path, e));
+            return Err(io_error("could not write file", &self.path, e));
         }
         self.length += bytes.len() as u64;
         Ok(())
@@ -75,7 +75,7 @@ impl Temporary {
         let storage = Arc::clone(&self.storage);
         // An fsync that fails is final: dropping `self` removes the file.
         let synced = self.usable()?.sync();
-        synced.map_err(|e| storage.io("could not fsync file", &self.path, e))?;
+        synced.map_err(|e| io_error("could not fsync file", &self.path, e))?;
         // Closed before it is named: some network file systems report write errors only here, and
         // a later fsync would not.
         self.file = None;
@@ -86,7 +86,7 @@ impl Temporary {
             return Ok(Put::Exists);
         }
         let durable = storage.fs.sync_dir(directory);
-        durable.map_err(|e| storage.io("could not fsync directory", directory, e))?;
+        durable.map_err(|e| io_error("could not fsync directory", directory, e))?;
         Ok(Put::Created)
     }
 }
@@ -131,7 +131,7 @@ impl Inner {
             Ok(()) => Ok(Put::Created),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(Put::Exists),
             Err(e) if cannot_rename_exclusively(&e) => Err(self.no_exclusive_put(Some(e))),
-            Err(e) => Err(self.io("could not create file", to, e)),
+            Err(e) => Err(io_error("could not create file", to, e)),
         }
     }
 
@@ -160,14 +160,14 @@ impl Inner {
         self.ensure_directory(parent)?;
         match self.fs.create_dir(directory, DIRECTORY_MODE) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(self.io("could not create directory", directory, e));
+                return Err(io_error("could not create directory", directory, e));
             }
             _ => {}
         }
         // Also when it was there: another process may have made it an instant ago and not have
         // come to this fsync.
         let durable = self.fs.sync_dir(parent);
-        durable.map_err(|e| self.io("could not fsync directory", parent, e))?;
+        durable.map_err(|e| io_error("could not fsync directory", parent, e))?;
         let known = self.durable_directories.lock();
         known
             .unwrap_or_else(PoisonError::into_inner)
@@ -190,11 +190,11 @@ impl Inner {
             Err(e) if path.is_dir() => {
                 return Err(Self::not_an_object(key).with_source(e));
             }
-            Err(e) => return Err(self.io("could not remove file", &path, e)),
+            Err(e) => return Err(io_error("could not remove file", &path, e)),
         }
         let directory = parent_of(&path);
         let durable = self.fs.sync_dir(directory);
-        durable.map_err(|e| self.io("could not fsync directory", directory, e))
+        durable.map_err(|e| io_error("could not fsync directory", directory, e))
     }
 
     pub(super) fn make_durable(&self, key: &Key) -> Result<()> {
@@ -204,11 +204,11 @@ impl Inner {
             .open(&path)
             .map_err(|e| self.open_error(key, &path, e))?;
         let durable = file.sync();
-        durable.map_err(|e| self.io("could not fsync file", &path, e))?;
+        durable.map_err(|e| io_error("could not fsync file", &path, e))?;
         let mut directory = parent_of(&path);
         loop {
             let durable = self.fs.sync_dir(directory);
-            durable.map_err(|e| self.io("could not fsync directory", directory, e))?;
+            durable.map_err(|e| io_error("could not fsync directory", directory, e))?;
             if directory == self.root || !directory.starts_with(&self.root) {
                 return Ok(());
             }
