@@ -42,8 +42,14 @@ impl std::str::FromStr for BackupLabel {
     fn from_str(s: &str) -> Result<Self, ParseError> {
         let error = || ParseError::new("backup label (YYYYMMDDTHHMMSSZ-XXXX)", s);
         let (time, random) = s.split_once('-').ok_or_else(error)?;
-        let time_ok =
-            time.len() == 16 && NaiveDateTime::parse_from_str(time, "%Y%m%dT%H%M%SZ").is_ok();
+        // chrono alone would take a sign or blanks in place of digits.
+        let shape_ok = time.len() == 16
+            && time.bytes().enumerate().all(|(at, b)| match at {
+                8 => b == b'T',
+                15 => b == b'Z',
+                _ => b.is_ascii_digit(),
+            });
+        let time_ok = shape_ok && NaiveDateTime::parse_from_str(time, "%Y%m%dT%H%M%SZ").is_ok();
         if !time_ok || random.len() != 4 || !random.bytes().all(|b| ALPHABET.contains(&b)) {
             return Err(error());
         }

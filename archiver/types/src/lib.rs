@@ -52,8 +52,16 @@ impl std::str::FromStr for SystemId {
     type Err = ParseError;
 
     fn from_str(s: &str) -> Result<Self, ParseError> {
-        s.parse()
+        decimal(s)
             .map(Self)
-            .map_err(|_| ParseError::new("system identifier", s))
+            .ok_or_else(|| ParseError::new("system identifier", s))
     }
+}
+
+/// Digits only: `str::parse` alone would take a plus sign, and one thing would have two names.
+fn decimal<T: std::str::FromStr>(s: &str) -> Option<T> {
+    if !s.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    s.parse().ok()
 }

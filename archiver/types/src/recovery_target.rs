@@ -1,5 +1,5 @@
-use crate::{Lsn, ParseError, TimelineId};
-use chrono::{DateTime, FixedOffset};
+use crate::{Lsn, ParseError, TimelineId, decimal};
+use chrono::{DateTime, FixedOffset, Timelike};
 
 /// Where a recovery stops (`recovery_target*` in the Postgres manual).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,20 +23,22 @@ impl RecoveryTarget {
     /// microseconds, a zone always.
     ///
     /// # Errors
-    /// Anything else; a time without a zone above all, since it could mean any of 24 hours.
+    /// Anything else. A time without a zone above all, since it could mean any of 24 hours; a
+    /// fraction finer than Postgres keeps and second 60, which it would take for another instant.
     pub fn parse_time(s: &str) -> Result<DateTime<FixedOffset>, ParseError> {
         let s = s.trim();
-        if let Ok(time) = DateTime::parse_from_rfc3339(s) {
-            return Ok(time);
-        }
-        [
-            "%Y-%m-%d %H:%M:%S%.f%#z",
-            "%Y-%m-%dT%H:%M:%S%.f%#z",
-            "%Y-%m-%d %H:%M:%S%.f %#z",
-        ]
-        .iter()
-        .find_map(|format| DateTime::parse_from_str(s, format).ok())
-        .ok_or_else(|| ParseError::new("time (RFC 3339 with a zone)", s))
+        let time = DateTime::parse_from_rfc3339(s).ok().or_else(|| {
+            [
+                "%Y-%m-%d %H:%M:%S%.f%#z",
+                "%Y-%m-%dT%H:%M:%S%.f%#z",
+                "%Y-%m-%d %H:%M:%S%.f %#z",
+            ]
+            .iter()
+            .find_map(|format| DateTime::parse_from_str(s, format).ok())
+        });
+        // chrono counts the nanoseconds of second 60 from 1,000,000,000 up.
+        time.filter(|time| time.nanosecond() < 1_000_000_000 && time.nanosecond() % 1000 == 0)
+            .ok_or_else(|| ParseError::new("time (RFC 3339 with a zone)", s))
     }
 }
 
@@ -61,8 +63,11 @@ impl std::str::FromStr for TargetTimeline {
             "latest" => return Ok(Self::Latest),
             "current" => return Ok(Self::Current),
             _ => match s.strip_prefix("0x") {
-                Some(hex) => u32::from_str_radix(hex, 16).ok(),
-                None => s.parse().ok(),
+                Some(hex) if hex.bytes().all(|b| b.is_ascii_hexdigit()) => {
+                    u32::from_str_radix(hex, 16).ok()
+                }
+                Some(_) => None,
+                None => decimal(s),
             },
         };
         match number {

@@ -4,7 +4,7 @@ use crate::ParseError;
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
 )]
-#[serde(transparent)]
+#[serde(try_from = "u32", into = "u32")]
 pub struct TimelineId(pub u32);
 
 impl TimelineId {
@@ -33,6 +33,23 @@ impl TimelineId {
             Ok(0) | Err(_) => Err(error()),
             Ok(id) => Ok(Self(id)),
         }
+    }
+}
+
+impl TryFrom<u32> for TimelineId {
+    type Error = ParseError;
+
+    fn try_from(id: u32) -> Result<Self, ParseError> {
+        match id {
+            0 => Err(ParseError::new("timeline", "0")),
+            id => Ok(Self(id)),
+        }
+    }
+}
+
+impl From<TimelineId> for u32 {
+    fn from(timeline: TimelineId) -> Self {
+        timeline.0
     }
 }
 
