@@ -1,0 +1,145 @@
+//! What `fault.rs` does when it is compiled in. Settings come from the environment, once.
+
+use crate::storage::SharedStorage;
+use crate::storage::faulty::{Faults, FaultyStorage};
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+struct Settings {
+    crash: Option<(String, u64)>,
+    panic: Option<(String, u64)>,
+    sleep: Option<(String, Duration)>,
+    count: Option<PathBuf>,
+}
+
+fn settings() -> &'static Settings {
+    static SETTINGS: OnceLock<Settings> = OnceLock::new();
+    SETTINGS.get_or_init(|| Settings {
+        crash: std::env::var("PGARK_FAULT_CRASH")
+            .ok()
+            .map(|text| position(&text)),
+        panic: std::env::var("PGARK_FAULT_PANIC")
+            .ok()
+            .map(|text| position(&text)),
+        sleep: std::env::var("PGARK_FAULT_SLEEP")
+            .ok()
+            .map(|text| pause(&text)),
+        count: std::env::var_os("PGARK_FAULT_COUNT").map(PathBuf::from),
+    })
+}
+
+/// `name` or `name:3`. A malformed setting would make a test pass for nothing: it panics.
+fn position(text: &str) -> (String, u64) {
+    match text.rsplit_once(':') {
+        None => (text.to_owned(), 1),
+        Some((name, n)) => match n.parse() {
+            Ok(n) => (name.to_owned(), n),
+            Err(_) => panic!("malformed fault position {text:?}"),
+        },
+    }
+}
+
+/// `name=seconds`.
+fn pause(text: &str) -> (String, Duration) {
+    let parsed = text.split_once('=').and_then(|(name, seconds)| {
+        let seconds = Duration::try_from_secs_f64(seconds.parse().ok()?).ok()?;
+        Some((name.to_owned(), seconds))
+    });
+    match parsed {
+        Some(parsed) => parsed,
+        None => panic!("malformed fault pause {text:?}"),
+    }
+}
+
+pub(super) fn point(name: &str) {
+    let settings = settings();
+    count("point", name);
+    let is_here = |at: &Option<(String, u64)>| at.as_ref().is_some_and(|(n, _)| n == name);
+    if let Some((at, duration)) = &settings.sleep
+        && at == name
+    {
+        std::thread::sleep(*duration);
+    }
+    if !is_here(&settings.crash) && !is_here(&settings.panic) {
+        return;
+    }
+    let pass = Some((name.to_owned(), pass(name)));
+    if pass == settings.crash {
+        kill_self();
+    }
+    assert!(pass != settings.panic, "injected panic at {name}");
+}
+
+/// How often this process has come by `name`, this time included.
+fn pass(name: &str) -> u64 {
+    static PASSES: Mutex<BTreeMap<String, u64>> = Mutex::new(BTreeMap::new());
+    let mut passes = PASSES.lock().unwrap_or_else(PoisonError::into_inner);
+    let pass = passes.entry(name.to_owned()).or_insert(0);
+    *pass += 1;
+    *pass
+}
+
+/// Appends to the file of `PGARK_FAULT_COUNT`. One short append per line: several processes may
+/// share the file.
+pub(crate) fn count(what: &str, name: &str) {
+    let Some(path) = &settings().count else {
+        return;
+    };
+    let line = format!(
+        "{} {:?} {what} {name}\n",
+        std::process::id(),
+        std::thread::current().id()
+    );
+    let file = std::fs::File::options()
+        .append(true)
+        .create(true)
+        .open(path);
+    let written = file.and_then(|mut file| file.write_all(line.as_bytes()));
+    if let Err(e) = written {
+        panic!(
+            "could not count a fault position in {}: {e}",
+            path.display()
+        );
+    }
+}
+
+/// As a power cut does it to a process: no destructors, no buffers flushed.
+pub(crate) fn kill_self() -> ! {
+    use rustix::process::{Signal, getpid, kill_process};
+    let _ = kill_process(getpid(), Signal::KILL);
+    // The signal is pending on this process; no code of ours runs on after it is delivered.
+    loop {
+        std::thread::park();
+    }
+}
+
+pub(super) fn wrap_storage(storage: SharedStorage) -> SharedStorage {
+    let faults = std::env::var("PGARK_FAULT_STORAGE").ok();
+    if faults.is_none() && settings().count.is_none() {
+        return storage;
+    }
+    match Faults::parse(faults.as_deref().unwrap_or_default()) {
+        Ok(faults) => Arc::new(FaultyStorage::new(storage, faults)),
+        Err(e) => panic!("PGARK_FAULT_STORAGE: {e}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_parse() {
+        assert_eq!(position("a.b"), ("a.b".to_owned(), 1));
+        assert_eq!(position("a.b:3"), ("a.b".to_owned(), 3));
+        assert_eq!(pause("a=0.5"), ("a".to_owned(), Duration::from_millis(500)));
+    }
+
+    #[test]
+    fn passes_are_counted_by_name() {
+        assert_eq!((pass("t1"), pass("t1"), pass("t2")), (1, 2, 1));
+    }
+}
