@@ -25,7 +25,8 @@ const AHEAD_MAX: usize = 32;
 /// How many finished pushes are remembered.
 const REMEMBERED_MAX: usize = 256;
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-const BACKLOG_ALERT_EVERY: Duration = Duration::from_secs(60);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
+const ALERT_EVERY: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 enum State {
@@ -40,6 +41,9 @@ struct Task {
     state: State,
     /// Postgres has asked for it.
     asked: bool,
+    /// Postgres was told that it is stored. Asked again, it wants to be sure, or somebody wants a
+    /// damaged copy mended: the repositories are looked at again.
+    answered: bool,
     /// Requests that wait for it now.
     waiting: usize,
 }
@@ -51,6 +55,8 @@ struct Tasks {
     finished: VecDeque<FileKey>,
     /// Asked for and failed for want of a repository: tried again until it works.
     retry: Option<FileKey>,
+    /// The code of the last failure that was logged, and when.
+    logged: Option<(&'static str, Instant)>,
 }
 
 impl Tasks {
@@ -58,6 +64,7 @@ impl Tasks {
         let task = Task {
             state: State::Queued,
             asked,
+            answered: false,
             waiting: 0,
         };
         self.by_key.insert(key, task);
@@ -133,7 +140,11 @@ impl Pusher {
 
     /// Answers a PUSH.
     pub(super) fn push(&self, file: ArchiveFile, id: Option<FileId>) -> Result<Reply> {
-        let key = self.host.open_wal(file)?.key;
+        let opened = self.host.open_wal(file).map_err(|e| {
+            Error::new(e.kind(), "file_unavailable", e.to_string())
+                .with_detail(e.detail().unwrap_or_default())
+        })?;
+        let key = opened.key;
         if id.is_some_and(|id| id != key.id()) {
             return Err(Error::invalid(
                 "other_cluster",
@@ -155,9 +166,11 @@ impl Pusher {
             Some(Task {
                 state: State::Stored,
                 asked,
+                answered: answered @ false,
                 ..
             }) => {
                 *asked = true;
+                *answered = true;
                 self.stats.lookahead_hits.add();
                 return Ok(Reply::Ok(String::new()));
             }
@@ -171,7 +184,7 @@ impl Pusher {
             }
             // A failure of before says nothing about now.
             Some(Task {
-                state: State::Failed(_),
+                state: State::Stored | State::Failed(_),
                 ..
             })
             | None => tasks.enqueue(key, true),
@@ -206,6 +219,7 @@ impl Pusher {
         };
         if let Some(task) = tasks.by_key.get_mut(key) {
             task.waiting = task.waiting.saturating_sub(1);
+            task.answered |= reply.is_ok() && matches!(task.state, State::Stored);
         }
         reply
     }
@@ -258,16 +272,30 @@ impl Pusher {
             }
             Err(error) => {
                 self.stats.push_failures.add();
-                tracing::error!(
-                    alert = "push_failed",
-                    code = error.code(),
-                    detail = error.detail().unwrap_or_default(),
-                    "could not push WAL file {}: {error}",
-                    key.file
-                );
+                if self.is_news(&error) {
+                    tracing::error!(
+                        alert = "push_failed",
+                        code = error.code(),
+                        detail = error.detail().unwrap_or_default(),
+                        "could not push WAL file {}: {error}",
+                        key.file
+                    );
+                }
                 self.finish(key, Err(&error));
             }
         }
+    }
+
+    /// An outage makes the same error every second: it is logged once a minute.
+    fn is_news(&self, error: &Error) -> bool {
+        let mut tasks = self.lock();
+        let known = tasks
+            .logged
+            .is_some_and(|(code, at)| code == error.code() && at.elapsed() < ALERT_EVERY);
+        if !known {
+            tasks.logged = Some((error.code(), Instant::now()));
+        }
+        !known
     }
 
     fn store_file(&self, key: FileKey) -> Result<Pushed> {
@@ -326,7 +354,11 @@ impl Pusher {
     fn retry(&self) {
         let mut outage: Option<Outage> = None;
         loop {
-            std::thread::sleep(RETRY_PAUSE);
+            // Postgres itself asks every second at first, and a file is read anew each time.
+            let pause = outage.as_ref().map_or(RETRY_PAUSE, |outage| {
+                (outage.began.elapsed() / 10).clamp(RETRY_PAUSE, RETRY_PAUSE_MAX)
+            });
+            std::thread::sleep(pause);
             let mut tasks = self.lock();
             let Some(key) = tasks.retry else {
                 outage = None;
@@ -372,10 +404,7 @@ impl Outage {
     }
 
     fn alert(&mut self, host: &Host, key: FileKey) {
-        if self
-            .alerted
-            .is_some_and(|at| at.elapsed() < BACKLOG_ALERT_EVERY)
-        {
+        if self.alerted.is_some_and(|at| at.elapsed() < ALERT_EVERY) {
             return;
         }
         self.alerted = Some(Instant::now());

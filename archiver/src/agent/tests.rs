@@ -84,6 +84,16 @@ impl Fixture {
         bytes
     }
 
+    fn damage_stored(&self, no: u64) {
+        let file = ArchiveFile::Segment(self.name(no));
+        let key = crate::repository::layout::wal(self.control.system_identifier, file);
+        let path = self.root.join("repo").join(key.unwrap().as_str());
+        let mut stored = std::fs::read(&path).unwrap();
+        stored[200] ^= 1;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::write(&path, &stored).unwrap();
+    }
+
     fn start_agent(&self) -> Arc<Stats> {
         let agent = start(&self.config).unwrap();
         let stats = Arc::clone(&agent.stats);
@@ -160,6 +170,19 @@ fn push_and_look_ahead() {
     assert_eq!(f.get_command(&f.name(6).to_string()), (1, None));
     assert_eq!(f.counter("fetched") + f.counter("prefetch_hits"), 5);
     f.wait_for("fetch_absent", 1);
+}
+
+#[test]
+fn a_file_pushed_again_is_looked_up_in_the_repository() {
+    let f = Fixture::new();
+    let bytes = f.write_segment(1, 1);
+    f.start_agent();
+    f.push_command(1).unwrap();
+    f.damage_stored(1);
+    assert_eq!(f.get_command(&f.name(1).to_string()), (203, None));
+    f.push_command(1).unwrap();
+    assert_eq!(f.counter("pushed"), 2);
+    assert_eq!(f.get_command(&f.name(1).to_string()), (0, Some(bytes)));
 }
 
 #[test]
@@ -248,6 +271,13 @@ fn odd_requests_are_refused() {
         f.ask_raw(request.as_bytes())
             .starts_with("ERROR invalid other_cluster")
     );
+    // Another cluster's agent: the verb pushes by itself.
+    let elsewhere = f.root.join("other/pg_wal").join(f.name(1).to_string());
+    std::fs::create_dir_all(elsewhere.parent().unwrap()).unwrap();
+    std::fs::copy(f.wal_path(1), &elsewhere).unwrap();
+    let args = archive_push::Args { path: elsewhere };
+    archive_push::run(Some(&f.config_path), &args).unwrap();
+    assert_eq!(f.counter("pushed"), 0);
     // A link in pg_wal is not followed.
     std::fs::rename(f.wal_path(1), f.root.join("elsewhere")).unwrap();
     std::os::unix::fs::symlink(f.root.join("elsewhere"), f.wal_path(1)).unwrap();
@@ -285,12 +315,7 @@ fn the_verbs_work_without_an_agent() {
     assert_eq!(f.get_command("nonsense").0, 209);
     // A stored file that is damaged is served in no mode.
     let repo = f.root.join("repo");
-    let key = crate::repository::layout::wal(f.control.system_identifier, name.parse().unwrap());
-    let path = repo.join(key.unwrap().as_str());
-    let mut stored = std::fs::read(&path).unwrap();
-    stored[200] ^= 1;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-    std::fs::write(&path, &stored).unwrap();
+    f.damage_stored(1);
     assert_eq!(f.get_command(&name), (203, None));
     std::fs::write(f.root.join("data/standby.signal"), b"").unwrap();
     assert_eq!(f.get_command(&name), (1, None));

@@ -67,7 +67,11 @@ fn through_agent(config: &Config, file: ArchiveFile, path: &Path) -> Result<Opti
             message,
         } => match code.as_str() {
             // Another data directory's agent, or one of another user: not a verdict on the file.
-            "other_cluster" | "peer_refused" | "bad_request" | "too_many_connections" => Ok(None),
+            "other_cluster"
+            | "file_unavailable"
+            | "peer_refused"
+            | "bad_request"
+            | "too_many_connections" => Ok(None),
             _ => Err(Error::new(kind, "agent_refused", message)
                 .with_detail(format!("The agent's error code is {code}."))),
         },
