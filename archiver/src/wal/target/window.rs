@@ -74,10 +74,7 @@ pub(super) fn end(archive: &Archive<'_>, last: SegmentName) -> Result<End> {
 }
 
 /// When the last transaction of `transactions` ended at or after `from`.
-fn last_end(
-    transactions: &[crate::wal::commit_index::Transaction],
-    from: Lsn,
-) -> Option<WalTime> {
+fn last_end(transactions: &[crate::wal::commit_index::Transaction], from: Lsn) -> Option<WalTime> {
     let mut newest_first = transactions.iter().rev();
     newest_first
         .find(|t| t.outcome.ends_transaction() && t.lsn >= from)
