@@ -3,3 +3,5 @@
 pub mod agent;
 pub mod archive_get;
 pub mod archive_push;
+
+pub mod wal;

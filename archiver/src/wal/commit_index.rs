@@ -6,6 +6,7 @@
 //! never blocks a restore.
 
 mod build;
+pub mod changes;
 mod file;
 pub mod relmap;
 mod rows;
