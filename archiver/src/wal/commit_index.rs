@@ -6,12 +6,15 @@
 //! never blocks a restore.
 
 mod build;
-#[cfg(test)]
-mod byhand;
+pub mod changes;
 mod file;
 pub mod relmap;
 mod rows;
 pub mod scan;
+#[cfg(test)]
+pub(crate) mod testdata;
+#[cfg(test)]
+mod tests;
 
 use crate::postgres::wal_record::RelationFile;
 use crate::postgres::wal_record::decoder::{Head, Stop, Tail};

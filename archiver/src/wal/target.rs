@@ -3,6 +3,8 @@
 //! `src/backend/access/transam/xlogrecovery.c`).
 
 mod search;
+#[cfg(test)]
+mod tests;
 mod window;
 
 pub use window::{Window, window};
