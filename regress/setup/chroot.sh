@@ -11,7 +11,7 @@ set -eu
 suite=trixie
 packages="postgresql-17 postgresql-17-pgvector"
 headers="postgresql-server-dev-17"
-recipe=2
+recipe=3
 
 cache="${PGARK_CACHE:-/var/cache/pgark}"
 hash=$(printf '%s|%s|%s|%s' "$recipe" "$suite" "$packages" "$headers" | sha256sum | cut -c1-12)
@@ -83,6 +83,18 @@ trap unmount EXIT
     # Headers alone, to build the extension for this major: the package itself would pull in clang.
     # shellcheck disable=SC2086
     in_chroot sh -c "cd /tmp && apt-get download $headers && for deb in *.deb; do dpkg -x \$deb /; done && rm *.deb"
+    # Trixie's pg_config does not run on the host; its answers, paths below the chroot, do.
+    in_chroot /usr/lib/postgresql/17/bin/pg_config >"$work/pg_config.txt"
+    cat >"$work/pg_config" <<'SCRIPT'
+#!/bin/sh
+# pg_config of the Postgres in this chroot, with paths as the host sees them.
+root=$(dirname "$(readlink -f "$0")")
+for option in "$@"; do
+    key=$(echo "${option#--}" | tr '[:lower:]' '[:upper:]')
+    sed -n "s|^$key = /|$root/|p; t; s|^$key = ||p" "$root/pg_config.txt"
+done
+SCRIPT
+    chmod 755 "$work/pg_config"
     in_chroot apt-get clean
     rm -rf "$work/var/lib/apt/lists"
     unmount
