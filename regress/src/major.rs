@@ -19,13 +19,14 @@ pub enum Major {
 /// no mount to undo. Test directories have the same path inside as outside.
 const ENTER: &str = r#"
 set -e
-root=$1 shared=$2 uid=$3 gid=$4
+root=$1 shared=$2 passwd=$3 user=$4
 shift 4
 mkdir -p "$root$shared"
 mount --bind "$shared" "$root$shared"
-mount -t proc proc "$root/proc"
+mount --bind "$passwd" "$root/etc/passwd"
+mount --rbind /proc "$root/proc"
 mount --rbind /dev "$root/dev"
-exec chroot --userspec="$uid:$gid" --groups= "$root" "$@"
+exec chroot $user "$root" "$@"
 "#;
 
 impl Major {
@@ -55,18 +56,7 @@ impl Major {
     pub fn run(self, program: impl AsRef<Path>) -> Command {
         let mut command = match self {
             Self::Pg15 => account::command(program.as_ref()),
-            Self::Pg17 => {
-                let account = account::account();
-                let mut command = Command::new("unshare");
-                command
-                    .args(["--mount", "--propagation", "private", "--"])
-                    .args(["sh", "-c", ENTER, "sh"])
-                    .arg(chroot())
-                    .arg(test_root())
-                    .args([account.uid.to_string(), account.gid.to_string()])
-                    .arg(program.as_ref());
-                command
-            }
+            Self::Pg17 => enter_chroot(program.as_ref()),
         };
         command.env("LC_ALL", "C.UTF-8").current_dir("/");
         command
@@ -87,48 +77,58 @@ impl std::fmt::Display for Major {
     }
 }
 
+/// A command that runs `program` in the chroot as the account. Who is not root enters it in a user
+/// namespace, which Debian allows to everyone.
+fn enter_chroot(program: &Path) -> Command {
+    let account = account::account();
+    let mut command = Command::new("unshare");
+    let user = if account.change {
+        format!("--userspec={}:{} --groups=", account.uid, account.gid)
+    } else {
+        command.args(["--user", "--map-current-user", "--keep-caps"]);
+        String::new()
+    };
+    command
+        .args(["--mount", "--propagation", "private", "--"])
+        .args(["sh", "-c", ENTER, "sh"])
+        .arg(chroot())
+        .arg(test_root())
+        .arg(passwd())
+        .arg(user)
+        .arg(program);
+    command
+}
+
 /// The trixie chroot; made by `make test` before the tests run.
 fn chroot() -> &'static Path {
     static CHROOT: OnceLock<PathBuf> = OnceLock::new();
     CHROOT.get_or_init(|| {
-        assert!(
-            account::account().change,
-            "Postgres 17 runs in a chroot here, which only root can enter"
-        );
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("setup/chroot.sh");
         let output = Command::new(&script).arg("--path").output().unwrap();
         assert!(
             output.status.success(),
-            "no trixie chroot; run {}",
+            "no trixie chroot; as root, run {}",
             script.display()
         );
-        let root = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
-        know_account(&root);
-        root
+        PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
     })
 }
 
-/// initdb and libpq ask for the name of the user they run as, so the chroot has to know it.
-fn know_account(root: &Path) {
-    let account = account::account();
-    let line = format!(
-        "{0}:x:{1}:{2}::/nonexistent:/usr/sbin/nologin",
-        account::USER,
-        account.uid,
-        account.gid
-    );
-    let file = root.join("etc/passwd");
-    let passwd = std::fs::read_to_string(&file).unwrap();
-    if !passwd.lines().any(|known| known == line) {
-        let others = passwd
-            .lines()
-            .filter(|known| !known.starts_with(&format!("{}:", account::USER)));
-        let text: String = others
-            .chain([line.as_str()])
-            .map(|l| format!("{l}\n"))
-            .collect();
-        let new = root.join(format!("etc/passwd.{}", std::process::id()));
+/// The chroot's `/etc/passwd` with the account in it: initdb and libpq ask for the name of the user
+/// that they run as.
+fn passwd() -> &'static Path {
+    static PASSWD: OnceLock<PathBuf> = OnceLock::new();
+    PASSWD.get_or_init(|| {
+        let account = account::account();
+        let mut text = std::fs::read_to_string(chroot().join("etc/passwd")).unwrap();
+        let (user, uid, gid) = (account::USER, account.uid, account.gid);
+        text.push_str(&format!(
+            "{user}:x:{uid}:{gid}::/nonexistent:/usr/sbin/nologin\n"
+        ));
+        let file = test_root().join(format!("passwd-{uid}"));
+        let new = test_root().join(format!("passwd-{uid}.{}", std::process::id()));
         std::fs::write(&new, text).unwrap();
-        std::fs::rename(new, file).unwrap();
-    }
+        std::fs::rename(new, &file).unwrap();
+        file
+    })
 }

@@ -72,9 +72,14 @@ pub(crate) fn adopt_orphans() {
     set_child_subreaper(Some(rustix::process::getpid())).unwrap();
 }
 
-/// Kills `pid` and everything it started, the way a power cut would: the parent first, all at once.
+/// Kills `pid` and everything it started, all at once as a power cut would: they are stopped first,
+/// so that none acts on the death of another.
 pub fn kill_tree(pid: i32) {
+    signal(pid, Signal::STOP);
     let all = tree(pid);
+    for pid in &all {
+        signal(*pid, Signal::STOP);
+    }
     for pid in &all {
         kill(*pid);
     }
