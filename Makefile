@@ -11,12 +11,14 @@ PLAIN := -p pgark-types -p pgark-archiver
 EXTENSION_LINT := PGRX_PG_CONFIG_PATH=$(PG_CONFIG) cargo clippy --locked --target-dir $(TARGET)/pg15 \
 	-p pgark -p pgark-archive
 
+.NOTPARALLEL:
 .PHONY: demo test test-full regress bench install clean lint unit build
 
+# Installs nothing of pgark's: the libraries are staged below the target directory.
 demo:
 	$(SETUP)/install.sh demo
 	cargo build --locked -p pgark-archiver
-	$(SETUP)/build-extension.sh $(PG_CONFIG)
+	DESTDIR=$(TARGET)/stage $(SETUP)/build-extension.sh $(PG_CONFIG)
 	regress/demo.sh
 
 # At most 45 minutes on 2 cores.
@@ -47,7 +49,7 @@ regress:
 	cargo test --locked -p pgark-regress -- --test-threads=2
 
 # Everything, in resumable parts: make test-full PART=3.
-test-full: test
+test-full: setup build
 	PGARK_TEST_TIER=full PGARK_TEST_PART=$(PART) cargo test --locked -p pgark-regress -- --test-threads=2
 
 bench:

@@ -10,6 +10,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, UNIX_EPOCH};
 
+/// Longer than any run of the tests.
+const COPY_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
 /// What a command printed and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
@@ -243,7 +246,9 @@ pub fn binary() -> &'static Path {
             .unwrap()
             .duration_since(UNIX_EPOCH)
             .unwrap();
-        let folder = test_root().join(format!("bin-{:x}-{:x}", metadata.len(), age.as_nanos()));
+        let name = format!("bin-{:x}-{:x}", metadata.len(), age.as_nanos());
+        remove_old_copies(&name);
+        let folder = test_root().join(name);
         let copy = folder.join("pgark");
         if !copy.exists() {
             std::fs::create_dir_all(&folder).unwrap();
@@ -253,4 +258,17 @@ pub fn binary() -> &'static Path {
         }
         copy
     })
+}
+
+/// Removes copies of earlier builds that nobody can be running any more.
+fn remove_old_copies(current: &str) {
+    for entry in std::fs::read_dir(test_root()).unwrap().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let made = entry.metadata().and_then(|metadata| metadata.modified());
+        let old = made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > COPY_LIFETIME));
+        if name.starts_with("bin-") && name != current && old {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }

@@ -17,6 +17,7 @@ fn within_limit<T>(what: &str, action: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let result = action();
     let took = start.elapsed();
+    println!("{what}: {took:?}");
     assert!(took <= AT_MOST, "{what} took {took:?}");
     result
 }

@@ -12,6 +12,10 @@ use std::time::{Duration, Instant};
 /// How long an agent may stay silent during a shutdown.
 const SILENCE_MAX: Duration = Duration::from_millis(1500);
 
+/// A shutdown that still goes on after this long does not wait for the archiver: it is a smart one
+/// that waits for its sessions. The count then begins anew, so that archiving goes on meanwhile.
+const COUNT_AGAIN_AFTER: Duration = Duration::from_secs(15);
+
 /// The line of `postmaster.pid` that holds the postmaster's state, counted from 0
 /// (`LOCK_FILE_LINE_PM_STATUS`, `src/include/utils/pidfile.h`).
 const STATUS_LINE: usize = 7;
@@ -41,7 +45,12 @@ impl Patience {
             return false;
         }
         let since = *self.silent_since.get_or_insert(now);
-        now.saturating_duration_since(since) >= SILENCE_MAX
+        let silence = now.saturating_duration_since(since);
+        if silence >= COUNT_AGAIN_AFTER {
+            self.silent_since = Some(now);
+            return false;
+        }
+        silence >= SILENCE_MAX
     }
 
     /// Whether a shutdown is being counted: false spares the look into `postmaster.pid`.
@@ -57,7 +66,7 @@ impl Patience {
 
 #[cfg(test)]
 mod tests {
-    use super::{Patience, SILENCE_MAX, stopping};
+    use super::{COUNT_AGAIN_AFTER, Patience, SILENCE_MAX, stopping};
     use std::time::{Duration, Instant};
 
     #[test]
@@ -85,5 +94,17 @@ mod tests {
         assert!(!patience.counting());
         assert!(!patience.spent(true, later + SILENCE_MAX));
         assert!(patience.spent(true, later + SILENCE_MAX * 2));
+    }
+
+    #[test]
+    fn a_smart_shutdown_does_not_end_archiving() {
+        let mut patience = Patience::new();
+        let start = Instant::now();
+        assert!(!patience.spent(true, start));
+        assert!(patience.spent(true, start + SILENCE_MAX));
+        let again = start + COUNT_AGAIN_AFTER;
+        assert!(!patience.spent(true, again));
+        assert!(!patience.spent(true, again + SILENCE_MAX / 2));
+        assert!(patience.spent(true, again + SILENCE_MAX));
     }
 }
