@@ -48,3 +48,16 @@ pub fn ask(mut stream: UnixStream, request: Request, timeout: Duration) -> Resul
         )),
     }
 }
+
+/// The version of the agent that listens at `socket`.
+///
+/// # Errors
+/// Kind Unavailable, code `agent_absent`, when none listens; or as [`ask`].
+pub fn ping(socket: &Path) -> Result<String> {
+    let stream = connect(socket)
+        .ok_or_else(|| Error::unavailable("agent_absent", "no agent listens on its socket"))?;
+    match ask(stream, Request::Ping, Duration::from_secs(5))? {
+        Reply::Ok(version) => Ok(version),
+        _ => Err(Error::unavailable("agent_protocol", "the agent's answer is not understood")),
+    }
+}
