@@ -1,5 +1,6 @@
 //! `pgark wal`: what is archived, and what happened to a relation in it.
 
+use super::Output;
 use crate::config::Config;
 use crate::repository::Repository;
 use crate::wal::cluster::{self, Registration};
@@ -56,17 +57,6 @@ struct Common {
     /// The repository to look into [default: the first required one that knows the cluster]
     #[arg(long, value_name = "NAME")]
     repository: Option<String>,
-    /// How to print the answer
-    #[arg(long, value_enum, default_value_t = Output::Text)]
-    output: Output,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Output {
-    /// For people
-    Text,
-    /// One JSON object
-    Json,
 }
 
 fn parse_time(text: &str) -> Result<DateTime<Utc>, pgark_types::ParseError> {
@@ -77,10 +67,10 @@ fn parse_time(text: &str) -> Result<DateTime<Utc>, pgark_types::ParseError> {
 ///
 /// # Errors
 /// Kind Invalid: `cluster_unknown`, `relation_unknown`; what the repository says.
-pub fn run(config: &Config, args: &Args) -> Result<()> {
+pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
     let text = match &args.verb {
-        Verb::Find(args) => find(config, args)?,
-        Verb::Ranges(args) => ranges(config, args)?,
+        Verb::Find(args) => find(config, args, output)?,
+        Verb::Ranges(args) => ranges(config, args, output)?,
     };
     let written = std::io::stdout().lock().write_all(text.as_bytes());
     written.map_err(|e| Error::io("could not write to standard output", e))
@@ -123,7 +113,7 @@ struct RangesAnswer {
     wal: Vec<TimelineWal>,
 }
 
-fn ranges(config: &Config, args: &RangesArgs) -> Result<String> {
+fn ranges(config: &Config, args: &RangesArgs, output: Output) -> Result<String> {
     let (repo, cluster) = open(config, &args.common)?;
     let inventory = Inventory::load(&repo, cluster.system_identifier)?;
     let answer = RangesAnswer {
@@ -134,7 +124,7 @@ fn ranges(config: &Config, args: &RangesArgs) -> Result<String> {
         segment_size: cluster.segment_size,
         wal: inventory.by_timeline(cluster.segment_size),
     };
-    match args.common.output {
+    match output {
         Output::Json => json(&answer),
         Output::Text => Ok(ranges_text(&answer)),
     }
@@ -168,11 +158,11 @@ struct FindAnswer<'a> {
     changes: &'a [RelationChange],
 }
 
-fn find(config: &Config, args: &FindArgs) -> Result<String> {
+fn find(config: &Config, args: &FindArgs, output: Output) -> Result<String> {
     let (repo, cluster) = open(config, &args.common)?;
     let subject = Subject::resolve(&repo, &cluster.name, &args.relation)?;
     let changes = search(&repo, &cluster, &subject, args)?;
-    match args.common.output {
+    match output {
         Output::Json => json(&FindAnswer {
             format: 1,
             relation: &args.relation,
