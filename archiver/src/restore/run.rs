@@ -170,8 +170,12 @@ impl Job<'_> {
             if matches!(entry.kind, FileKind::Directory) {
                 return Ok(());
             }
+            if entry.kind == FileKind::Control {
+                listed.push(entry);
+                return Ok(());
+            }
             listed.push(listing(&entry));
-            if entry.kind == FileKind::Control || finish::writes_itself(&entry.path.0) {
+            if finish::writes_itself(&entry.path.0) {
                 return Ok(());
             }
             if entry.kind == FileKind::Config {
