@@ -5,7 +5,9 @@ use pgark_archiver::postgres::backup_label::BackupLabelFile;
 use pgark_archiver::postgres::control_file::{CONTROL_FILE_BYTES, ControlFile};
 use pgark_archiver::postgres::history_file::TimelineHistory;
 use pgark_archiver::postgres::tablespace_map::TablespaceMap;
-use pgark_archiver::postgres::{manifest, page};
+use pgark_archiver::postgres::wal_record::decoder::SegmentDecoder;
+use pgark_archiver::postgres::wal_record::{Record, transaction};
+use pgark_archiver::postgres::{manifest, page, wal_page};
 use pgark_archiver::repository::sealed;
 use pgark_archiver::storage::Key;
 use pgark_types::{
@@ -24,6 +26,8 @@ pub const TARGETS: &[Target] = &[
     ("time", time),
     ("sealed_json", sealed_json),
     ("key", key),
+    ("wal_segment", wal_segment),
+    ("wal_record", wal_record),
 ];
 
 fn control_file(input: &[u8]) {
@@ -151,5 +155,40 @@ fn key(input: &[u8]) {
         assert_eq!(key.as_str(), text);
         assert!(text.split('/').all(|part| !matches!(part, "" | "." | "..")));
         assert!(!key.file_name().contains('/'));
+    }
+}
+
+/// The beginning of a segment that starts at 0/C00000.
+fn wal_segment(input: &[u8]) {
+    let start = Lsn(0xC0_0000);
+    let _ = wal_page::parse_segment_header(input);
+    let mut decoder = SegmentDecoder::new(input, start);
+    let mut last = start;
+    while let Some(record) = decoder.next_record() {
+        assert!(record.lsn >= last && record.end_lsn > record.lsn);
+        last = record.end_lsn;
+        let _ = record.walk(|_| ());
+    }
+    assert!(decoder.stop().is_some());
+}
+
+/// One record; length and checksum are repaired.
+fn wal_record(input: &[u8]) {
+    let mut bytes = input.to_vec();
+    bytes.resize(bytes.len().max(24), 0);
+    let Ok(total) = u32::try_from(bytes.len()) else {
+        return;
+    };
+    let (header, data) = bytes.split_at_mut(24);
+    header[..4].copy_from_slice(&total.to_le_bytes());
+    header[8..16].fill(0);
+    let crc = crc32c::crc32c_append(crc32c::crc32c(data), &header[..20]);
+    header[20..24].copy_from_slice(&crc.to_le_bytes());
+    let record = Record::check(&bytes, Lsn(64), Lsn(128), None).expect("a repaired record");
+    let _ = record.walk(|block| assert!(block.id <= 32));
+    for major in [15, 18] {
+        if let Ok(Some(parsed)) = transaction::parse(&record, major) {
+            assert!(parsed.subxids.len() * 4 + parsed.dropped.len() * 12 <= bytes.len());
+        }
     }
 }
