@@ -174,16 +174,17 @@ fn wal_segment(input: &[u8]) {
 
 /// One record; length and checksum are repaired.
 fn wal_record(input: &[u8]) {
-    let mut bytes = input.to_vec();
-    bytes.resize(bytes.len().max(24), 0);
-    let Ok(total) = u32::try_from(bytes.len()) else {
+    let Ok(total) = u32::try_from(input.len().max(24)) else {
         return;
     };
-    let (header, data) = bytes.split_at_mut(24);
-    header[..4].copy_from_slice(&total.to_le_bytes());
-    header[8..16].fill(0);
-    let crc = crc32c::crc32c_append(crc32c::crc32c(data), &header[..20]);
-    header[20..24].copy_from_slice(&crc.to_le_bytes());
+    // Length, then the transaction, no previous record, then info and resource manager.
+    let mut header = total.to_le_bytes().to_vec();
+    header.extend(input.iter().chain(&[0; 8]).skip(4).take(4));
+    header.extend([0; 8]);
+    header.extend(input.iter().chain(&[0; 24]).skip(16).take(4));
+    let data = input.get(24..).unwrap_or_default();
+    let crc = crc32c::crc32c_append(crc32c::crc32c(data), &header);
+    let bytes = [&header, crc.to_le_bytes().as_slice(), data].concat();
     let record = Record::check(&bytes, Lsn(64), Lsn(128), None).expect("a repaired record");
     let _ = record.walk(|block| assert!(block.id <= 32));
     for major in [15, 18] {
