@@ -280,6 +280,8 @@ mod tests {
     struct Cli {
         #[command(flatten)]
         args: Args,
+        #[arg(long, value_enum, default_value = "text")]
+        output: Output,
     }
 
     fn config() -> (tempfile::TempDir, Config) {
@@ -335,9 +337,10 @@ mod tests {
 
     fn answer(config: &Config, line: &[&str]) -> Result<String> {
         let cli = Cli::try_parse_from([&["wal"], line].concat()).unwrap();
+        let output = cli.output;
         match &cli.args.verb {
-            Verb::Find(args) => find(config, args),
-            Verb::Ranges(args) => ranges(config, args),
+            Verb::Find(args) => find(config, args, output),
+            Verb::Ranges(args) => ranges(config, args, output),
         }
     }
 
