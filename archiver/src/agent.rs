@@ -9,6 +9,7 @@ pub mod protocol;
 
 mod host;
 mod pusher;
+mod quiet_tail;
 mod sampler;
 mod server;
 mod spool;

@@ -291,7 +291,10 @@ impl<'a> Chooser<'a> {
         };
         match self.request.timeline {
             TargetTimeline::Current => self.current(label, holds),
-            TargetTimeline::Id(timeline) => holds(timeline)?.ok_or_else(|| refuse(timeline)),
+            TargetTimeline::Id(timeline) => {
+                self.known(timeline)?;
+                holds(timeline)?.ok_or_else(|| refuse(timeline))
+            }
             TargetTimeline::Latest => {
                 let mut timelines = self.inventory.timelines();
                 timelines.sort_unstable();
@@ -308,6 +311,25 @@ impl<'a> Chooser<'a> {
                 self.current(label, holds)
             }
         }
+    }
+
+    /// Refuses a timeline that nothing in the repository belongs to; one that only lacks its history
+    /// file is damage instead.
+    fn known(&self, timeline: TimelineId) -> Result<()> {
+        let timelines = self.inventory.timelines();
+        if timelines.contains(&timeline) {
+            return Ok(());
+        }
+        let known: Vec<String> = timelines.iter().map(ToString::to_string).collect();
+        Err(Error::invalid(
+            "timeline_unknown",
+            format!(
+                "repository \"{}\" holds nothing of timeline {timeline}",
+                self.repository.name()
+            ),
+        )
+        .with_detail(format!("It holds WAL of timelines {}.", known.join(", ")))
+        .with_hint("Choose one of these with --target-timeline, or \"latest\"."))
     }
 
     fn current(
