@@ -8,3 +8,4 @@ mod t010_extension;
 mod t020_archive_module;
 mod t100_targets;
 mod t101_window;
+mod t102_timelines;
