@@ -9,3 +9,5 @@ mod t020_archive_module;
 mod t100_targets;
 mod t101_window;
 mod t102_timelines;
+mod t103_in_place;
+mod t104_contents;
