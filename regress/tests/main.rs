@@ -11,3 +11,5 @@ mod t101_window;
 mod t102_timelines;
 mod t103_in_place;
 mod t104_contents;
+mod t105_layouts;
+mod t106_pages;
