@@ -5,7 +5,6 @@ mod complete;
 mod copy;
 mod meta;
 mod pages;
-mod relnames;
 mod run;
 mod scan;
 mod server;
