@@ -1,1 +1,159 @@
-//! The agent: the long-running companion. (to be written)
+//! The agent: the long-running companion on a database host.
+//!
+//! It stores and fetches WAL for the archive module and the one-shot verbs, ahead of being asked,
+//! and samples the database's clock. Plain threads: every one blocks on storage most of the time.
+//! It holds no state that the repository or Postgres does not have; it may be killed at any time.
+
+pub mod client;
+pub mod protocol;
+
+mod host;
+mod pusher;
+mod sampler;
+mod server;
+mod spool;
+mod stats;
+mod wake;
+
+use crate::config::Config;
+use crate::{Error, Result};
+use host::Host;
+use pusher::Pusher;
+use spool::Spool;
+use stats::Stats;
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What all threads of the agent share.
+struct Agent {
+    config: Arc<Config>,
+    host: Arc<Host>,
+    stats: Arc<Stats>,
+    pusher: Arc<Pusher>,
+    spool: Arc<Spool>,
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Kind Invalid: no `[cluster]`, an unsafe socket directory; Conflict, `agent_running`, when
+/// another agent has the state directory.
+pub fn run(config: Config) -> Result<()> {
+    config.require_cluster()?;
+    let _lock = lock_state_directory(&config.agent.state_dir)?;
+    let config = Arc::new(config);
+    let agent = start(&config)?;
+    let socket = server::bind(&config.agent.socket)?;
+    let signals = Signals::new()?;
+    sampler::start(&agent.config, &agent.host, &agent.stats)?;
+    server::start(socket, Arc::new(agent))?;
+    tracing::info!(
+        socket = %config.agent.socket.display(),
+        "agent of cluster \"{}\" is ready",
+        config.cluster_name()
+    );
+    signals.wait();
+    // What is under way needs no farewell: an object is whole or absent, and Postgres asks again.
+    let _ = std::fs::remove_file(&config.agent.socket);
+    tracing::info!("agent stopped");
+    Ok(())
+}
+
+fn start(config: &Arc<Config>) -> Result<Agent> {
+    let stats = Arc::new(Stats::default());
+    let host = Arc::new(Host::new(config)?);
+    let pusher = Pusher::start(config, &host, &stats)?;
+    let spool = Spool::start(config, &stats)?;
+    Ok(Agent {
+        config: Arc::clone(config),
+        host,
+        stats,
+        pusher,
+        spool,
+    })
+}
+
+/// Two agents on one state directory would sweep each other's spool.
+fn lock_state_directory(directory: &Path) -> Result<File> {
+    create_private(directory)?;
+    let path = directory.join("agent.lock");
+    let io = |e: std::io::Error| Error::io(format!("could not lock \"{}\"", path.display()), e);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::conflict(
+            "agent_running",
+            format!("another agent uses \"{}\"", directory.display()),
+        )
+        .with_hint("Stop it first, or set another agent.state_dir and agent.socket.")),
+        Err(std::fs::TryLockError::Error(e)) => Err(io(e)),
+    }
+}
+
+/// Creates a directory that only this user may enter, parents included.
+fn create_private(directory: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|e| Error::io(format!("could not create \"{}\"", directory.display()), e))
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .map(drop)
+        .map_err(|e| Error::io("could not start a thread", e))
+}
+
+/// SIGTERM and SIGINT, caught from construction on.
+struct Signals {
+    runtime: tokio::runtime::Runtime,
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let io = |e| Error::io("could not set up signal handling", e);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(io)?;
+        let guard = runtime.enter();
+        let terminate = signal(SignalKind::terminate()).map_err(io)?;
+        let interrupt = signal(SignalKind::interrupt()).map_err(io)?;
+        drop(guard);
+        Ok(Self {
+            runtime,
+            terminate,
+            interrupt,
+        })
+    }
+
+    fn wait(self) {
+        let Self {
+            runtime,
+            mut terminate,
+            mut interrupt,
+        } = self;
+        runtime.block_on(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,3 +1,31 @@
-//! harness
+//! pgark's end-to-end harness: real Postgres servers of several majors, made and thrown away by the
+//! test that needs them.
+//!
+//! Everything a test makes lies in one [`TestDirectory`], and everything it starts mentions that
+//! directory; dropping it ends the processes and removes the files. Postgres refuses to run as
+//! root, so as root the harness runs servers and pgark itself as the user `pgark-test`
+//! ([`account`]).
+//!
+//! The harness is test code: it panics, loudly, where a library would return an error.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+pub mod account;
+pub mod cluster;
+pub mod directory;
+pub mod fake_agent;
 pub mod fuzz;
+pub mod ledger;
+pub mod major;
+pub mod pgark;
+pub mod process;
+pub mod server_log;
+pub mod session;
+pub mod tools;
+
+pub use cluster::{Cluster, ClusterBuilder, StopMode};
+pub use directory::TestDirectory;
+pub use ledger::{Ledger, Mark};
+pub use major::Major;
+pub use pgark::{Output, Pgark};
+pub use session::Session;

@@ -1,1 +1,8 @@
+//! The end-to-end tests, one binary. Modules are named like Postgres's TAP tests: a number, then
+//! what they are about; each begins with the scenario in prose.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+mod t000_smoke;
+mod t010_extension;
+mod t020_archive_module;

@@ -70,9 +70,8 @@ pub fn run(
     let session = Session::begin(repository, SharedClock::clone(clock), &section.name, &label)?;
     let mut job = Job { config, repository, options, clock, cancel, server, control, sql };
     tracing::info!(backup = %label, repository = repository.name(), "backup begins");
-    let result = job.take(&session, &label);
+    let (record, digest) = job.take(&session, &label)?;
     job.relnames();
-    let (record, digest) = result?;
     crate::fault::point("backup:before_commit");
     cancel.check()?;
     let key = crate::repository::layout::manifest(&section.name, &label)?;

@@ -188,21 +188,30 @@ pub fn answer(repos: &Repositories, scope: &Scope, file: ArchiveFile) -> Result<
     let mut proof: Option<String> = None;
     for (repo, required) in &repos.open {
         match ask(repo, scope, file, place.as_ref()) {
-            Ok(Answer::Present(plain)) => return Ok(Answer::Present(plain)),
+            Ok(Answer::Present(plain)) => {
+                if let Some(error) = doubt {
+                    tracing::warn!(
+                        code = error.code(),
+                        "served {file} from repository \"{}\": {error}",
+                        repo.name()
+                    );
+                }
+                return Ok(Answer::Present(plain));
+            }
             Ok(Answer::Absent(why)) if *required => proof = Some(why),
             Ok(Answer::Absent(_)) => {}
             Err(error) => {
                 let error = error.context(format!("repository \"{}\"", repo.name()));
-                tracing::warn!(code = error.code(), "{error}");
                 // A best-effort repository may lack anything: its troubles prove nothing.
                 if *required {
                     doubt.get_or_insert(error);
+                } else {
+                    tracing::warn!(code = error.code(), "{error}");
                 }
             }
         }
     }
     for failed in &repos.failed {
-        tracing::warn!(code = failed.error.code(), "{}", failed.error);
         if failed.required && doubt.is_none() {
             doubt = Some(Error::new(
                 failed.error.kind(),

@@ -2,12 +2,14 @@
 //! the cluster has had. The highest one counts.
 
 use crate::clock::Clock;
+use crate::postgres::control_file::ControlFile;
 use crate::repository::{Repository, layout, sealed};
 use crate::storage::Put;
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
 use pgark_types::{SegmentSize, SystemId};
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 const RECORD_BYTES_MAX: u64 = 64 << 10;
 
@@ -40,6 +42,21 @@ pub struct Identity {
     pub segment_size: SegmentSize,
     /// Postgres's major version, where it is known.
     pub postgres_major: Option<u32>,
+}
+
+impl Identity {
+    /// Reads it from the control file of a data directory.
+    ///
+    /// # Errors
+    /// As [`ControlFile::read`].
+    pub fn of_data_directory(data_directory: &Path) -> Result<Self> {
+        let (control, _) = ControlFile::read(data_directory)?;
+        Ok(Self {
+            system_identifier: control.system_identifier,
+            segment_size: control.wal_segment_size,
+            postgres_major: control.major(),
+        })
+    }
 }
 
 /// Why a cluster is registered.

@@ -5,13 +5,16 @@
 //! It is a cache. A missing or damaged one is rebuilt from the segment each time, in memory, and
 //! never blocks a restore.
 
-#[cfg(test)]
-mod byhand;
 mod build;
+pub mod changes;
 mod file;
 pub mod relmap;
 mod rows;
 pub mod scan;
+#[cfg(test)]
+pub(crate) mod testdata;
+#[cfg(test)]
+mod tests;
 
 use crate::postgres::wal_record::RelationFile;
 use crate::postgres::wal_record::decoder::{Head, Stop, Tail};
@@ -206,8 +209,16 @@ impl Counts {
     /// The reverse of [`Counts::to_array`].
     #[must_use]
     pub const fn from_array(counts: [u32; 8]) -> Self {
-        let [insert, multi_insert, update, hot_update, delete, page_rewrite, create, truncate] =
-            counts;
+        let [
+            insert,
+            multi_insert,
+            update,
+            hot_update,
+            delete,
+            page_rewrite,
+            create,
+            truncate,
+        ] = counts;
         Self {
             insert,
             multi_insert,

@@ -33,7 +33,6 @@ pub fn fetch(repo: &Repository, system_id: SystemId, file: ArchiveFile) -> Resul
             Ok(Some(plain))
         }
         (Variant::Damaged(error), _) | (Variant::None, Some(error)) => Err(error
-            .context(format!("no good copy in repository \"{}\"", repo.name()))
             .with_hint("Push the file again if it is still in pg_wal: a good copy is then added. \"pgark verify\" lists what is damaged.")),
         (Variant::None, None) => Ok(None),
     }

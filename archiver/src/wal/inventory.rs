@@ -94,7 +94,9 @@ impl Inventory {
     #[must_use]
     pub fn timelines(&self) -> Vec<TimelineId> {
         let with_segments = self.segments.keys().copied();
-        let all: BTreeSet<_> = with_segments.chain(self.histories.iter().copied()).collect();
+        let all: BTreeSet<_> = with_segments
+            .chain(self.histories.iter().copied())
+            .collect();
         all.into_iter().collect()
     }
 
@@ -263,7 +265,8 @@ fn stored_file(key: &str) -> Option<ArchiveFile> {
 /// `<n>-<b3>`.
 fn is_variant_suffix(suffix: &str) -> bool {
     suffix.split_once('-').is_some_and(|(n, digest)| {
-        let digits = |text: &str, ok: fn(&u8) -> bool| !text.is_empty() && text.bytes().all(|b| ok(&b));
+        let digits =
+            |text: &str, ok: fn(&u8) -> bool| !text.is_empty() && text.bytes().all(|b| ok(&b));
         digits(n, u8::is_ascii_digit) && digits(digest, u8::is_ascii_hexdigit)
     })
 }

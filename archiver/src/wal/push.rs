@@ -140,11 +140,8 @@ pub fn index(repos: &[(Repository, bool)], outcome: &PushOutcome, file: ArchiveF
         ..
     } = outcome.identity;
     for (repo, _) in repos {
-        let fresh = outcome
-            .stored
-            .iter()
-            .any(|(name, stored)| name == repo.name() && *stored != Stored::Duplicate);
-        if !fresh {
+        // Duplicates too: the push that stored them may have died before the index.
+        if !outcome.stored.iter().any(|(name, _)| name == repo.name()) {
             continue;
         }
         let indexed =

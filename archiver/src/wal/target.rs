@@ -3,6 +3,8 @@
 //! `src/backend/access/transam/xlogrecovery.c`).
 
 mod search;
+#[cfg(test)]
+mod tests;
 mod window;
 
 pub use window::{Window, window};
@@ -120,9 +122,11 @@ pub fn resolve(
             let found = search.found().ok_or_else(|| xid_not_found(*xid, &search))?;
             Ok(at_transaction(archive, found, inclusive))
         }
-        RecoveryTarget::Name(name) => {
-            at_restore_point(archive, name, &search_all(archive, to_segment, Search::names())?)
-        }
+        RecoveryTarget::Name(name) => at_restore_point(
+            archive,
+            name,
+            &search_all(archive, to_segment, Search::names())?,
+        ),
     }
 }
 
@@ -185,11 +189,7 @@ fn at_transaction(archive: &Archive<'_>, found: &Found, inclusive: bool) -> Reso
     }
 }
 
-fn at_end(
-    archive: &Archive<'_>,
-    to_segment: SegmentName,
-    description: String,
-) -> Result<Resolved> {
+fn at_end(archive: &Archive<'_>, to_segment: SegmentName, description: String) -> Result<Resolved> {
     let end = window::end(archive, to_segment)?;
     Ok(Resolved {
         lsn: None,
@@ -252,12 +252,20 @@ fn at_lsn(
             last_segment,
             description: format!(
                 "{} the first record at or after {lsn}",
-                if inclusive { "just after" } else { "just before" }
+                if inclusive {
+                    "just after"
+                } else {
+                    "just before"
+                }
             ),
         }),
         // No record begins at or after the LSN: Postgres would end with "recovery ended before
         // configured recovery target was reached", having replayed just what was asked for.
-        None => at_end(archive, to_segment, format!("{lsn}, the end of the archived WAL")),
+        None => at_end(
+            archive,
+            to_segment,
+            format!("{lsn}, the end of the archived WAL"),
+        ),
     }
 }
 
@@ -269,7 +277,11 @@ fn after_last_commit(
 ) -> Result<Resolved> {
     let end = window::end(archive, to_segment)?;
     if end.covered_until.is_none_or(|until| time > until) {
-        return Err(out_of_window(archive, to_segment, &format!("time {time:?}")));
+        return Err(out_of_window(
+            archive,
+            to_segment,
+            &format!("time {time:?}"),
+        ));
     }
     Ok(Resolved {
         lsn: None,
@@ -277,7 +289,9 @@ fn after_last_commit(
         timeline: to_segment.timeline,
         time: search.newest().and_then(|time| time.to_utc()),
         last_segment: to_segment,
-        description: format!("the end of the archived WAL: no transaction ended between it and {time:?}"),
+        description: format!(
+            "the end of the archived WAL: no transaction ended between it and {time:?}"
+        ),
     })
 }
 

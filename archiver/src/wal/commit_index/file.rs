@@ -14,8 +14,8 @@ pub(super) const FILE_BYTES_MAX: u64 = 256 << 20;
 
 pub(super) fn encode(index: &SegmentIndex) -> Result<Vec<u8>> {
     let internal = |what: &str| Error::internal("serialize", format!("commit index: {what}"));
-    let json = serde_json::to_vec(index)
-        .map_err(|e| internal("could not serialize").with_source(e))?;
+    let json =
+        serde_json::to_vec(index).map_err(|e| internal("could not serialize").with_source(e))?;
     let mut plain = Vec::with_capacity(64 << 10);
     plain.extend_from_slice(&length(json.len())?.to_le_bytes());
     plain.extend_from_slice(&json);

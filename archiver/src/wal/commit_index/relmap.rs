@@ -192,11 +192,8 @@ impl std::str::FromStr for RelationPattern {
     /// Parts in double quotes are taken as they stand, others are folded to lower case.
     fn from_str(text: &str) -> Result<Self> {
         let invalid = || {
-            Error::invalid(
-                "invalid_text",
-                format!("invalid relation name: \"{text}\""),
-            )
-            .with_hint("Write table, schema.table or database.schema.table.")
+            Error::invalid("invalid_text", format!("invalid relation name: \"{text}\""))
+                .with_hint("Write table, schema.table or database.schema.table.")
         };
         let mut parts = split_identifiers(text).ok_or_else(invalid)?;
         let name = parts.pop().ok_or_else(invalid)?;
@@ -246,7 +243,10 @@ impl RelationMap {
     ) -> impl Iterator<Item = &'a RelationName> {
         self.relations.iter().filter(|relation| {
             relation.name == pattern.name
-                && pattern.schema.as_ref().is_none_or(|s| *s == relation.schema)
+                && pattern
+                    .schema
+                    .as_ref()
+                    .is_none_or(|s| *s == relation.schema)
                 && pattern
                     .database
                     .as_ref()
@@ -281,10 +281,7 @@ mod tests {
             parts("Public.\"Or.ders\""),
             Some((None, some("public"), "Or.ders".into()))
         );
-        assert_eq!(
-            parts("d.s.t"),
-            Some((some("d"), some("s"), "t".into()))
-        );
+        assert_eq!(parts("d.s.t"), Some((some("d"), some("s"), "t".into())));
         for bad in ["", ".", "a.", "a..b", "a.b.c.d", "\"a", "\"a\"b"] {
             assert_eq!(parts(bad), None, "{bad}");
         }

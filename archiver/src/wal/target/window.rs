@@ -2,6 +2,7 @@
 
 use super::Archive;
 use crate::Result;
+use crate::postgres::wal_page::{LONG_HEADER_BYTES, PAGE_BYTES, SHORT_HEADER_BYTES};
 use crate::postgres::wal_record::transaction::WalTime;
 use crate::wal::commit_index::load_or_build;
 use crate::wal::covered;
@@ -74,10 +75,7 @@ pub(super) fn end(archive: &Archive<'_>, last: SegmentName) -> Result<End> {
 }
 
 /// When the last transaction of `transactions` ended at or after `from`.
-fn last_end(
-    transactions: &[crate::wal::commit_index::Transaction],
-    from: Lsn,
-) -> Option<WalTime> {
+fn last_end(transactions: &[crate::wal::commit_index::Transaction], from: Lsn) -> Option<WalTime> {
     let mut newest_first = transactions.iter().rev();
     newest_first
         .find(|t| t.outcome.ends_transaction() && t.lsn >= from)
@@ -92,10 +90,21 @@ fn sampled_until(archive: &Archive<'_>, to: Lsn) -> Result<Option<DateTime<Utc>>
         let samples = covered::all(archive.repo, archive.system_id, span.timeline)?;
         let within = samples
             .iter()
-            .filter(|sample| sample.lsn <= end && sample.lsn >= archive.from);
+            .filter(|sample| before_page_header(sample.lsn) <= end && sample.lsn >= archive.from);
         if let Some(newest) = within.map(|sample| sample.time).max() {
             return Ok(Some(newest));
         }
     }
     Ok(None)
+}
+
+/// The same place in WAL without the page header that an insert position steps over: after a
+/// segment switch the server says `0/2000028` where the last record ends at `0/2000000`.
+fn before_page_header(lsn: Lsn) -> Lsn {
+    let within = lsn.0 % PAGE_BYTES as u64;
+    if within == SHORT_HEADER_BYTES as u64 || within == LONG_HEADER_BYTES as u64 {
+        Lsn(lsn.0 - within)
+    } else {
+        lsn
+    }
 }

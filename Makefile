@@ -1,0 +1,67 @@
+# pgark's targets. Each runs from a fresh clone of Debian 12 with Rust; as root they install what is
+# missing, otherwise they say what it is. Idempotent.
+
+PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
+PREFIX ?= /usr/local
+SETUP := regress/setup
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+FAULTS := --features pgark-archiver/fault-injection
+# Everything that needs no Postgres headers, fault injection off and on.
+PLAIN := -p pgark-types -p pgark-archiver
+EXTENSION_LINT := PGRX_PG_CONFIG_PATH=$(PG_CONFIG) cargo clippy --locked --target-dir $(TARGET)/pg15 \
+	-p pgark -p pgark-archive
+
+.NOTPARALLEL:
+.PHONY: demo test test-full regress bench install clean lint unit build
+
+# Installs nothing of pgark's: the libraries are staged below the target directory.
+demo:
+	$(SETUP)/install.sh demo
+	cargo build --locked -p pgark-archiver
+	DESTDIR=$(TARGET)/stage $(SETUP)/build-extension.sh $(PG_CONFIG)
+	regress/demo.sh
+
+# At most 45 minutes on 2 cores.
+test: setup lint unit build regress
+
+.PHONY: setup
+setup:
+	$(SETUP)/install.sh test
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --locked $(PLAIN) --all-targets -- -D warnings
+	cargo clippy --locked -p pgark-regress --all-targets -- -D warnings
+	$(EXTENSION_LINT) -- -D warnings
+
+unit:
+	cargo test --locked $(PLAIN) $(FAULTS)
+	cargo test --locked -p pgark-archive
+
+build:
+	cargo build --locked -p pgark-archiver $(FAULTS)
+	$(SETUP)/release-check.sh
+	$(SETUP)/build-extension.sh /usr/lib/postgresql/15/bin/pg_config
+	$(SETUP)/build-extension.sh "$$($(SETUP)/chroot.sh --path)/pg_config"
+
+# End to end. The servers share two cores: more tests at once only make time-outs.
+regress:
+	cargo test --locked -p pgark-regress -- --test-threads=2
+
+# Everything, in resumable parts: make test-full PART=3.
+test-full: setup build
+	PGARK_TEST_TIER=full PGARK_TEST_PART=$(PART) cargo test --locked -p pgark-regress -- --test-threads=2
+
+bench:
+	$(SETUP)/install.sh bench
+	regress/bench/run.sh
+
+# For one Postgres: make install PG_CONFIG=/usr/lib/postgresql/17/bin/pg_config
+install:
+	cargo build --locked --release -p pgark-archiver
+	install -D -m 755 $(TARGET)/release/pgark $(DESTDIR)$(PREFIX)/bin/pgark
+	$(SETUP)/build-extension.sh $(PG_CONFIG) release
+
+clean:
+	cargo clean
+	rm -rf regress/artifacts regress/results

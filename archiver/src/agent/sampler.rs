@@ -1,0 +1,249 @@
+//! Samples of the database's clock and insert position, stored once that position is archived
+//! (`wal::covered`): they keep an idle cluster recoverable to "half an hour ago".
+
+use super::host::Host;
+use super::spawn;
+use super::stats::Stats;
+use crate::config::Config;
+use crate::postgres::session::{self, Session};
+use crate::repository::{Repository, layout};
+use crate::wal::cluster::Identity;
+use crate::wal::covered::{self, Sample};
+use crate::wal::get;
+use crate::wal::repositories::Repositories;
+use crate::{Error, Result};
+use chrono::{DateTime, Utc};
+use pgark_types::{ArchiveFile, Lsn, SegmentName, SystemId, TimelineId};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Samples that wait for their WAL.
+const PENDING_MAX: usize = 128;
+/// While nothing is written, every so many samples one is stored.
+const IDLE_EVERY: u32 = 10;
+/// A commit takes its time stamp shortly before it inserts its record. The insert position is read
+/// this much after the clock, so that it covers such commits.
+const SETTLE: Duration = Duration::from_millis(500);
+/// `SizeOfXLogLongPHD`: an idle cluster inserts next behind the header of an empty segment.
+const LONG_HEADER_BYTES: u64 = 40;
+
+/// Starts the sampler, unless it is switched off or there is no connection string.
+pub(super) fn start(config: &Arc<Config>, host: &Arc<Host>, stats: &Arc<Stats>) -> Result<()> {
+    let conninfo = config.require_cluster()?.conninfo.clone();
+    if conninfo.is_empty() || config.wal.covered_sample_seconds == 0 {
+        return Ok(());
+    }
+    let sampler = Sampler {
+        config: Arc::clone(config),
+        host: Arc::clone(host),
+        stats: Arc::clone(stats),
+        conninfo,
+        session: None,
+        pending: VecDeque::new(),
+        stored: None,
+        idle: 0,
+    };
+    spawn("covered", move || sampler.run())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Position {
+    identity: Identity,
+    timeline: TimelineId,
+    sample: Sample,
+}
+
+struct Sampler {
+    config: Arc<Config>,
+    host: Arc<Host>,
+    stats: Arc<Stats>,
+    conninfo: String,
+    session: Option<Session>,
+    pending: VecDeque<Position>,
+    stored: Option<Position>,
+    idle: u32,
+}
+
+impl Sampler {
+    fn run(mut self) {
+        let every = Duration::from_secs(self.config.wal.covered_sample_seconds);
+        // Archiving is looked at more often than the clock.
+        let pause = every.min(Duration::from_secs(5));
+        let mut due = Instant::now();
+        loop {
+            if Instant::now() >= due {
+                due = Instant::now() + every;
+                if let Err(error) = self.sample() {
+                    // Postgres may be down, restarting or being restored: not our alarm.
+                    tracing::debug!("no coverage sample: {error}");
+                    self.session = None;
+                }
+            }
+            if let Err(error) = self.store_archived() {
+                tracing::debug!("could not store a coverage sample: {error}");
+            }
+            std::thread::sleep(pause);
+        }
+    }
+
+    fn sample(&mut self) -> Result<()> {
+        let identity = Identity::of_data_directory(&self.host.data_directory()?)?;
+        let session = match self.session.take() {
+            Some(session) if session.is_alive() => self.session.insert(session),
+            _ => self
+                .session
+                .insert(Session::connect(&self.conninfo, "pgark agent")?),
+        };
+        let Some((timeline, sample)) = read_position(session, identity)? else {
+            return Ok(());
+        };
+        let position = Position {
+            identity,
+            timeline,
+            sample,
+        };
+        let same_place = |other: &Position| {
+            (other.identity, other.timeline, other.sample.lsn)
+                == (identity, timeline, position.sample.lsn)
+        };
+        if self.stored.as_ref().is_some_and(same_place) {
+            self.idle += 1;
+            if self.idle < IDLE_EVERY {
+                return Ok(());
+            }
+        }
+        self.idle = 0;
+        // Of one position the latest instant says it all.
+        if self.pending.back().is_some_and(same_place) {
+            self.pending.pop_back();
+        }
+        self.pending.push_back(position);
+        if self.pending.len() > PENDING_MAX {
+            self.pending.pop_front();
+        }
+        Ok(())
+    }
+
+    /// Stores the newest pending sample whose WAL every required repository has.
+    fn store_archived(&mut self) -> Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let repos = Repositories::open(&self.config)?;
+        if let Some(failed) = repos.failed.iter().find(|f| f.required) {
+            return Err(Error::unavailable(
+                "repository_unreachable",
+                failed.error.to_string(),
+            ));
+        }
+        let required: Vec<&Repository> = repos
+            .open
+            .iter()
+            .filter_map(|(repo, required)| required.then_some(repo))
+            .collect();
+        let mut archived = None;
+        while let Some(position) = self.pending.front() {
+            if !required.iter().try_fold(true, |all, repo| {
+                Ok::<_, Error>(all && is_archived(repo, position)?)
+            })? {
+                break;
+            }
+            archived = self.pending.pop_front();
+        }
+        let Some(position) = archived else {
+            return Ok(());
+        };
+        for (repo, _) in &repos.open {
+            let system_id = position.identity.system_identifier;
+            covered::store(repo, system_id, position.timeline, position.sample)?;
+        }
+        self.stats.covered_samples.add();
+        self.stored = Some(position);
+        Ok(())
+    }
+}
+
+/// The server's instant and insert position; `None` on a standby.
+fn read_position(
+    session: &mut Session,
+    identity: Identity,
+) -> Result<Option<(TimelineId, Sample)>> {
+    if session.in_recovery()? {
+        return Ok(None);
+    }
+    let time: DateTime<Utc> = {
+        let rows = session.query("SELECT extract(epoch FROM clock_timestamp())::text, system_identifier::text FROM pg_control_system()", &[])?;
+        let row = rows.first().ok_or_else(no_row)?;
+        let system_id: SystemId = session::column::<&str>(row, 1)?.parse()?;
+        if system_id != identity.system_identifier {
+            return Err(Error::invalid(
+                "cluster_mismatch",
+                "the server is not the cluster of the data directory",
+            ));
+        }
+        parse_epoch(session::column(row, 0)?)?
+    };
+    std::thread::sleep(SETTLE);
+    let rows = session.query(
+        "SELECT lsn::text, substr(pg_walfile_name(lsn), 1, 8) FROM pg_current_wal_insert_lsn() AS lsn",
+        &[],
+    )?;
+    let row = rows.first().ok_or_else(no_row)?;
+    let lsn: Lsn = session::column::<&str>(row, 0)?.parse()?;
+    let timeline = TimelineId::from_hex(session::column(row, 1)?)?;
+    let within = lsn.0 % identity.segment_size.bytes();
+    let lsn = if within <= LONG_HEADER_BYTES {
+        Lsn(lsn.0 - within)
+    } else {
+        lsn
+    };
+    Ok(Some((timeline, Sample { time, lsn })))
+}
+
+fn no_row() -> Error {
+    Error::internal("no_row", "the server returned no row")
+}
+
+/// `1763665995.123456`, as `extract(epoch …)` prints it.
+fn parse_epoch(text: &str) -> Result<DateTime<Utc>> {
+    let bad = || Error::data("invalid_text", format!("invalid epoch \"{text}\""));
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let micros: u32 = format!("{fraction:0<6}")
+        .get(..6)
+        .and_then(|digits| digits.parse().ok())
+        .ok_or_else(bad)?;
+    let seconds = seconds.parse().map_err(|_| bad())?;
+    DateTime::from_timestamp(seconds, micros.saturating_mul(1000)).ok_or_else(bad)
+}
+
+/// Whether the segment with the last byte before the sample's LSN is stored.
+fn is_archived(repo: &Repository, position: &Position) -> Result<bool> {
+    let size = position.identity.segment_size;
+    let no = size.segment_no_before(position.sample.lsn);
+    let file = ArchiveFile::Segment(SegmentName::new(position.timeline, no, size)?);
+    let system_id = position.identity.system_identifier;
+    if repo
+        .storage()
+        .head(&layout::wal(system_id, file)?)?
+        .is_some()
+    {
+        return Ok(true);
+    }
+    Ok(!get::variants(repo, system_id, file)?.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_epoch;
+
+    #[test]
+    fn epochs() {
+        let micros = |text| parse_epoch(text).unwrap().timestamp_micros();
+        assert_eq!(micros("1763665995.123456"), 1_763_665_995_123_456);
+        assert_eq!(micros("1763665995.1"), 1_763_665_995_100_000);
+        assert_eq!(micros("1763665995"), 1_763_665_995_000_000);
+        assert!(parse_epoch("x.1").is_err());
+        assert!(parse_epoch("1.é").is_err());
+    }
+}

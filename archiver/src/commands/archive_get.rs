@@ -1,0 +1,292 @@
+//! `pgark archive-get %f %p`: Postgres's `restore_command`.
+//!
+//! Postgres takes every exit code from 1 to 125 for "the archive ends here" and promotes. So: 0 for
+//! verified bytes, 1 for a proven absence, above 125 for doubt (invariant 4).
+
+use crate::agent::client;
+use crate::agent::protocol::{Fetch, Reply, Request};
+use crate::clock::{Clock, SystemClock};
+use crate::config::Config;
+use crate::postgres::wal_page;
+use crate::repository::layout;
+use crate::wal::answer::{Answer, IN_FLIGHT, Place, Scope, answer};
+use crate::wal::repositories::Repositories;
+use crate::{Error, ErrorKind, Result, exit_code, fault};
+use pgark_types::ArchiveFile;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Fetches one WAL file from the repositories.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The file's name: Postgres's %f.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Where to put it: Postgres's %p.
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
+}
+
+/// Fetches a file and returns the exit code.
+#[must_use]
+pub fn run(config_path: Option<&Path>, args: &Args) -> u8 {
+    let Ok(file) = args.name.parse::<ArchiveFile>() else {
+        tracing::error!(
+            code = "bad_name",
+            "\"{}\" is not named like a WAL file",
+            args.name
+        );
+        return exit_code::GET_USAGE;
+    };
+    let get = Get {
+        config_path,
+        file,
+        path: &args.path,
+        data_directory: data_directory_of(&args.path),
+    };
+    get.run(&SystemClock)
+}
+
+/// How long doubt is retried.
+struct Budgets {
+    doubt: Duration,
+    in_flight: Duration,
+    standby: Duration,
+}
+
+impl Budgets {
+    /// Those of the configuration; the defaults when it cannot be read.
+    fn of(config_path: Option<&Path>) -> Self {
+        let wal = Config::load(config_path).map(|c| c.wal).unwrap_or_default();
+        Self {
+            doubt: Duration::from_secs(wal.get_retry_seconds),
+            in_flight: Duration::from_secs(wal.inflight_wait_seconds),
+            standby: Duration::from_secs(wal.standby_retry_seconds),
+        }
+    }
+}
+
+struct Get<'a> {
+    config_path: Option<&'a Path>,
+    file: ArchiveFile,
+    path: &'a Path,
+    data_directory: PathBuf,
+}
+
+impl Get<'_> {
+    fn run(&self, clock: &dyn Clock) -> u8 {
+        let started = Instant::now();
+        let mut warned = false;
+        loop {
+            let error = match self.attempt() {
+                Ok(Found::Delivered) => return exit_code::DONE,
+                Ok(Found::Absent(why)) => {
+                    tracing::info!("WAL file {} is not in the archive: {why}", self.file);
+                    return exit_code::ABSENT;
+                }
+                Err(error) => error,
+            };
+            let standby = self.is_standby();
+            let budget = self.budget(&error, standby);
+            if started.elapsed() >= budget {
+                return self.give_up(&error, standby);
+            }
+            if !std::mem::replace(&mut warned, true) {
+                tracing::warn!(
+                    code = error.code(),
+                    "retrying WAL file {} for {} s: {error}",
+                    self.file,
+                    budget.as_secs()
+                );
+            }
+            clock.sleep(RETRY_PAUSE.min(budget.saturating_sub(started.elapsed())));
+        }
+    }
+
+    fn budget(&self, error: &Error, standby: bool) -> Duration {
+        let budgets = Budgets::of(self.config_path);
+        if error.code() == "config_invalid" || error.code() == "config_unreadable" {
+            return Duration::ZERO;
+        }
+        match (standby, error.code()) {
+            (true, _) => budgets.standby,
+            (false, IN_FLIGHT) => budgets.in_flight,
+            (false, _) => budgets.doubt,
+        }
+    }
+
+    /// A standby asks again by itself, and an outage of the repository must not kill it; any other
+    /// recovery must stop rather than promote.
+    fn give_up(&self, error: &Error, standby: bool) -> u8 {
+        let file = self.file;
+        let (detail, hint) = (
+            error.detail().unwrap_or_default(),
+            error.hint().unwrap_or_default(),
+        );
+        if standby {
+            tracing::error!(
+                alert = "archive_get_doubt",
+                code = error.code(),
+                detail,
+                hint,
+                "could not get WAL file {file}, the standby will ask again: {error}"
+            );
+            return exit_code::ABSENT;
+        }
+        tracing::error!(
+            alert = "archive_get_doubt",
+            code = error.code(),
+            detail,
+            hint,
+            "could not get WAL file {file}, recovery must stop: {error}"
+        );
+        exit_code::of_archive_get(error)
+    }
+
+    fn is_standby(&self) -> bool {
+        self.data_directory.join("standby.signal").exists()
+    }
+
+    fn attempt(&self) -> Result<Found> {
+        let config = Config::load(self.config_path)?;
+        let scope = Scope::read(&self.data_directory)?;
+        if let Some(scope) = &scope
+            && let Some(found) = self.quickly(&config, scope)?
+        {
+            return Ok(found);
+        }
+        let repos = Repositories::open(&config)?;
+        let scope = match scope {
+            Some(scope) => scope,
+            None => Scope::registered(&repos, config.cluster_name())?,
+        };
+        match answer(&repos, &scope, self.file)? {
+            Answer::Present(plain) => self.deliver(&scope, &plain),
+            Answer::Absent(why) => Ok(Found::Absent(why)),
+        }
+    }
+
+    /// What needs no repository: names outside the plan, and what the agent holds already.
+    fn quickly(&self, config: &Config, scope: &Scope) -> Result<Option<Found>> {
+        if let ArchiveFile::Segment(segment) = self.file
+            && let Place::Outside(why) = scope.place(segment)?
+        {
+            return Ok(Some(Found::Absent(why)));
+        }
+        match self.ask_agent(config, scope) {
+            Ok(found) => Ok(found),
+            // The agent is an accelerator: its troubles are not the archive's.
+            Err(error) => {
+                tracing::debug!("getting {} without the agent: {error}", self.file);
+                Ok(None)
+            }
+        }
+    }
+
+    fn ask_agent(&self, config: &Config, scope: &Scope) -> Result<Option<Found>> {
+        let Some(stream) = client::connect(&config.agent.socket) else {
+            return Ok(None);
+        };
+        let request = Request::Fetch(Fetch {
+            file: self.file,
+            cluster: Some((scope.system_id, scope.segment_size)),
+            last: scope.last_segment(self.file.timeline()),
+            prefetch: !runs_under_pg_rewind(),
+        });
+        // Absence is for this process to prove: only bytes are taken from the agent.
+        let Reply::Ok(spooled) = client::ask(stream, request, AGENT_TIMEOUT)? else {
+            return Ok(None);
+        };
+        if spooled.contains('/') || spooled.starts_with('.') {
+            return Ok(None);
+        }
+        let spool = config.agent.state_dir.join("get").join(&spooled);
+        let plain = std::fs::read(&spool)
+            .map_err(|e| Error::io(format!("could not read \"{}\"", spool.display()), e))?;
+        if !spooled.ends_with(&layout::short_digest(&blake3::hash(&plain))) {
+            return Err(Error::data(
+                "spool_damaged",
+                format!("spool file \"{}\" is damaged", spool.display()),
+            ));
+        }
+        self.check(scope, &plain)?;
+        fault::point("get:before_rename");
+        if std::fs::rename(&spool, self.path).is_err() {
+            // Another file system.
+            self.deliver(scope, &plain)?;
+            let _ = std::fs::remove_file(&spool);
+        }
+        fault::point("get:after_rename");
+        Ok(Some(Found::Delivered))
+    }
+
+    /// Writes the file under its final name in one step. No fsync: Postgres asks again after a
+    /// crash.
+    fn deliver(&self, scope: &Scope, plain: &[u8]) -> Result<Found> {
+        self.check(scope, plain)?;
+        let mut temporary = OsString::from(self.path);
+        temporary.push(".pgark");
+        let temporary = PathBuf::from(temporary);
+        let could_not = |what: &str| format!("could not {what} \"{}\"", self.path.display());
+        std::fs::write(&temporary, plain).map_err(|e| Error::io(could_not("write"), e))?;
+        fault::point("get:before_rename");
+        std::fs::rename(&temporary, self.path).map_err(|e| Error::io(could_not("rename"), e))?;
+        fault::point("get:after_rename");
+        Ok(Found::Delivered)
+    }
+
+    /// A segment's header must fit its name, its cluster and its size.
+    fn check(&self, scope: &Scope, plain: &[u8]) -> Result<()> {
+        let (ArchiveFile::Segment(segment) | ArchiveFile::Partial(segment)) = self.file else {
+            return Ok(());
+        };
+        let header = wal_page::validate_segment(plain, segment)?;
+        if header.system_identifier != scope.system_id || header.segment_size != scope.segment_size
+        {
+            return Err(Error::new(
+                ErrorKind::Data,
+                "wal_foreign",
+                format!("WAL file {segment} belongs to another cluster"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+enum Found {
+    Delivered,
+    Absent(String),
+}
+
+/// The data directory: where Postgres runs us, or, for pg_rewind, the parent of %p's `pg_wal`.
+fn data_directory_of(path: &Path) -> PathBuf {
+    let here = PathBuf::from(".");
+    if path.is_absolute() || !here.join("global").exists() {
+        return super::archive_push::data_directory_of(path);
+    }
+    here
+}
+
+/// Whether pg_rewind started us, through a shell perhaps. It reads backwards and here and there:
+/// what would be fetched ahead for it is junk.
+fn runs_under_pg_rewind() -> bool {
+    let mut pid = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
+    for _ in 0..3 {
+        let Some(ancestor) = pid else { return false };
+        let comm = std::fs::read_to_string(format!("/proc/{ancestor}/comm")).unwrap_or_default();
+        if comm.trim_end() == "pg_rewind" {
+            return true;
+        }
+        // "pid (comm) state ppid …": comm may hold anything, the last ")" ends it.
+        let stat = std::fs::read_to_string(format!("/proc/{ancestor}/stat")).unwrap_or_default();
+        let rest = stat.rsplit_once(')').map(|(_, rest)| rest);
+        pid = rest
+            .and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok())
+            .filter(|pid| *pid > 1);
+    }
+    false
+}

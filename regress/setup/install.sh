@@ -1,0 +1,57 @@
+#!/bin/sh
+# Installs what the demo, the tests and the bench need on Debian 12: through apt when run as root;
+# otherwise it lists what is missing and fails. Running it again changes nothing.
+#
+# usage: install.sh [demo|test|bench]     default: test
+set -eu
+
+want=${1:-test}
+
+packages="postgresql-15 postgresql-server-dev-15 libclang-14-dev gcc binutils"
+case $want in
+demo) ;;
+test) packages="$packages debootstrap" ;;
+bench) packages="$packages debootstrap pgbackrest" ;;
+*)
+    echo "usage: install.sh [demo|test|bench]" >&2
+    exit 2
+    ;;
+esac
+
+if ! command -v cargo >/dev/null; then
+    echo "install.sh: cargo is missing: install Rust, https://rustup.rs" >&2
+    exit 1
+fi
+if ! command -v dpkg-query >/dev/null; then
+    echo "install.sh: this is not Debian; needed are, under Debian 12's names: $packages" >&2
+    exit 1
+fi
+
+missing=
+for package in $packages; do
+    state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+    if [ "$state" != installed ]; then missing="$missing $package"; fi
+done
+if [ -n "$missing" ]; then
+    if [ "$(id -u)" != 0 ]; then
+        echo "install.sh: missing packages; as root, run: apt-get install$missing" >&2
+        exit 1
+    fi
+    # Before Postgres comes: its package would make a cluster and start it. A setting that the
+    # administrator made stays.
+    conf=/etc/postgresql-common/createcluster.conf
+    mkdir -p "$(dirname "$conf")"
+    if ! grep -qs '^[[:space:]]*create_main_cluster' "$conf"; then
+        echo 'create_main_cluster = false' >>"$conf"
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    {
+        apt-get update
+        # shellcheck disable=SC2086
+        apt-get install -y --no-install-recommends -o Dpkg::Options::=--force-confold $missing
+    } >&2
+fi
+
+if [ "$want" != demo ]; then
+    "$(dirname "$0")/chroot.sh" >/dev/null
+fi

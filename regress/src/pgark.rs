@@ -1,0 +1,274 @@
+//! Runs the real `pgark` binary with a configuration of the test's own.
+
+use crate::account;
+use crate::cluster::Cluster;
+use crate::directory::{TestDirectory, test_root};
+use crate::major::Major;
+use crate::process::wait_until;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, UNIX_EPOCH};
+
+/// Longer than any run of the tests.
+const COPY_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+/// What a command printed and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// The exit code; a signal counts as 128 plus its number, as the shell has it.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Fails the test unless the command ended with `code`.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(
+            self.code, code,
+            "stdout: {}\nstderr: {}",
+            self.stdout, self.stderr
+        );
+        self
+    }
+
+    /// Standard output as JSON (`--output json`).
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        match serde_json::from_str(&self.stdout) {
+            Ok(value) => value,
+            Err(error) => panic!("not JSON ({error}): {}\n{}", self.stdout, self.stderr),
+        }
+    }
+}
+
+impl From<std::process::Output> for Output {
+    fn from(output: std::process::Output) -> Self {
+        use std::os::unix::process::ExitStatusExt;
+        let signal = output.status.signal().map(|signal| 128 + signal);
+        Self {
+            code: output.status.code().or(signal).unwrap(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// One installation of pgark: configuration, repository, state and socket below one folder.
+#[derive(Debug)]
+pub struct Pgark {
+    home: PathBuf,
+    config: PathBuf,
+    cluster_section: String,
+    more: String,
+}
+
+impl Pgark {
+    /// An installation for `cluster` in the folder `name` of the test's directory. The repository
+    /// lies in the test's directory under `repository`, so that two installations share it.
+    pub fn new(directory: &TestDirectory, name: &str, cluster: Option<&Cluster<'_>>) -> Self {
+        let home = directory.folder(name);
+        let pgark = Self {
+            config: home.join("pgark.toml"),
+            cluster_section: cluster.map(cluster_section).unwrap_or_default(),
+            more: format!(
+                "[repository.local]\nkind = \"posix\"\npath = \"{}\"\n",
+                directory.join("repository").display()
+            ),
+            home,
+        };
+        pgark.write();
+        pgark
+    }
+
+    /// Appends sections to the configuration, `[wal]` for example.
+    pub fn configure(&mut self, sections: &str) {
+        self.more.push_str(sections);
+        self.more.push('\n');
+        self.write();
+    }
+
+    /// Points the installation at another cluster: one restored, or promoted.
+    pub fn attach(&mut self, cluster: &Cluster<'_>) {
+        self.cluster_section = cluster_section(cluster);
+        self.write();
+    }
+
+    fn write(&self) {
+        let text = format!(
+            "{}\n[agent]\nsocket = \"{}\"\nstate_dir = \"{}\"\nhttp = \"127.0.0.1:0\"\n\n{}",
+            self.cluster_section,
+            self.socket().display(),
+            self.state().display(),
+            self.more
+        );
+        std::fs::write(&self.config, text).unwrap();
+        account::give(&self.config);
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// The agent's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.home.join("agent.sock")
+    }
+
+    /// The agent's `state_dir`.
+    pub fn state(&self) -> PathBuf {
+        self.home.join("state")
+    }
+
+    /// A command line for `archive_command` and `restore_command`: `pgark --config … <verb>`. It
+    /// means the same on the host and in the chroot.
+    pub fn shell(&self, verb: &str) -> String {
+        format!(
+            "{} --config {} {verb}",
+            binary().display(),
+            self.config.display()
+        )
+    }
+
+    /// A command as the account, on the host.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = account::command(binary());
+        command.arg("--config").arg(&self.config).args(arguments);
+        command.current_dir("/").stdin(Stdio::null());
+        command
+    }
+
+    /// As [`Pgark::command`], where `major` runs.
+    pub fn command_on(&self, major: Major, arguments: &[&str]) -> Command {
+        let mut command = major.run(binary());
+        command.arg("--config").arg(&self.config).args(arguments);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a verb to its end.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.run_with(arguments, &[])
+    }
+
+    /// Runs a verb to its end with extra environment variables, such as fault switches.
+    pub fn run_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+        let mut command = self.command(arguments);
+        command.envs(environment.iter().copied());
+        command.output().unwrap().into()
+    }
+
+    /// Starts `pgark agent` and waits until its socket answers connections.
+    pub fn agent(&self, environment: &[(&str, &str)]) -> Agent {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.home.join("agent.log"))
+            .unwrap();
+        let mut command = self.command(&["agent"]);
+        command.envs(environment.iter().copied());
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        let mut child = command.spawn().unwrap();
+        let socket = self.socket();
+        wait_until("the agent listens", Duration::from_secs(20), || {
+            let ended = child.try_wait().unwrap();
+            assert!(ended.is_none(), "the agent ended: {ended:?}");
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
+        Agent { child }
+    }
+
+    /// What the agent logged so far.
+    pub fn agent_log(&self) -> String {
+        std::fs::read_to_string(self.home.join("agent.log")).unwrap_or_default()
+    }
+}
+
+fn cluster_section(cluster: &Cluster<'_>) -> String {
+    format!(
+        "[cluster]\nname = \"main\"\nconninfo = \"{}\"\ndata_directory = \"{}\"\n",
+        cluster.conninfo("postgres"),
+        cluster.data().display()
+    )
+}
+
+/// A running agent; dropping it kills it.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+}
+
+impl Agent {
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
+    /// Ends it with SIGTERM and returns its exit code.
+    pub fn terminate(mut self) -> Option<i32> {
+        crate::process::signal(self.pid(), rustix::process::Signal::TERM);
+        wait_until("the agent ends", Duration::from_secs(20), || {
+            self.child.try_wait().unwrap().is_some()
+        });
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The binary under test, in a place that the account and the chroot can reach: `PGARK_BIN`, else
+/// the one that Cargo built beside this test.
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let built = std::env::var_os("PGARK_BIN").map_or_else(
+            || {
+                // target/debug/deps/main-<hash>
+                let test = std::env::current_exe().unwrap();
+                test.parent().unwrap().parent().unwrap().join("pgark")
+            },
+            PathBuf::from,
+        );
+        let metadata = std::fs::metadata(&built)
+            .unwrap_or_else(|error| panic!("{}: {error}; run make test", built.display()));
+        let age = metadata
+            .modified()
+            .unwrap()
+            .duration_since(UNIX_EPOCH)
+            .unwrap();
+        let name = format!("bin-{:x}-{:x}", metadata.len(), age.as_nanos());
+        remove_old_copies(&name);
+        let folder = test_root().join(name);
+        let copy = folder.join("pgark");
+        if !copy.exists() {
+            std::fs::create_dir_all(&folder).unwrap();
+            let new = folder.join(format!("pgark.{}", std::process::id()));
+            std::fs::copy(&built, &new).unwrap();
+            std::fs::rename(&new, &copy).unwrap();
+        }
+        copy
+    })
+}
+
+/// Removes copies of earlier builds that nobody can be running any more.
+fn remove_old_copies(current: &str) {
+    for entry in std::fs::read_dir(test_root()).unwrap().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let made = entry.metadata().and_then(|metadata| metadata.modified());
+        let old = made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > COPY_LIFETIME));
+        if name.starts_with("bin-") && name != current && old {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
