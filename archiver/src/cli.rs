@@ -19,10 +19,22 @@ pub struct Cli {
     #[arg(long, global = true, value_enum, default_value = "text")]
     pub output: Output,
     /// How much to log to standard error: error, warn, info, debug, trace.
-    #[arg(long, global = true, value_name = "LEVEL", env = "PGARK_LOG_LEVEL", default_value = "info")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "LEVEL",
+        env = "PGARK_LOG_LEVEL",
+        default_value = "info"
+    )]
     pub log_level: String,
     /// Log as text or JSON lines.
-    #[arg(long, global = true, value_enum, env = "PGARK_LOG_FORMAT", default_value = "text")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        env = "PGARK_LOG_FORMAT",
+        default_value = "text"
+    )]
     pub log_format: LogFormat,
     /// What to do.
     #[command(subcommand)]

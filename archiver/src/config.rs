@@ -286,7 +286,11 @@ impl Config {
                 let RepositoryKind::Posix = config.kind;
                 let path = config.path.clone().unwrap_or_default();
                 let storage: SharedStorage = Arc::new(PosixStorage::new(path));
-                Ok((name.clone(), config.clone(), crate::fault::wrap_storage(storage)))
+                Ok((
+                    name.clone(),
+                    config.clone(),
+                    crate::fault::wrap_storage(storage),
+                ))
             })
             .collect()
     }

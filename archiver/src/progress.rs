@@ -3,8 +3,8 @@
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const LOG_EVERY: Duration = Duration::from_secs(10);
@@ -29,7 +29,8 @@ impl Progress {
     pub fn start(what: &'static str, total: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            let template = "{msg} {bar:30} {percent}% {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}";
+            let template =
+                "{msg} {bar:30} {percent}% {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}";
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style);
             }
@@ -37,8 +38,14 @@ impl Progress {
             bar
         });
         let now = Instant::now();
-        let inner =
-            Inner { what, total, done: AtomicU64::new(0), started: now, logged: Mutex::new(now), bar };
+        let inner = Inner {
+            what,
+            total,
+            done: AtomicU64::new(0),
+            started: now,
+            logged: Mutex::new(now),
+            bar,
+        };
         Self(Arc::new(inner))
     }
 
@@ -65,7 +72,9 @@ impl Progress {
     }
 
     fn log(&self, done: u64) {
-        let Ok(mut logged) = self.0.logged.try_lock() else { return };
+        let Ok(mut logged) = self.0.logged.try_lock() else {
+            return;
+        };
         if logged.elapsed() < LOG_EVERY {
             return;
         }
@@ -78,7 +87,8 @@ impl Progress {
             bytes_total = self.0.total,
             bytes_per_second = rate.round(),
             eta_seconds = eta_seconds.round(),
-            "{} in progress", self.0.what
+            "{} in progress",
+            self.0.what
         );
     }
 }

@@ -12,10 +12,10 @@ mod plan;
 mod preflight;
 mod run;
 
-pub use plan::{Plan, Request, plan};
-pub use preflight::preflight;
 pub use configure::{Archiving, restore_command};
 pub use destination::Destination;
+pub use plan::{Plan, Request, plan};
+pub use preflight::preflight;
 pub use run::{Execution, Outcome, run};
 
 /// Left in a data directory while it is being restored, with a [`run::Marker`] in it.

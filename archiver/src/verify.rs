@@ -50,15 +50,29 @@ pub struct Report {
 }
 
 impl Report {
-    pub(self) fn find(&mut self, object: impl Into<String>, kind: &'static str, detail: impl Into<String>) {
-        let finding = Finding { object: object.into(), kind, detail: detail.into() };
+    pub(self) fn find(
+        &mut self,
+        object: impl Into<String>,
+        kind: &'static str,
+        detail: impl Into<String>,
+    ) {
+        let finding = Finding {
+            object: object.into(),
+            kind,
+            detail: detail.into(),
+        };
         if !self.findings.contains(&finding) {
             self.findings.push(finding);
         }
     }
 
     /// An error of kind Data is a finding; any other ends the verification.
-    pub(self) fn note(&mut self, object: &str, kind: &'static str, result: Result<()>) -> Result<()> {
+    pub(self) fn note(
+        &mut self,
+        object: &str,
+        kind: &'static str,
+        result: Result<()>,
+    ) -> Result<()> {
         match result {
             Ok(()) => Ok(()),
             Err(e) if matches!(e.kind(), ErrorKind::Data | ErrorKind::Invalid) => {
@@ -92,9 +106,17 @@ pub fn verify(
 ) -> Result<Report> {
     let mut report = Report::default();
     let listing = repository.storage().list("")?;
-    let listing: BTreeMap<Key, ObjectMeta> =
-        listing.into_iter().map(|meta| (meta.key.clone(), meta)).collect();
-    let mut verification = Verification { repository, level, cancel, listing, report: &mut report };
+    let listing: BTreeMap<Key, ObjectMeta> = listing
+        .into_iter()
+        .map(|meta| (meta.key.clone(), meta))
+        .collect();
+    let mut verification = Verification {
+        repository,
+        level,
+        cancel,
+        listing,
+        report: &mut report,
+    };
     match scope {
         Scope::All => verification.all()?,
         Scope::Backup(component, label) => verification.one(component, label)?,
@@ -153,7 +175,10 @@ impl Verification<'_> {
             }
             None => Err(Error::invalid(
                 "backup_missing",
-                format!("there is no backup \"{label}\" of \"{component}\" in repository \"{}\"", self.repository.name()),
+                format!(
+                    "there is no backup \"{label}\" of \"{component}\" in repository \"{}\"",
+                    self.repository.name()
+                ),
             )
             .with_hint("\"pgark info\" lists the backups there are.")),
         }

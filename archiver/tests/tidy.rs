@@ -1,6 +1,8 @@
 //! House rules that the compiler does not know: file lengths, layers, names. They read the sources
 //! of the whole workspace.
 
+#![allow(clippy::unwrap_used)] // A test may fail loudly.
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 

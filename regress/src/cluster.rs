@@ -342,6 +342,15 @@ impl<'a> Cluster<'a> {
         });
     }
 
+    /// Waits until the server holds the WAL file `name` for archived: its `.ready` is gone.
+    #[track_caller]
+    pub fn wait_archived(&self, name: &str, limit: Duration) {
+        let status = self.data.join("pg_wal/archive_status");
+        process::wait_until(&format!("{name} is archived"), limit, || {
+            !status.join(format!("{name}.ready")).exists()
+        });
+    }
+
     /// The server's log.
     pub fn log(&self) -> &ServerLog {
         &self.log

@@ -48,6 +48,19 @@ fn sweep(root: &Path) {
     }
 }
 
+/// Copies a program so that the account can run it: the build directory may be out of its reach.
+///
+/// By `cp`, since a file that this process had open for writing may be open in a child that another
+/// thread has just forked, and running it would fail with "text file busy".
+pub(crate) fn copy_program(from: &Path, to: &Path) {
+    let copied = std::process::Command::new("cp")
+        .arg(from)
+        .arg(to)
+        .status()
+        .unwrap();
+    assert!(copied.success(), "cp {} {}", from.display(), to.display());
+}
+
 /// A test's directory. Dropping it kills every process that mentions it and removes it; when the
 /// test failed, logs and configuration are kept under `regress/artifacts/<test>`.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! Drives `fake-agent`, the stand-in for the agent that can hang at will.
 
 use crate::account;
-use crate::directory::TestDirectory;
+use crate::directory::{self, TestDirectory};
 use crate::process::wait_until;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -20,7 +20,7 @@ impl FakeAgent {
         let home = directory.folder("agent");
         // The build directory may be out of the account's reach.
         let copy = home.join("fake-agent");
-        std::fs::copy(program, &copy).unwrap();
+        directory::copy_program(program, &copy);
         let child = account::command(&copy).arg(&home).spawn().unwrap();
         let agent = Self { child, home };
         let socket = agent.socket();
@@ -45,9 +45,18 @@ impl FakeAgent {
         }
     }
 
-    /// The names that it acknowledged, in order.
+    /// The names that it was asked for, in order.
+    pub fn asked(&self) -> Vec<String> {
+        self.names("asked")
+    }
+
+    /// The names that it acknowledged, in order; those too whose asker did not wait.
     pub fn acknowledged(&self) -> Vec<String> {
-        let text = std::fs::read_to_string(self.home.join("acknowledged")).unwrap_or_default();
+        self.names("acknowledged")
+    }
+
+    fn names(&self, file: &str) -> Vec<String> {
+        let text = std::fs::read_to_string(self.home.join(file)).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::account;
 use crate::cluster::Cluster;
-use crate::directory::{TestDirectory, test_root};
+use crate::directory::{self, TestDirectory, test_root};
 use crate::major::Major;
 use crate::process::wait_until;
 use std::path::{Path, PathBuf};
@@ -253,7 +253,7 @@ pub fn binary() -> &'static Path {
         if !copy.exists() {
             std::fs::create_dir_all(&folder).unwrap();
             let new = folder.join(format!("pgark.{}", std::process::id()));
-            std::fs::copy(&built, &new).unwrap();
+            directory::copy_program(&built, &new);
             std::fs::rename(&new, &copy).unwrap();
         }
         copy

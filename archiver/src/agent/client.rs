@@ -58,6 +58,9 @@ pub fn ping(socket: &Path) -> Result<String> {
         .ok_or_else(|| Error::unavailable("agent_absent", "no agent listens on its socket"))?;
     match ask(stream, Request::Ping, Duration::from_secs(5))? {
         Reply::Ok(version) => Ok(version),
-        _ => Err(Error::unavailable("agent_protocol", "the agent's answer is not understood")),
+        _ => Err(Error::unavailable(
+            "agent_protocol",
+            "the agent's answer is not understood",
+        )),
     }
 }

@@ -132,10 +132,7 @@ impl Sampler {
         }
         let repos = Repositories::open(&self.config)?;
         if let Some(failed) = repos.failed.iter().find(|f| f.required) {
-            return Err(Error::unavailable(
-                "repository_unreachable",
-                failed.error.to_string(),
-            ));
+            return Err(failed.to_error());
         }
         let required: Vec<&Repository> = repos
             .open
@@ -154,9 +151,14 @@ impl Sampler {
         let Some(position) = archived else {
             return Ok(());
         };
-        for (repo, _) in &repos.open {
+        for (repo, required) in &repos.open {
             let system_id = position.identity.system_identifier;
-            covered::store(repo, system_id, position.timeline, position.sample)?;
+            let stored = covered::store(repo, system_id, position.timeline, position.sample);
+            match stored {
+                Err(error) if *required => return Err(error),
+                Err(error) => tracing::debug!("could not store a coverage sample: {error}"),
+                Ok(()) => {}
+            }
         }
         self.stats.covered_samples.add();
         self.stored = Some(position);

@@ -51,8 +51,13 @@ pub(super) fn write(
 ) -> Result<(Label, blake3::Hash)> {
     store_control(repository, clock, &mut finished)?;
     let (table, totals) = write_file_table(repository, clock, &finished)?;
-    let objects: Vec<&Sealed> =
-        finished.copy.packs.iter().chain(&finished.copy.layers.sealed).chain(&table.sealed).collect();
+    let objects: Vec<&Sealed> = finished
+        .copy
+        .packs
+        .iter()
+        .chain(&finished.copy.layers.sealed)
+        .chain(&table.sealed)
+        .collect();
     let bytes_stored = objects.iter().map(|o| o.size).sum();
     let objects = objects.into_iter().map(object_use).collect();
     let manifest = Manifest {
@@ -66,26 +71,42 @@ pub(super) fn write(
     let digest = put_manifest(repository, clock, &manifest)?;
     let label = label_record(&manifest, digest);
     let key = layout::label(&manifest.component, &manifest.label)?;
-    match repository.storage().put_if_absent(&key, &sealed::seal(&label)?)? {
+    match repository
+        .storage()
+        .put_if_absent(&key, &sealed::seal(&label)?)?
+    {
         Put::Created => Ok((label, digest)),
-        Put::Exists => {
-            Err(Error::conflict("object_exists", format!("there is an object \"{key}\" already")))
-        }
+        Put::Exists => Err(Error::conflict(
+            "object_exists",
+            format!("there is an object \"{key}\" already"),
+        )),
     }
 }
 
 /// `pg_control` was read last; it gets a pack frame of its own.
-fn store_control(repository: &Repository, clock: &SharedClock, finished: &mut Finished<'_>) -> Result<()> {
-    let place = finished.scan.iter().position(|found| found.kind == FileKind::Control);
+fn store_control(
+    repository: &Repository,
+    clock: &SharedClock,
+    finished: &mut Finished<'_>,
+) -> Result<()> {
+    let place = finished
+        .scan
+        .iter()
+        .position(|found| found.kind == FileKind::Control);
     let place = place.ok_or_else(|| {
-        Error::data("control_file_missing", "the data directory has no global/pg_control")
+        Error::data(
+            "control_file_missing",
+            "the data directory has no global/pg_control",
+        )
     })?;
     let bytes = &finished.control_bytes;
     let mut store = PackStore::new(repository, clock, 1)?;
     let frame = store.frame(FrameClass::Chunks, bytes)?;
     finished.copy.packs.extend(store.finish()?);
     let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-    let digest = blake3::keyed_hash(repository.digest_key(), bytes).to_hex().to_string();
+    let digest = blake3::keyed_hash(repository.digest_key(), bytes)
+        .to_hex()
+        .to_string();
     let copied = Copied {
         size: bytes.len() as u64,
         crc32c: crc32c::crc32c(bytes),
@@ -144,7 +165,9 @@ fn file_entry(
         digest: String::new(),
         method: None,
     };
-    let Some(copied) = copied else { return Ok(entry) };
+    let Some(copied) = copied else {
+        return Ok(entry);
+    };
     entry.size = copied.size;
     entry.crc32c = format!("{:08x}", copied.crc32c);
     match &copied.content {
@@ -161,7 +184,11 @@ fn file_entry(
 }
 
 fn object_use(sealed: &Sealed) -> ObjectUse {
-    ObjectUse { key: sealed.key.to_string(), size: sealed.size, live_bytes: sealed.size }
+    ObjectUse {
+        key: sealed.key.to_string(),
+        size: sealed.size,
+        live_bytes: sealed.size,
+    }
 }
 
 fn manifest(finished: &Finished<'_>, session: &Session) -> Manifest {
@@ -185,7 +212,12 @@ fn manifest(finished: &Finished<'_>, session: &Session) -> Manifest {
         tablespace_map: finished.stopped.tablespace_map.clone(),
         tablespaces: finished.tablespaces.clone(),
         corrupt_pages: corrupt
-            .filter_map(|(file, block)| Some(CorruptPage { path: path_of(*file)?, block: *block }))
+            .filter_map(|(file, block)| {
+                Some(CorruptPage {
+                    path: path_of(*file)?,
+                    block: *block,
+                })
+            })
             .collect(),
         annotations: finished.annotations.clone(),
         file_count: 0,
@@ -218,7 +250,9 @@ fn postgres_info(finished: &Finished<'_>) -> PostgresInfo {
         from_standby: finished.server.in_recovery,
         data_directory: finished.server.data_directory.display().to_string(),
         config_file: finished.server.config_file.clone(),
-        standby_settings: settings.map(|(name, value)| (name.to_owned(), value)).into(),
+        standby_settings: settings
+            .map(|(name, value)| (name.to_owned(), value))
+            .into(),
     }
 }
 
@@ -227,8 +261,9 @@ fn put_manifest(
     clock: &SharedClock,
     manifest: &Manifest,
 ) -> Result<blake3::Hash> {
-    let plain = serde_json::to_vec(manifest)
-        .map_err(|e| Error::internal("serialize", "could not serialize a manifest").with_source(e))?;
+    let plain = serde_json::to_vec(manifest).map_err(|e| {
+        Error::internal("serialize", "could not serialize a manifest").with_source(e)
+    })?;
     let mut object = ObjectBuilder::start(repository, ObjectKind::Manifest, clock.as_ref())?;
     object.frames(&mut FrameEncoder::new(3)?, FrameClass::Manifest, &plain)?;
     let key = layout::manifest(&manifest.component, &manifest.label)?;

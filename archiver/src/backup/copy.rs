@@ -83,7 +83,10 @@ pub(super) fn open(path: &Path) -> Result<Option<File>> {
     match File::open(path) {
         Ok(file) => Ok(Some(file)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io(format!("could not open file \"{}\"", path.display()), e)),
+        Err(e) => Err(Error::io(
+            format!("could not open file \"{}\"", path.display()),
+            e,
+        )),
     }
 }
 
@@ -103,7 +106,9 @@ pub(super) fn copy(shared: &Shared, scan: &[Found], threads: usize) -> Result<Co
                 let work = || -> Result<()> {
                     let mut worker = Worker::new(shared)?;
                     while !stop.is_cancelled() {
-                        let Some(task) = lock(&queue)?.pop_front() else { break };
+                        let Some(task) = lock(&queue)?.pop_front() else {
+                            break;
+                        };
                         worker.task(scan, task, &joiner)?;
                     }
                     if !stop.is_cancelled() {
@@ -126,7 +131,12 @@ pub(super) fn copy(shared: &Shared, scan: &[Found], threads: usize) -> Result<Co
     let joiner = joiner.into_inner().map_err(|_| poisoned())?;
     let (files, layers, corrupt) = joiner.finish()?;
     let packs = packs.into_inner().map_err(|_| poisoned())?;
-    Ok(Copy { files, layers, packs, corrupt })
+    Ok(Copy {
+        files,
+        layers,
+        packs,
+        corrupt,
+    })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> Result<std::sync::MutexGuard<'_, T>> {
@@ -232,22 +242,32 @@ impl<'a> Worker<'a> {
     fn new(shared: &'a Shared) -> Result<Self> {
         let store = PackStore::new(&shared.repository, &shared.clock, shared.compression_level)?;
         let chunk = Vec::with_capacity(CHUNK_BYTES);
-        Ok(Self { shared, store, packer: PagePacker::new(), chunk, pieces: Vec::new() })
+        Ok(Self {
+            shared,
+            store,
+            packer: PagePacker::new(),
+            chunk,
+            pieces: Vec::new(),
+        })
     }
 
     fn task(&mut self, scan: &[Found], task: Task, joiner: &Mutex<Joiner<'_>>) -> Result<()> {
         let mut others = HashMap::new();
         match task {
             Task::Range(range) => {
-                let Some(found) = scan.get(range.file) else { return Ok(()) };
-                self.packer.range(self.shared, &mut self.store, &found.source, range)?;
+                let Some(found) = scan.get(range.file) else {
+                    return Ok(());
+                };
+                self.packer
+                    .range(self.shared, &mut self.store, &found.source, range)?;
             }
             Task::Batch(files) => {
                 for (number, found) in files.iter().filter_map(|n| Some((*n, scan.get(*n)?))) {
                     self.shared.cancel.check()?;
                     if found.kind == FileKind::Relation {
                         let range = range(number, found, 0, found.size, self.shared.segment_blocks);
-                        self.packer.range(self.shared, &mut self.store, &found.source, range)?;
+                        self.packer
+                            .range(self.shared, &mut self.store, &found.source, range)?;
                     } else if let Some(copied) = self.other_file(number, found, &mut others)? {
                         others.insert(number, copied);
                     }
@@ -270,7 +290,9 @@ impl<'a> Worker<'a> {
         found: &Found,
         done: &mut HashMap<usize, Other>,
     ) -> Result<Option<Other>> {
-        let Some(mut file) = open(&found.source)? else { return Ok(None) };
+        let Some(mut file) = open(&found.source)? else {
+            return Ok(None);
+        };
         let mut other = Other::new(&self.shared.digest_key);
         done.insert(number, Other::new(&self.shared.digest_key));
         loop {
@@ -278,9 +300,15 @@ impl<'a> Worker<'a> {
             let at = self.chunk.len();
             let left = found.size.saturating_sub(other.size);
             let want = left.min(room as u64);
-            let got = (&mut file).take(want).read_to_end(&mut self.chunk).map_err(|e| {
-                Error::io(format!("could not read file \"{}\"", found.source.display()), e)
-            })?;
+            let got = (&mut file)
+                .take(want)
+                .read_to_end(&mut self.chunk)
+                .map_err(|e| {
+                    Error::io(
+                        format!("could not read file \"{}\"", found.source.display()),
+                        e,
+                    )
+                })?;
             self.shared.throttle.wait(got as u64, &self.shared.cancel);
             self.shared.progress.add(got as u64);
             other.update(self.chunk.get(at..).unwrap_or_default());
@@ -327,7 +355,12 @@ struct Other {
 
 impl Other {
     fn new(key: &[u8; 32]) -> Self {
-        Self { size: 0, crc32c: 0, hasher: blake3::Hasher::new_keyed(key), slices: Vec::new() }
+        Self {
+            size: 0,
+            crc32c: 0,
+            hasher: blake3::Hasher::new_keyed(key),
+            slices: Vec::new(),
+        }
     }
 
     fn update(&mut self, bytes: &[u8]) {
@@ -338,7 +371,11 @@ impl Other {
 
     fn into_copied(self) -> Copied {
         let digest = self.hasher.finalize().to_hex().to_string();
-        Copied { size: self.size, crc32c: self.crc32c, content: Content::Chunks(self.slices, digest) }
+        Copied {
+            size: self.size,
+            crc32c: self.crc32c,
+            content: Content::Chunks(self.slices, digest),
+        }
     }
 }
 
@@ -365,9 +402,14 @@ impl<'a> Joiner<'a> {
 
     fn part(&mut self, part: Part) -> Result<()> {
         let file = part.file;
-        self.corrupt.extend(part.corrupt.iter().map(|block| (file, *block)));
+        self.corrupt
+            .extend(part.corrupt.iter().map(|block| (file, *block)));
         let size = self.scan.get(file).map_or(0, |found| found.size);
-        let expected = if size > BATCH_BYTES { size.div_ceil(TASK_BYTES) } else { 1 };
+        let expected = if size > BATCH_BYTES {
+            size.div_ceil(TASK_BYTES)
+        } else {
+            1
+        };
         let parts = self.open.entry(file).or_default();
         parts.push(part);
         if (parts.len() as u64) < expected {
@@ -382,12 +424,28 @@ impl<'a> Joiner<'a> {
         let mut record = Vec::new();
         layer.encode_into(&mut record);
         let content = Content::Layer(self.meta.add(&record)?);
-        self.files.insert(file, Copied { size: layer.file_size(), crc32c, content });
+        self.files.insert(
+            file,
+            Copied {
+                size: layer.file_size(),
+                crc32c,
+                content,
+            },
+        );
         Ok(())
     }
 
-    #[expect(clippy::type_complexity, reason = "a one-off triple, taken apart at once")]
-    fn finish(self) -> Result<(HashMap<usize, Copied>, super::meta::Written, Vec<(usize, u32)>)> {
+    #[expect(
+        clippy::type_complexity,
+        reason = "a one-off triple, taken apart at once"
+    )]
+    fn finish(
+        self,
+    ) -> Result<(
+        HashMap<usize, Copied>,
+        super::meta::Written,
+        Vec<(usize, u32)>,
+    )> {
         Ok((self.files, self.meta.finish()?, self.corrupt))
     }
 }
@@ -396,7 +454,11 @@ impl<'a> Joiner<'a> {
 /// extended again, while it was read: a hole counts as zero pages, which WAL replay fills.
 fn join(parts: Vec<Part>) -> (Layer, u32) {
     let block_size = BLOCK_SIZE as u64;
-    let nblocks = parts.iter().filter(|p| p.blocks > 0).map(|p| p.first_block + p.blocks).max();
+    let nblocks = parts
+        .iter()
+        .filter(|p| p.blocks > 0)
+        .map(|p| p.first_block + p.blocks)
+        .max();
     let nblocks = nblocks.unwrap_or(0);
     let mut layer = Layer {
         page_size: u32::try_from(BLOCK_SIZE).unwrap_or(0),
@@ -448,7 +510,9 @@ fn join(parts: Vec<Part>) -> (Layer, u32) {
 
 fn or_into(target: &mut [u8], from: usize, bits: &[u8]) {
     let room = target.get_mut(from..).unwrap_or_default();
-    room.iter_mut().zip(bits).for_each(|(byte, bit)| *byte |= bit);
+    room.iter_mut()
+        .zip(bits)
+        .for_each(|(byte, bit)| *byte |= bit);
 }
 
 /// The CRC of a part's whole pages, from the pages' own.
@@ -457,7 +521,11 @@ fn crc_without_tail(part: &Part) -> u32 {
     let mut stored = part.checksums.iter();
     (0..part.blocks).fold(0, |crc, block| {
         let zero = crate::repository::layer::bit(&part.zero_bitmap, block);
-        let page = if zero { zero_page_crc } else { stored.next().copied().unwrap_or(0) };
+        let page = if zero {
+            zero_page_crc
+        } else {
+            stored.next().copied().unwrap_or(0)
+        };
         crc32c::crc32c_combine(crc, page, BLOCK_SIZE)
     })
 }

@@ -31,7 +31,11 @@ pub(super) struct MetaWriter {
 }
 
 impl MetaWriter {
-    pub(super) fn new(repository: &Repository, clock: &SharedClock, class: FrameClass) -> Result<Self> {
+    pub(super) fn new(
+        repository: &Repository,
+        clock: &SharedClock,
+        class: FrameClass,
+    ) -> Result<Self> {
         Ok(Self {
             repository: repository.clone(),
             clock: SharedClock::clone(clock),
@@ -47,7 +51,8 @@ impl MetaWriter {
     /// Appends a record.
     pub(super) fn add(&mut self, record: &[u8]) -> Result<Pending> {
         let number = |n: usize| {
-            u32::try_from(n).map_err(|_| Error::internal("record_too_large", "a record is too large"))
+            u32::try_from(n)
+                .map_err(|_| Error::internal("record_too_large", "a record is too large"))
         };
         let pending = Pending {
             frame: self.frames.len(),
@@ -69,7 +74,8 @@ impl MetaWriter {
             Some(object) => object,
             None => ObjectBuilder::start(&self.repository, ObjectKind::Meta, self.clock.as_ref())?,
         };
-        self.frames.push(object.frame(&mut self.encoder, self.class, &self.buffer)?);
+        self.frames
+            .push(object.frame(&mut self.encoder, self.class, &self.buffer)?);
         self.buffer.clear();
         if object.len() >= PACK_BYTES_TARGET {
             self.sealed.push(object.finish()?);
@@ -85,7 +91,10 @@ impl MetaWriter {
         if let Some(object) = self.object.take() {
             self.sealed.push(object.finish()?);
         }
-        Ok(Written { sealed: self.sealed, frames: self.frames })
+        Ok(Written {
+            sealed: self.sealed,
+            frames: self.frames,
+        })
     }
 }
 
@@ -99,7 +108,12 @@ impl Written {
     /// Where a record went.
     pub(super) fn slice(&self, pending: Pending) -> Result<Slice> {
         let frame = self.frames.get(pending.frame).copied();
-        let frame = frame.ok_or_else(|| Error::internal("lost_frame", "a metadata frame was lost"))?;
-        Ok(Slice { frame, at: pending.at, len: pending.len })
+        let frame =
+            frame.ok_or_else(|| Error::internal("lost_frame", "a metadata frame was lost"))?;
+        Ok(Slice {
+            frame,
+            at: pending.at,
+            len: pending.len,
+        })
     }
 }

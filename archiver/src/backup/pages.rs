@@ -78,7 +78,11 @@ pub(super) struct PagePacker {
 impl PagePacker {
     pub(super) fn new() -> Self {
         let plain = Vec::with_capacity(FRAME_PAGES * BLOCK_SIZE);
-        Self { plain, pending: Vec::new(), parts: Vec::new() }
+        Self {
+            plain,
+            pending: Vec::new(),
+            parts: Vec::new(),
+        }
     }
 
     /// Reads `range` of `path`. Small ranges share frames until [`PagePacker::finish`].
@@ -91,8 +95,11 @@ impl PagePacker {
     ) -> Result<()> {
         let blocks_max = u32::try_from(range.bytes / BLOCK_SIZE as u64).unwrap_or(u32::MAX);
         let number = self.parts.len();
-        self.parts.push(Part::new(range.file, range.first_block, blocks_max));
-        let Some(file) = super::copy::open(path)? else { return Ok(()) };
+        self.parts
+            .push(Part::new(range.file, range.first_block, blocks_max));
+        let Some(file) = super::copy::open(path)? else {
+            return Ok(());
+        };
         if let Some(part) = self.parts.get_mut(number) {
             part.present = true;
         }
@@ -104,13 +111,19 @@ impl PagePacker {
             shared.cancel.check()?;
             let want = (range.bytes - offset).min(buffer.len() as u64);
             shared.throttle.wait(want, &shared.cancel);
-            let room = buffer.get_mut(..usize::try_from(want).unwrap_or(0)).unwrap_or_default();
-            let got = read_full(&file, room, start + offset).map_err(|e| {
-                Error::io(format!("could not read file \"{}\"", path.display()), e)
-            })?;
+            let room = buffer
+                .get_mut(..usize::try_from(want).unwrap_or(0))
+                .unwrap_or_default();
+            let got = read_full(&file, room, start + offset)
+                .map_err(|e| Error::io(format!("could not read file \"{}\"", path.display()), e))?;
             let block = range.first_block + u32::try_from(offset / BLOCK_SIZE as u64).unwrap_or(0);
             let bytes = room.get_mut(..got).unwrap_or_default();
-            let check = PageCheck { shared, file: &file, block, relation_block: range.relation_block };
+            let check = PageCheck {
+                shared,
+                file: &file,
+                block,
+                relation_block: range.relation_block,
+            };
             self.chunk(number, &check, store, bytes)?;
             shared.progress.add(want);
             offset += want;
@@ -136,7 +149,9 @@ impl PagePacker {
         for (at, page) in (0..).zip(pages.iter_mut()) {
             let zero = page::is_zero(page);
             let corrupt = !zero && !check.page(page, at)?;
-            let Some(part) = self.parts.get_mut(number) else { continue };
+            let Some(part) = self.parts.get_mut(number) else {
+                continue;
+            };
             let local = part.blocks;
             part.blocks += 1;
             set_bit(&mut part.bitmap, local);
@@ -224,7 +239,10 @@ impl PageCheck<'_> {
     /// its checksum matches, and harmless when it keeps changing or is newer than the backup's
     /// start, since WAL replay then replaces it. False: corrupt in the data directory itself.
     fn page(&self, page: &mut [u8; BLOCK_SIZE], at: u32) -> Result<bool> {
-        let number = self.relation_block.wrapping_add(self.block).wrapping_add(at);
+        let number = self
+            .relation_block
+            .wrapping_add(self.block)
+            .wrapping_add(at);
         if !self.shared.data_checksums || page::verify(page, number) {
             return Ok(true);
         }

@@ -11,7 +11,7 @@ use crate::wal::commit_index::relmap;
 /// # Errors
 /// The server's, or the storage's.
 pub(super) fn store(repository: &Repository, cluster: &Cluster, sql: &mut Session) -> Result<()> {
-    let mut texts = |session: &mut Session, statement: &str| -> Result<Vec<String>> {
+    let texts = |session: &mut Session, statement: &str| -> Result<Vec<String>> {
         let rows = session.query(statement, &[])?;
         rows.iter().map(|row| column(row, 0)).collect()
     };

@@ -68,7 +68,16 @@ pub fn run(
     register(repository, config, &server, &control, clock)?;
     let label = new_label(clock);
     let session = Session::begin(repository, SharedClock::clone(clock), &section.name, &label)?;
-    let mut job = Job { config, repository, options, clock, cancel, server, control, sql };
+    let mut job = Job {
+        config,
+        repository,
+        options,
+        clock,
+        cancel,
+        server,
+        control,
+        sql,
+    };
     tracing::info!(backup = %label, repository = repository.name(), "backup begins");
     let (record, digest) = job.take(&session, &label)?;
     job.relnames();
@@ -78,7 +87,10 @@ pub fn run(
     session.commit(&key, &digest)?;
     crate::fault::point("backup:after_commit");
     tracing::info!(backup = %label, bytes_source = record.bytes_source, bytes_stored = record.bytes_stored, "backup is complete");
-    Ok(Outcome { label: record, elapsed: began.elapsed() })
+    Ok(Outcome {
+        label: record,
+        elapsed: began.elapsed(),
+    })
 }
 
 fn new_label(clock: &SharedClock) -> BackupLabel {
@@ -99,7 +111,13 @@ fn register(
         postgres_major: Some(server.version_num / 10_000),
     };
     let name = config.cluster_name();
-    cluster::register_or_check(repository, name, identity, Reason::FirstBackup, clock.as_ref())
+    cluster::register_or_check(
+        repository,
+        name,
+        identity,
+        Reason::FirstBackup,
+        clock.as_ref(),
+    )
 }
 
 struct Job<'a> {
@@ -140,7 +158,10 @@ impl Job<'_> {
         let last_segment = SegmentName::new(timeline, last, size)?;
         report_corrupt(&scan.entries, &copy.corrupt);
         self.wait_for_wal(&label_file, last)?;
-        let sample = Sample { time: stopped.covered_at, lsn: stopped.lsn };
+        let sample = Sample {
+            time: stopped.covered_at,
+            lsn: stopped.lsn,
+        };
         covered::store(self.repository, control.system_identifier, timeline, sample)?;
         let finished = Finished {
             component: self.config.cluster_name(),
@@ -212,9 +233,9 @@ impl Job<'_> {
         let result = std::thread::scope(|scope| {
             let work = scope.spawn(|| copy::copy(&shared, &scan.entries, threads));
             let watched = self.watch(&work, &cancel);
-            let copied = work.join().map_err(|_| {
-                Error::internal("thread_panicked", "the copying threads panicked")
-            });
+            let copied = work
+                .join()
+                .map_err(|_| Error::internal("thread_panicked", "the copying threads panicked"));
             watched.and(copied)
         });
         shared.progress.finish();
@@ -278,7 +299,11 @@ impl Job<'_> {
 
     /// A standby cannot switch segments; its primary can, when it can be reached.
     fn switch_on_primary(&self, timeline: TimelineId) {
-        let Some(conninfo) = self.config.cluster.as_ref().and_then(|c| c.primary_conninfo.as_ref())
+        let Some(conninfo) = self
+            .config
+            .cluster
+            .as_ref()
+            .and_then(|c| c.primary_conninfo.as_ref())
         else {
             tracing::info!(%timeline, "no primary_conninfo: waiting until the primary fills its WAL segment");
             return;
@@ -308,7 +333,9 @@ impl Job<'_> {
 
 fn threads(configured: usize) -> usize {
     match configured {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(PARALLEL_MAX),
+        0 => std::thread::available_parallelism()
+            .map_or(1, std::num::NonZero::get)
+            .min(PARALLEL_MAX),
         n => n.min(64),
     }
 }
@@ -317,7 +344,12 @@ fn config_file(path: &Path) -> Result<Option<Found>> {
     let meta = match std::fs::metadata(path) {
         Ok(meta) => meta,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io(format!("could not examine \"{}\"", path.display()), e)),
+        Err(e) => {
+            return Err(Error::io(
+                format!("could not examine \"{}\"", path.display()),
+                e,
+            ));
+        }
     };
     Ok(Some(Found {
         path: PathText(path.display().to_string()),
@@ -333,6 +365,11 @@ fn config_file(path: &Path) -> Result<Option<Found>> {
 fn report_corrupt(scan: &[Found], corrupt: &[(usize, u32)]) {
     for (file, block) in corrupt {
         let path = scan.get(*file).map_or("?", |found| found.path.0.as_str());
-        tracing::error!(code = "page_corrupt", path, block, "a page of the data directory fails its checksum");
+        tracing::error!(
+            code = "page_corrupt",
+            path,
+            block,
+            "a page of the data directory fails its checksum"
+        );
     }
 }

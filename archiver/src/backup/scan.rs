@@ -34,12 +34,25 @@ pub(super) struct Scan {
 
 /// Directories whose content does not survive a restart; matched by name at any level.
 const EMPTY_DIRECTORIES: &[&str] = &[
-    "pg_stat_tmp", "pg_replslot", "pg_dynshmem", "pg_notify", "pg_serial", "pg_snapshots", "pg_subtrans",
+    "pg_stat_tmp",
+    "pg_replslot",
+    "pg_dynshmem",
+    "pg_notify",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_subtrans",
 ];
 const EXCLUDED_FILES: &[&str] = &[
-    "postgresql.auto.conf.tmp", "current_logfiles.tmp", "backup_label", "tablespace_map",
-    "backup_manifest", "postmaster.pid", "postmaster.opts", ".DS_Store",
-    crate::wal::recovery_file::FILE_NAME, crate::restore::MARKER_FILE_NAME,
+    "postgresql.auto.conf.tmp",
+    "current_logfiles.tmp",
+    "backup_label",
+    "tablespace_map",
+    "backup_manifest",
+    "postmaster.pid",
+    "postmaster.opts",
+    ".DS_Store",
+    crate::wal::recovery_file::FILE_NAME,
+    crate::restore::MARKER_FILE_NAME,
 ];
 const EXCLUDED_PREFIXES: &[&str] = &["pg_internal.init", "pgsql_tmp"];
 
@@ -88,7 +101,13 @@ impl Walk<'_> {
             if place == Place::Relations && is_skipped_relation(&name, &unlogged) {
                 continue;
             }
-            self.entry(scan, &source.join(OsStr::from_bytes(&name)), path, &name, place)?;
+            self.entry(
+                scan,
+                &source.join(OsStr::from_bytes(&name)),
+                path,
+                &name,
+                place,
+            )?;
         }
         Ok(())
     }
@@ -101,7 +120,9 @@ impl Walk<'_> {
         name: &[u8],
         place: Place,
     ) -> Result<()> {
-        let Some(meta) = metadata(source)? else { return Ok(()) };
+        let Some(meta) = metadata(source)? else {
+            return Ok(());
+        };
         let text = String::from_utf8_lossy(name);
         let path = join(parent, name);
         let type_ = meta.file_type();
@@ -119,11 +140,17 @@ impl Walk<'_> {
             return Ok(());
         }
         if EXCLUDED_FILES.iter().any(|f| f.as_bytes() == name)
-            || EXCLUDED_PREFIXES.iter().any(|p| name.starts_with(p.as_bytes()))
+            || EXCLUDED_PREFIXES
+                .iter()
+                .any(|p| name.starts_with(p.as_bytes()))
         {
             return Ok(());
         }
-        let segment_no = if place == Place::Relations { relation_segment(name) } else { None };
+        let segment_no = if place == Place::Relations {
+            relation_segment(name)
+        } else {
+            None
+        };
         let kind = match segment_no {
             _ if path == "global/pg_control" => FileKind::Control,
             Some(_) => FileKind::Relation,
@@ -168,28 +195,49 @@ impl Walk<'_> {
         self.directory(scan, source, path, place)
     }
 
-    fn link(&self, scan: &mut Scan, source: &Path, path: &str, name: &str, place: Place) -> Result<()> {
+    fn link(
+        &self,
+        scan: &mut Scan,
+        source: &Path,
+        path: &str,
+        name: &str,
+        place: Place,
+    ) -> Result<()> {
         match (place, name) {
             (Place::Tablespaces, _) => {
-                let target = std::fs::read_link(source)
-                    .map_err(|e| Error::io(format!("could not read link \"{}\"", source.display()), e))?;
+                let target = std::fs::read_link(source).map_err(|e| {
+                    Error::io(format!("could not read link \"{}\"", source.display()), e)
+                })?;
                 let oid = name.parse().map_err(|_| {
-                    Error::data("tablespace_link", format!("\"{path}\" is not named after a tablespace"))
+                    Error::data(
+                        "tablespace_link",
+                        format!("\"{path}\" is not named after a tablespace"),
+                    )
                 })?;
                 let text = target.to_str().ok_or_else(|| {
-                    Error::invalid("tablespace_path", format!("the path of tablespace {oid} is not UTF-8"))
+                    Error::invalid(
+                        "tablespace_path",
+                        format!("the path of tablespace {oid} is not UTF-8"),
+                    )
                 })?;
-                scan.tablespaces.push(Tablespace { oid, path: text.to_owned() });
+                scan.tablespaces.push(Tablespace {
+                    oid,
+                    path: text.to_owned(),
+                });
                 self.tablespace(scan, source, path)
             }
             // pg_wal may be a link; the backup has a plain directory.
             (Place::Top, "pg_wal") => {
-                let Some(meta) = follow(source)? else { return Ok(()) };
+                let Some(meta) = follow(source)? else {
+                    return Ok(());
+                };
                 scan.entries.push(directory(path, source, &meta));
                 wal_skeleton(scan, source, path)
             }
             _ if EMPTY_DIRECTORIES.contains(&name) => {
-                let Some(meta) = follow(source)? else { return Ok(()) };
+                let Some(meta) = follow(source)? else {
+                    return Ok(());
+                };
                 scan.entries.push(directory(path, source, &meta));
                 Ok(())
             }
@@ -203,7 +251,9 @@ impl Walk<'_> {
     fn tablespace(&self, scan: &mut Scan, source: &Path, path: &str) -> Result<()> {
         let version = source.join(self.version_directory);
         let path = format!("{path}/{}", self.version_directory);
-        let Some(meta) = metadata(&version)? else { return Ok(()) };
+        let Some(meta) = metadata(&version)? else {
+            return Ok(());
+        };
         scan.entries.push(directory(&path, &version, &meta));
         self.directory(scan, &version, &path, Place::Databases)
     }
@@ -214,7 +264,8 @@ fn wal_skeleton(scan: &mut Scan, source: &Path, path: &str) -> Result<()> {
     for name in ["archive_status", "summaries"] {
         let source = source.join(name);
         if let Some(meta) = metadata(&source)? {
-            scan.entries.push(directory(&format!("{path}/{name}"), &source, &meta));
+            scan.entries
+                .push(directory(&format!("{path}/{name}"), &source, &meta));
         }
     }
     Ok(())
@@ -238,12 +289,22 @@ fn join(parent: &str, name: &[u8]) -> String {
         (Ok(name), None) if !parent.is_empty() => format!("{parent}/{name}"),
         (_, Some(hex)) => format!("hex:{hex}{}{}", to_hex(b"/"), to_hex(name)),
         (_, None) if parent.is_empty() => format!("hex:{}", to_hex(name)),
-        (_, None) => format!("hex:{}{}{}", to_hex(parent.as_bytes()), to_hex(b"/"), to_hex(name)),
+        (_, None) => format!(
+            "hex:{}{}{}",
+            to_hex(parent.as_bytes()),
+            to_hex(b"/"),
+            to_hex(name)
+        ),
     }
 }
 
 fn read_names(directory: &Path) -> Result<Vec<Vec<u8>>> {
-    let error = |e| Error::io(format!("could not read directory \"{}\"", directory.display()), e);
+    let error = |e| {
+        Error::io(
+            format!("could not read directory \"{}\"", directory.display()),
+            e,
+        )
+    };
     let entries = match std::fs::read_dir(directory) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(error)?,
@@ -270,7 +331,10 @@ fn present(
     match result {
         Ok(meta) => Ok(Some(meta)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io(format!("could not examine \"{}\"", path.display()), e)),
+        Err(e) => Err(Error::io(
+            format!("could not examine \"{}\"", path.display()),
+            e,
+        )),
     }
 }
 
@@ -317,10 +381,15 @@ fn is_skipped_relation(name: &[u8], unlogged: &HashSet<String>) -> bool {
 
 /// `t<backend>_<relfilenumber>[_fork][.segment]`.
 fn is_temporary(name: &[u8]) -> bool {
-    let Some(rest) = name.strip_prefix(b"t") else { return false };
+    let Some(rest) = name.strip_prefix(b"t") else {
+        return false;
+    };
     let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
     let (_, rest) = rest.split_at_checked(digits).unwrap_or_default();
-    digits > 0 && rest.strip_prefix(b"_").is_some_and(|rel| relation_parts(rel).is_some())
+    digits > 0
+        && rest
+            .strip_prefix(b"_")
+            .is_some_and(|rel| relation_parts(rel).is_some())
 }
 
 #[cfg(test)]
@@ -329,12 +398,26 @@ mod tests {
 
     #[test]
     fn relation_names() {
-        for (name, segment) in
-            [("1259", Some(0)), ("1259.1", Some(1)), ("1259_fsm", Some(0)), ("16400_vm.12", Some(12)), ("1_init", Some(0))]
-        {
+        for (name, segment) in [
+            ("1259", Some(0)),
+            ("1259.1", Some(1)),
+            ("1259_fsm", Some(0)),
+            ("16400_vm.12", Some(12)),
+            ("1_init", Some(0)),
+        ] {
             assert_eq!(relation_segment(name.as_bytes()), segment, "{name}");
         }
-        for name in ["", "pg_filenode.map", "12x", "12_foo", "12.", "12.01", "_fsm", "PG_VERSION", "12.x"] {
+        for name in [
+            "",
+            "pg_filenode.map",
+            "12x",
+            "12_foo",
+            "12.",
+            "12.01",
+            "_fsm",
+            "PG_VERSION",
+            "12.x",
+        ] {
             assert_eq!(relation_segment(name.as_bytes()), None, "{name}");
         }
         assert!(is_temporary(b"t3_16400") && is_temporary(b"t3_16400_fsm.1"));
@@ -343,10 +426,15 @@ mod tests {
 
     #[test]
     fn unlogged_relations_keep_their_init_fork_only() {
-        let names: Vec<Vec<u8>> =
-            ["7", "7_init", "7_fsm", "7.1", "8"].iter().map(|n| n.as_bytes().to_vec()).collect();
+        let names: Vec<Vec<u8>> = ["7", "7_init", "7_fsm", "7.1", "8"]
+            .iter()
+            .map(|n| n.as_bytes().to_vec())
+            .collect();
         let unlogged = init_forks(&names);
-        let kept: Vec<_> = names.iter().filter(|n| !is_skipped_relation(n, &unlogged)).collect();
+        let kept: Vec<_> = names
+            .iter()
+            .filter(|n| !is_skipped_relation(n, &unlogged))
+            .collect();
         assert_eq!(kept, [b"7_init".as_slice(), b"8".as_slice()]);
     }
 }

@@ -36,12 +36,18 @@ pub(super) fn inspect(session: &mut Session, cluster: &Cluster) -> Result<(Serve
     let shown = PathBuf::from(session.show("data_directory")?);
     let data_directory = cluster.data_directory.clone().unwrap_or(shown);
     let (control, _) = ControlFile::read(&data_directory)?;
-    let reported: SystemId =
-        text(session, "SELECT system_identifier::text FROM pg_control_system()")?.parse()?;
+    let reported: SystemId = text(
+        session,
+        "SELECT system_identifier::text FROM pg_control_system()",
+    )?
+    .parse()?;
     if reported != control.system_identifier {
         return Err(Error::invalid(
             "data_directory_mismatch",
-            format!("\"{}\" is not the data directory of the server", data_directory.display()),
+            format!(
+                "\"{}\" is not the data directory of the server",
+                data_directory.display()
+            ),
         )
         .with_detail(format!(
             "The server's system identifier is {reported}, the directory's is {}.",
@@ -68,7 +74,9 @@ pub(super) fn inspect(session: &mut Session, cluster: &Cluster) -> Result<(Serve
 }
 
 fn check_layout(control: &ControlFile) -> Result<()> {
-    if control.block_size as usize != crate::postgres::page::BLOCK_SIZE || control.wal_block_size != 8192 {
+    if control.block_size as usize != crate::postgres::page::BLOCK_SIZE
+        || control.wal_block_size != 8192
+    {
         return Err(Error::invalid(
             "block_size_unsupported",
             format!("block size {} is not supported", control.block_size),
@@ -93,7 +101,10 @@ fn config_files(session: &mut Session, data_directory: &Path) -> Result<Vec<Path
         "SELECT DISTINCT sourcefile FROM pg_file_settings WHERE sourcefile IS NOT NULL",
         &[],
     )?;
-    let mut files: Vec<String> = rows.iter().map(|row| column(row, 0)).collect::<Result<_>>()?;
+    let mut files: Vec<String> = rows
+        .iter()
+        .map(|row| column(row, 0))
+        .collect::<Result<_>>()?;
     for setting in ["config_file", "hba_file", "ident_file"] {
         files.push(session.show(setting)?);
     }
@@ -132,7 +143,10 @@ pub(super) struct Stopped {
 pub(super) fn start(session: &mut Session, label: &str, fast: bool) -> Result<Started> {
     let at = now(session)?;
     let row = session.query_one("SELECT pg_backup_start($1, $2)::text", &[&label, &fast])?;
-    Ok(Started { at, lsn: column::<String>(&row, 0)?.parse()? })
+    Ok(Started {
+        at,
+        lsn: column::<String>(&row, 0)?.parse()?,
+    })
 }
 
 /// Ends the backup on the server.
@@ -177,15 +191,22 @@ pub(super) fn now(session: &mut Session) -> Result<DateTime<Utc>> {
 /// Kind Unavailable: the session is lost, or a standby was promoted.
 pub(super) fn still_the_same(session: &mut Session, server: &Server) -> Result<()> {
     if session.in_recovery()? != server.in_recovery {
-        return Err(Error::unavailable("standby_promoted", "the standby was promoted during the backup")
-            .with_hint("Take the backup again: it will be one of a primary."));
+        return Err(Error::unavailable(
+            "standby_promoted",
+            "the standby was promoted during the backup",
+        )
+        .with_hint("Take the backup again: it will be one of a primary."));
     }
     Ok(())
 }
 
 /// The directory that holds this server's part of a tablespace.
 pub(super) fn version_directory(server: &Server, control: &ControlFile) -> String {
-    format!("PG_{}_{}", server.version_num / 10_000, control.catalog_version)
+    format!(
+        "PG_{}_{}",
+        server.version_num / 10_000,
+        control.catalog_version
+    )
 }
 
 /// The timeline the server writes or replays, from `pg_control` alone.

@@ -14,7 +14,10 @@ pub(super) struct Throttle {
 impl Throttle {
     /// 0 = no limit.
     pub(super) fn new(bytes_per_second: u64) -> Self {
-        Self { bytes_per_second, free_at: Mutex::new(Instant::now()) }
+        Self {
+            bytes_per_second,
+            free_at: Mutex::new(Instant::now()),
+        }
     }
 
     /// Waits until `bytes` more may be read.
@@ -24,7 +27,9 @@ impl Throttle {
         }
         let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
         let until = {
-            let Ok(mut free_at) = self.free_at.lock() else { return };
+            let Ok(mut free_at) = self.free_at.lock() else {
+                return;
+            };
             let start = (*free_at).max(Instant::now());
             *free_at = start + cost;
             start

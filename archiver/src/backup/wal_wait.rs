@@ -34,7 +34,9 @@ pub(crate) fn wait(
     let mut pause = POLL_FIRST;
     loop {
         cancel.check()?;
-        let Some(missing) = first_missing(repository, needed)? else { return Ok(()) };
+        let Some(missing) = first_missing(repository, needed)? else {
+            return Ok(());
+        };
         if Instant::now() >= deadline {
             return Err(Error::unavailable(
                 "wal_not_archived",

@@ -45,8 +45,11 @@ fn parse_annotation(text: &str) -> Result<(String, String), String> {
 pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -> Result<()> {
     let cluster = config.require_cluster()?;
     if let Some(other) = args.component.iter().find(|name| **name != cluster.name) {
-        return Err(Error::invalid("component_unknown", format!("the configuration has no component \"{other}\""))
-            .with_hint(format!("The cluster's component is \"{}\".", cluster.name)));
+        return Err(Error::invalid(
+            "component_unknown",
+            format!("the configuration has no component \"{other}\""),
+        )
+        .with_hint(format!("The cluster's component is \"{}\".", cluster.name)));
     }
     let repository = open_repository(config, args.repository.as_deref())?;
     let options = backup::Options {

@@ -44,7 +44,12 @@ impl Checks {
         let name = name.into();
         match result {
             Ok((value, detail)) => {
-                self.0.push(Check { name, ok: true, detail, hint: None });
+                self.0.push(Check {
+                    name,
+                    ok: true,
+                    detail,
+                    hint: None,
+                });
                 Some(value)
             }
             Err(error) => {
@@ -53,7 +58,12 @@ impl Checks {
                     None => error.to_string(),
                 };
                 let hint = error.hint().map(str::to_owned);
-                self.0.push(Check { name, ok: false, detail, hint });
+                self.0.push(Check {
+                    name,
+                    ok: false,
+                    detail,
+                    hint,
+                });
                 None
             }
         }
@@ -71,8 +81,11 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
         let probe = storage.capabilities();
         let opened = Repository::open(&name, storage).and_then(|repository| {
             if !probe.exclusive_put || !probe.durable_put {
-                return Err(Error::unavailable("storage_too_weak", format!("the storage lacks what pgark needs: {probe:?}"))
-                    .with_hint("Use a file system with hard links or renameat2, and working fsync."));
+                return Err(Error::unavailable(
+                    "storage_too_weak",
+                    format!("the storage lacks what pgark needs: {probe:?}"),
+                )
+                .with_hint("Use a file system with hard links or renameat2, and working fsync."));
             }
             let detail = repository.storage().describe();
             Ok((repository, detail))
@@ -84,7 +97,10 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
         server(section, &repositories, args, &mut checks, cancel);
     }
     for repository in &repositories {
-        checks.add(format!("conflicts {}", repository.name()), conflicts(config, repository));
+        checks.add(
+            format!("conflicts {}", repository.name()),
+            conflicts(config, repository),
+        );
     }
     let failed = checks.0.iter().any(|check| !check.ok);
     match output {
@@ -99,7 +115,11 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
             }
         }
     }
-    Ok(if failed { exit_code::FINDINGS } else { exit_code::DONE })
+    Ok(if failed {
+        exit_code::FINDINGS
+    } else {
+        exit_code::DONE
+    })
 }
 
 /// The agent is optional: without one, push and get work by themselves.
@@ -107,7 +127,10 @@ fn agent(config: &Config) -> Result<((), String)> {
     let socket = config.agent.socket.display();
     Ok(match client::ping(&config.agent.socket) {
         Ok(version) => ((), format!("{version} answers at {socket}")),
-        Err(_) => ((), format!("no agent at {socket}; WAL is pushed and fetched without one")),
+        Err(_) => (
+            (),
+            format!("no agent at {socket}; WAL is pushed and fetched without one"),
+        ),
     })
 }
 
@@ -123,8 +146,12 @@ fn server(
         let detail = format!("server version {}", s.server_version_num());
         (s, detail)
     });
-    let Some(mut session) = checks.add("server", session) else { return };
-    let Some(control) = checks.add("data directory", data_directory(section, &mut session)) else { return };
+    let Some(mut session) = checks.add("server", session) else {
+        return;
+    };
+    let Some(control) = checks.add("data directory", data_directory(section, &mut session)) else {
+        return;
+    };
     checks.add("archiving", archiving(&mut session));
     for repository in repositories {
         let identity = Identity {
@@ -135,8 +162,14 @@ fn server(
         let known = cluster::current(repository, &section.name).and_then(|known| {
             let detail = format!("system identifier {}", control.system_identifier);
             match known {
-                Some(_) => cluster::register_or_check(repository, &section.name, identity, Reason::FirstBackup, &SystemClock)
-                    .map(|()| ((), detail)),
+                Some(_) => cluster::register_or_check(
+                    repository,
+                    &section.name,
+                    identity,
+                    Reason::FirstBackup,
+                    &SystemClock,
+                )
+                .map(|()| ((), detail)),
                 None => Ok(((), format!("{detail}, not registered yet"))),
             }
         });
@@ -157,11 +190,20 @@ fn data_directory(section: &Cluster, session: &mut Session) -> Result<(ControlFi
     let shown = PathBuf::from(session.show("data_directory")?);
     let directory = section.data_directory.clone().unwrap_or(shown);
     let (control, _) = ControlFile::read(&directory)?;
-    let row = session.query_one("SELECT system_identifier::text FROM pg_control_system()", &[])?;
+    let row = session.query_one(
+        "SELECT system_identifier::text FROM pg_control_system()",
+        &[],
+    )?;
     let reported: String = column(&row, 0)?;
     if reported != control.system_identifier.to_string() {
-        return Err(Error::invalid("data_directory_mismatch", format!("\"{}\" is not the data directory of the server", directory.display()))
-            .with_hint("Check conninfo and data_directory in [cluster]."));
+        return Err(Error::invalid(
+            "data_directory_mismatch",
+            format!(
+                "\"{}\" is not the data directory of the server",
+                directory.display()
+            ),
+        )
+        .with_hint("Check conninfo and data_directory in [cluster]."));
     }
     Ok((control, directory.display().to_string()))
 }
@@ -173,10 +215,17 @@ fn archiving(session: &mut Session) -> Result<((), String)> {
             .with_hint("Set archive_mode = on and archive_command = 'pgark archive-push %p', then restart the server."));
     }
     let library = session.show("archive_library")?;
-    let how = if library.is_empty() { session.show("archive_command")? } else { library };
+    let how = if library.is_empty() {
+        session.show("archive_command")?
+    } else {
+        library
+    };
     if how.is_empty() || how == "(disabled)" {
-        return Err(Error::invalid("archiving_unset", "neither archive_command nor archive_library is set")
-            .with_hint("Set archive_command = 'pgark archive-push %p' and reload."));
+        return Err(Error::invalid(
+            "archiving_unset",
+            "neither archive_command nor archive_library is set",
+        )
+        .with_hint("Set archive_command = 'pgark archive-push %p' and reload."));
     }
     let row = session.query_one(
         "SELECT failed_count::text, coalesce(last_failed_wal, ''),
@@ -186,8 +235,11 @@ fn archiving(session: &mut Session) -> Result<((), String)> {
     )?;
     if column::<bool>(&row, 2)? {
         let file: String = column(&row, 1)?;
-        return Err(Error::unavailable("archiving_failing", format!("the server fails to archive \"{file}\""))
-            .with_hint("The server's log has the error of archive_command."));
+        return Err(Error::unavailable(
+            "archiving_failing",
+            format!("the server fails to archive \"{file}\""),
+        )
+        .with_hint("The server's log has the error of archive_command."));
     }
     Ok(((), format!("archive_mode = {mode}, {how}")))
 }
@@ -195,8 +247,11 @@ fn archiving(session: &mut Session) -> Result<((), String)> {
 /// Writes a restore point, so that there is something to archive, and switches.
 fn switch(session: &mut Session, control: &ControlFile) -> Result<(SegmentName, String)> {
     if session.in_recovery()? {
-        return Err(Error::invalid("in_recovery", "the server is a standby: it cannot switch WAL segments")
-            .with_hint("Run the check on the primary, or with --no-switch."));
+        return Err(Error::invalid(
+            "in_recovery",
+            "the server is a standby: it cannot switch WAL segments",
+        )
+        .with_hint("Run the check on the primary, or with --no-switch."));
     }
     let row = session.query_one("SELECT pg_create_restore_point('pgark check')::text", &[])?;
     let lsn: Lsn = column::<String>(&row, 0)?.parse()?;
@@ -204,7 +259,9 @@ fn switch(session: &mut Session, control: &ControlFile) -> Result<(SegmentName, 
         "SELECT (SELECT timeline_id FROM pg_control_checkpoint())::text, pg_switch_wal()::text",
         &[],
     )?;
-    let timeline: u32 = column::<String>(&row, 0)?.parse().unwrap_or(control.timeline.0);
+    let timeline: u32 = column::<String>(&row, 0)?
+        .parse()
+        .unwrap_or(control.timeline.0);
     let size = control.wal_segment_size;
     let segment = SegmentName::new(TimelineId(timeline), size.segment_no_before(lsn), size)?;
     Ok((segment, format!("segment {segment} is complete")))
@@ -225,7 +282,12 @@ fn arrives(
         last: no,
         size: control.wal_segment_size,
     };
-    wal_wait::wait(repository, &needed, Duration::from_secs(args.timeout_seconds), cancel)?;
+    wal_wait::wait(
+        repository,
+        &needed,
+        Duration::from_secs(args.timeout_seconds),
+        cancel,
+    )?;
     Ok(((), format!("segment {segment} is in the repository")))
 }
 
@@ -240,6 +302,13 @@ fn conflicts(config: &Config, repository: &Repository) -> Result<((), String)> {
     if names.is_empty() {
         return Ok(((), "no WAL is in quarantine".to_owned()));
     }
-    Err(Error::conflict("wal_conflict", format!("{} WAL files are in quarantine: {}", names.len(), names.join(", ")))
-        .with_hint("Two servers archive under one name: see docs/runbooks/wal-conflict.md."))
+    Err(Error::conflict(
+        "wal_conflict",
+        format!(
+            "{} WAL files are in quarantine: {}",
+            names.len(),
+            names.join(", ")
+        ),
+    )
+    .with_hint("Two servers archive under one name: see docs/runbooks/wal-conflict.md."))
 }

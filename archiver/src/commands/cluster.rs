@@ -1,13 +1,13 @@
 //! `pgark cluster`.
 
 use super::output::{Output, print_json, print_text};
+use crate::Result;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::postgres::control_file::ControlFile;
 use crate::postgres::session::Session;
 use crate::repository::Repository;
 use crate::wal::cluster::{self, Identity};
-use crate::Result;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -54,7 +54,9 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
         }
     }
     if output == Output::Json {
-        print_json(json!({"cluster": section.name, "system_identifier": control.system_identifier}));
+        print_json(
+            json!({"cluster": section.name, "system_identifier": control.system_identifier}),
+        );
     }
     Ok(())
 }

@@ -41,7 +41,11 @@ struct Component {
 pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
     let mut found = Vec::new();
     for (name, _, storage) in config.storages()? {
-        if args.repository.as_ref().is_some_and(|wanted| *wanted != name) {
+        if args
+            .repository
+            .as_ref()
+            .is_some_and(|wanted| *wanted != name)
+        {
             continue;
         }
         let repository = Repository::open(&name, storage)?;
@@ -50,7 +54,11 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
             names.insert(config.cluster_name().to_owned());
         }
         for component in names {
-            if args.component.as_ref().is_none_or(|wanted| *wanted == component) {
+            if args
+                .component
+                .as_ref()
+                .is_none_or(|wanted| *wanted == component)
+            {
                 found.push(describe(&repository, component)?);
             }
         }
@@ -84,13 +92,23 @@ fn describe(repository: &Repository, name: String) -> Result<Component> {
 }
 
 impl Component {
-    fn add_wal(&mut self, repository: &Repository, system_id: SystemId, size: SegmentSize) -> Result<()> {
+    fn add_wal(
+        &mut self,
+        repository: &Repository,
+        system_id: SystemId,
+        size: SegmentSize,
+    ) -> Result<()> {
         let inventory = Inventory::load(repository, system_id)?;
         self.wal = inventory.by_timeline(size);
         let prefix = crate::repository::layout::wal_conflict_prefix(system_id);
         self.conflicts = repository.storage().list(&prefix)?.len();
-        let mut labels = self.labels.iter().filter(|l| l.system_identifier == system_id);
-        let (Some(oldest), newest) = (labels.next(), labels.next_back()) else { return Ok(()) };
+        let mut labels = self
+            .labels
+            .iter()
+            .filter(|l| l.system_identifier == system_id);
+        let (Some(oldest), newest) = (labels.next(), labels.next_back()) else {
+            return Ok(());
+        };
         let newest = newest.unwrap_or(oldest);
         let history = inventory.history(repository, newest.timeline)?;
         let lineage = wal::inventory::Lineage::from(&history);
@@ -153,8 +171,11 @@ fn backup(component: &Component, label: &Label) -> Value {
 }
 
 fn wal_entry(wal: &TimelineWal) -> Value {
-    let gaps: Vec<Value> =
-        wal.gaps.iter().map(|gap| json!({"first": gap.first, "last": gap.last})).collect();
+    let gaps: Vec<Value> = wal
+        .gaps
+        .iter()
+        .map(|gap| json!({"first": gap.first, "last": gap.last}))
+        .collect();
     json!({"timeline": wal.timeline, "first": wal.first, "last": wal.last, "gaps": gaps})
 }
 
@@ -164,7 +185,11 @@ fn text(found: &[Component]) -> String {
         return "nothing is stored yet".to_owned();
     }
     for component in found {
-        let _ = writeln!(text, "component {} in repository {}", component.name, component.repository);
+        let _ = writeln!(
+            text,
+            "component {} in repository {}",
+            component.name, component.repository
+        );
         if component.labels.is_empty() {
             let _ = writeln!(text, "  no backup");
         }
@@ -184,11 +209,19 @@ fn text(found: &[Component]) -> String {
                 let _ = writeln!(text, "    {key} = {value}");
             }
             if label.corrupt_page_count > 0 {
-                let _ = writeln!(text, "    WARNING: {} corrupt pages", label.corrupt_page_count);
+                let _ = writeln!(
+                    text,
+                    "    WARNING: {} corrupt pages",
+                    label.corrupt_page_count
+                );
             }
         }
         for wal in &component.wal {
-            let _ = writeln!(text, "  WAL timeline {}: {} to {}", wal.timeline, wal.first, wal.last);
+            let _ = writeln!(
+                text,
+                "  WAL timeline {}: {} to {}",
+                wal.timeline, wal.first, wal.last
+            );
             for gap in &wal.gaps {
                 let _ = writeln!(text, "    GAP: {} to {} is missing", gap.first, gap.last);
             }
@@ -200,11 +233,18 @@ fn text(found: &[Component]) -> String {
             let _ = writeln!(
                 text,
                 "  window: {} (LSN {}) to {} (LSN {})",
-                time(window.from_time), window.from_lsn, time(window.to_time), window.to_lsn
+                time(window.from_time),
+                window.from_lsn,
+                time(window.to_time),
+                window.to_lsn
             );
         }
         if component.conflicts > 0 {
-            let _ = writeln!(text, "  ALERT: {} WAL files in quarantine (code wal_conflict)", component.conflicts);
+            let _ = writeln!(
+                text,
+                "  ALERT: {} WAL files in quarantine (code wal_conflict)",
+                component.conflicts
+            );
         }
     }
     text

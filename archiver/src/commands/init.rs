@@ -26,29 +26,46 @@ pub struct Args {
 /// Kind Invalid without `--no-encryption`, Conflict when one exists; or the storage's error.
 pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
     if !args.no_encryption {
-        return Err(Error::invalid("encryption_choice", "say whether the repository is to be encrypted")
-            .with_hint("This version can only make unencrypted ones: pgark init --no-encryption."));
+        return Err(Error::invalid(
+            "encryption_choice",
+            "say whether the repository is to be encrypted",
+        )
+        .with_hint("This version can only make unencrypted ones: pgark init --no-encryption."));
     }
     let storages = config.storages()?;
     if let Some(name) = &args.repository
         && !storages.iter().any(|(n, ..)| n == name)
     {
-        return Err(Error::invalid("repository_unknown", format!("the configuration has no repository \"{name}\"")));
+        return Err(Error::invalid(
+            "repository_unknown",
+            format!("the configuration has no repository \"{name}\""),
+        ));
     }
-    let wanted = storages.iter().filter(|(n, ..)| args.repository.as_ref().is_none_or(|w| w == n));
+    let wanted = storages
+        .iter()
+        .filter(|(n, ..)| args.repository.as_ref().is_none_or(|w| w == n));
     let mut made = Vec::new();
     for (name, section, _) in wanted {
         let path = section.path.clone().unwrap_or_default();
-        if let Some(data_directory) = config.cluster.as_ref().and_then(|c| c.data_directory.as_ref())
+        if let Some(data_directory) = config
+            .cluster
+            .as_ref()
+            .and_then(|c| c.data_directory.as_ref())
             && path.starts_with(data_directory)
         {
-            return Err(Error::invalid("repository_in_data_directory", "a repository must not lie within the data directory it backs up"));
+            return Err(Error::invalid(
+                "repository_in_data_directory",
+                "a repository must not lie within the data directory it backs up",
+            ));
         }
         let storage: crate::storage::SharedStorage = Arc::new(PosixStorage::create(path.clone())?);
         repository::create(&storage, &SystemClock)?;
         made.push(json!({"name": name, "path": path}));
         if output == Output::Text {
-            print_text(format_args!("repository \"{name}\" is ready at {}", path.display()));
+            print_text(format_args!(
+                "repository \"{name}\" is ready at {}",
+                path.display()
+            ));
         }
     }
     if output == Output::Json {

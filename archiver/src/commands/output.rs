@@ -37,11 +37,20 @@ pub(super) fn print_text(text: impl std::fmt::Display) {
 pub(super) fn open_repository(config: &Config, name: Option<&str>) -> Result<Repository> {
     let mut storages = config.storages()?;
     let wanted = match name {
-        Some(name) => storages.iter().position(|(n, ..)| n == name).ok_or_else(|| {
-            Error::invalid("repository_unknown", format!("the configuration has no repository \"{name}\""))
+        Some(name) => storages
+            .iter()
+            .position(|(n, ..)| n == name)
+            .ok_or_else(|| {
+                Error::invalid(
+                    "repository_unknown",
+                    format!("the configuration has no repository \"{name}\""),
+                )
                 .with_hint("Repositories are the [repository.NAME] sections.")
-        })?,
-        None => storages.iter().position(|(_, section, _)| section.required).unwrap_or(0),
+            })?,
+        None => storages
+            .iter()
+            .position(|(_, section, _)| section.required)
+            .unwrap_or(0),
     };
     let (name, _, storage) = storages.swap_remove(wanted);
     Repository::open(&name, storage)

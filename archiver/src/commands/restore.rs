@@ -144,17 +144,30 @@ pub fn run(
 
 fn request(config: &Config, args: &Args) -> Result<Request> {
     let target = match args {
-        Args { target_time: Some(text), .. } => {
-            RecoveryTarget::Time(RecoveryTarget::parse_time(text).map_err(|e| {
-                Error::from(e).with_hint(
-                    "Write it with its zone: 2026-11-20T12:00:00Z or '2026-11-20 13:00:00+01'.",
-                )
-            })?)
-        }
-        Args { target_lsn: Some(lsn), .. } => RecoveryTarget::Lsn(*lsn),
-        Args { target_xid: Some(xid), .. } => RecoveryTarget::Xid(*xid),
-        Args { target_name: Some(name), .. } => RecoveryTarget::Name(name.clone()),
-        Args { target_immediate: true, .. } => RecoveryTarget::Immediate,
+        Args {
+            target_time: Some(text),
+            ..
+        } => RecoveryTarget::Time(RecoveryTarget::parse_time(text).map_err(|e| {
+            Error::from(e).with_hint(
+                "Write it with its zone: 2026-11-20T12:00:00Z or '2026-11-20 13:00:00+01'.",
+            )
+        })?),
+        Args {
+            target_lsn: Some(lsn),
+            ..
+        } => RecoveryTarget::Lsn(*lsn),
+        Args {
+            target_xid: Some(xid),
+            ..
+        } => RecoveryTarget::Xid(*xid),
+        Args {
+            target_name: Some(name),
+            ..
+        } => RecoveryTarget::Name(name.clone()),
+        Args {
+            target_immediate: true,
+            ..
+        } => RecoveryTarget::Immediate,
         _ => RecoveryTarget::Latest,
     };
     let component = args.component.clone();
@@ -176,12 +189,17 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 fn restore_command(config_path: Option<&Path>) -> Result<String> {
     let error = |e| Error::io("could not determine pgark's own path", e);
     let binary = std::env::current_exe().map_err(error)?;
-    Ok(restore::restore_command(&binary, &absolute(&config::path(config_path))?))
+    Ok(restore::restore_command(
+        &binary,
+        &absolute(&config::path(config_path))?,
+    ))
 }
 
 fn threads(configured: usize) -> usize {
     match configured {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8),
+        0 => std::thread::available_parallelism()
+            .map_or(1, std::num::NonZero::get)
+            .min(8),
         n => n.min(64),
     }
 }
@@ -217,17 +235,30 @@ fn result_json(plan: &Plan, outcome: &Outcome) -> Value {
 }
 
 fn print_plan(plan: &Plan, destination: &Destination, args: &Args) {
-    print_text(format_args!("restore of backup {} into {}", plan.manifest.label, destination.target.display()));
+    print_text(format_args!(
+        "restore of backup {} into {}",
+        plan.manifest.label,
+        destination.target.display()
+    ));
     for (oid, place) in &destination.tablespaces {
-        print_text(format_args!("  tablespace {oid} goes to {}", place.display()));
+        print_text(format_args!(
+            "  tablespace {oid} goes to {}",
+            place.display()
+        ));
     }
     print_text(format_args!("  stops at {}", plan.description));
     if let Some(lsn) = plan.target_lsn {
         let side = if plan.inclusive { "after" } else { "before" };
-        print_text(format_args!("  that is just {side} LSN {lsn} on timeline {}", plan.timeline));
+        print_text(format_args!(
+            "  that is just {side} LSN {lsn} on timeline {}",
+            plan.timeline
+        ));
     }
     if let Some(time) = plan.time {
-        print_text(format_args!("  the last transaction kept ended at {}", time.to_rfc3339()));
+        print_text(format_args!(
+            "  the last transaction kept ended at {}",
+            time.to_rfc3339()
+        ));
     }
     print_text(format_args!(
         "  {} WAL segments, {} to {}; {} of data; about {} s",

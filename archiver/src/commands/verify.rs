@@ -59,7 +59,10 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
         None => Scope::All,
         Some(label) => {
             let component = args.component.clone();
-            Scope::Backup(component.unwrap_or_else(|| config.cluster_name().to_owned()), label.clone())
+            Scope::Backup(
+                component.unwrap_or_else(|| config.cluster_name().to_owned()),
+                label.clone(),
+            )
         }
     };
     let report = verify::verify(&repository, &scope, args.level.into(), cancel)?;
@@ -69,7 +72,10 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
         })),
         Output::Text => {
             for finding in &report.findings {
-                print_text(format_args!("{}: {}: {}", finding.kind, finding.object, finding.detail));
+                print_text(format_args!(
+                    "{}: {}: {}",
+                    finding.kind, finding.object, finding.detail
+                ));
             }
             print_text(format_args!(
                 "{} objects, {}: {}",
@@ -82,5 +88,9 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
             ));
         }
     }
-    Ok(if report.findings.is_empty() { exit_code::DONE } else { exit_code::FINDINGS })
+    Ok(if report.findings.is_empty() {
+        exit_code::DONE
+    } else {
+        exit_code::FINDINGS
+    })
 }

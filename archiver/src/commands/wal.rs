@@ -261,3 +261,128 @@ fn json(answer: &impl Serialize) -> Result<String> {
         .map(|text| text + "\n")
         .map_err(|e| Error::internal("serialize", "could not serialize the answer").with_source(e))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::repository::layout;
+    use crate::storage::SharedStorage;
+    use crate::storage::posix::PosixStorage;
+    use crate::wal::commit_index::relmap::{self, DatabaseName, RelationMap, RelationName};
+    use crate::wal::commit_index::testdata;
+    use crate::wal::{cluster, container};
+    use clap::Parser;
+    use pgark_types::{ArchiveFile, Lsn};
+    use std::sync::Arc;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+        #[arg(long, value_enum, default_value = "text")]
+        output: Output,
+    }
+
+    fn config() -> (tempfile::TempDir, Config) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("repo");
+        std::fs::create_dir(&path).unwrap();
+        let storage: SharedStorage = Arc::new(PosixStorage::new(path.clone()));
+        crate::repository::create(&storage, &SystemClock).unwrap();
+        let repo = Repository::open("local", storage).unwrap();
+        let id = testdata::system_id();
+        for name in testdata::SEGMENTS {
+            let (segment, bytes) = testdata::segment(name);
+            let file = ArchiveFile::Segment(segment);
+            let stored = container::encode(&repo, id, file, &bytes, 1).unwrap();
+            let key = layout::wal(id, file).unwrap();
+            let _ = repo.storage().put_if_absent(&key, &stored).unwrap();
+        }
+        let identity = cluster::Identity {
+            system_identifier: id,
+            segment_size: testdata::size(),
+            postgres_major: Some(15),
+        };
+        let reason = cluster::Reason::FirstPush;
+        cluster::register_or_check(&repo, "main", identity, reason, &SystemClock).unwrap();
+        relmap::store(&repo, "main", &names()).unwrap();
+        let text = format!(
+            "[repository.local]\nkind = \"posix\"\npath = \"{}\"\n",
+            path.display()
+        );
+        (dir, Config::parse(&text).unwrap())
+    }
+
+    fn names() -> RelationMap {
+        RelationMap {
+            lsn: Lsn(0x90_0028),
+            time: "2026-11-20T19:37:42Z".parse().unwrap(),
+            databases: vec![DatabaseName {
+                oid: 5,
+                name: "postgres".into(),
+            }],
+            relations: vec![RelationName {
+                oid: 16396,
+                file: "{\"tablespace\":1663,\"database\":5,\"relfilenode\":16396}"
+                    .parse::<serde_json::Value>()
+                    .and_then(serde_json::from_value)
+                    .unwrap(),
+                schema: "public".into(),
+                name: "doomed".into(),
+                kind: "r".into(),
+            }],
+        }
+    }
+
+    fn answer(config: &Config, line: &[&str]) -> Result<String> {
+        let cli = Cli::try_parse_from([&["wal"], line].concat()).unwrap();
+        let output = cli.output;
+        match &cli.args.verb {
+            Verb::Find(args) => find(config, args, output),
+            Verb::Ranges(args) => ranges(config, args, output),
+        }
+    }
+
+    #[test]
+    fn a_dropped_table_is_found_by_name() {
+        let (_dir, config) = config();
+        let text = answer(&config, &["find", "--relation", "public.doomed"]).unwrap();
+        assert!(text.contains("0/A56BA0"), "{text}");
+        assert!(text.contains("postgres.public.doomed: dropped"), "{text}");
+        let line = ["find", "--relation", "doomed", "--output", "json"];
+        let json: serde_json::Value =
+            serde_json::from_str(&answer(&config, &line).unwrap()).unwrap();
+        assert_eq!(json["format"], 1);
+        assert_eq!(json["changes"][0]["action"], "drop");
+        assert_eq!(json["changes"][0]["xid"], 743);
+        let until = [
+            "find",
+            "--relation",
+            "doomed",
+            "--until",
+            "2026-11-20 19:37:42.18Z",
+        ];
+        let text = answer(&config, &until).unwrap();
+        assert!(text.starts_with("no committed change"), "{text}");
+        let error = answer(&config, &["find", "--relation", "shop.orders"]).unwrap_err();
+        assert_eq!(error.code(), "relation_unknown");
+    }
+
+    #[test]
+    fn ranges_name_first_last_and_gaps() {
+        let (_dir, config) = config();
+        let json: serde_json::Value =
+            serde_json::from_str(&answer(&config, &["ranges", "--output", "json"]).unwrap())
+                .unwrap();
+        assert_eq!(json["wal"][0]["first"], "000000010000000000000009");
+        assert_eq!(json["wal"][0]["last"], "00000001000000000000000B");
+        assert_eq!(json["wal"][0]["gaps"], serde_json::json!([]));
+        assert_eq!(json["wal"][1]["timeline"], 2);
+        let text = answer(&config, &["ranges"]).unwrap();
+        assert!(
+            text.contains("timeline 2: 00000002000000000000000C to"),
+            "{text}"
+        );
+    }
+}

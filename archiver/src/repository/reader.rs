@@ -16,6 +16,9 @@ use ulid::Ulid;
 /// Bytes of an object read at a time while all of it is checked.
 const READ_BYTES: u64 = 8 << 20;
 
+/// Sees each frame of an object: where it is, its header, its stored bytes.
+pub type Visit<'a> = &'a mut dyn FnMut(FrameRef, FrameHeader, &[u8]) -> Result<()>;
+
 /// The objects of a manifest, by ULID.
 #[derive(Debug, Clone, Default)]
 pub struct ObjectTable(HashMap<Ulid, Key>);
@@ -93,7 +96,7 @@ pub fn check_object(
     repository: &Repository,
     key: &Key,
     kind: ObjectKind,
-    visit: &mut dyn FnMut(FrameRef, FrameHeader, &[u8]) -> Result<()>,
+    visit: Visit<'_>,
 ) -> Result<blake3::Hash> {
     let meta = repository.storage().head(key)?;
     let size = meta.ok_or_else(|| missing(key))?.size;
@@ -165,7 +168,7 @@ impl<'a> Walk<'a> {
         &mut self,
         repository: &Repository,
         kind: ObjectKind,
-        visit: &mut dyn FnMut(FrameRef, FrameHeader, &[u8]) -> Result<()>,
+        visit: Visit<'_>,
     ) -> Result<blake3::Hash> {
         let footer = self.footer(kind)?;
         let ulid = check_header(self.take(HEADER_BYTES)?, repository, kind)?;

@@ -7,9 +7,17 @@ use std::path::Path;
 
 /// Settings of an earlier recovery: they must not outlive it.
 const STALE: &[&str] = &[
-    "recovery_target", "recovery_target_name", "recovery_target_time", "recovery_target_xid",
-    "recovery_target_lsn", "recovery_target_inclusive", "recovery_target_timeline",
-    "recovery_target_action", "restore_command", "recovery_end_command", "archive_cleanup_command",
+    "recovery_target",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_xid",
+    "recovery_target_lsn",
+    "recovery_target_inclusive",
+    "recovery_target_timeline",
+    "recovery_target_action",
+    "restore_command",
+    "recovery_end_command",
+    "archive_cleanup_command",
 ];
 
 /// What to do about `archive_mode` and the like in the restored cluster.
@@ -48,7 +56,10 @@ pub(super) fn auto_conf(
         set("recovery_target_action", action.as_str());
     } else if let Some(lsn) = plan.target_lsn {
         set("recovery_target_lsn", &lsn.to_string());
-        set("recovery_target_inclusive", if plan.inclusive { "on" } else { "off" });
+        set(
+            "recovery_target_inclusive",
+            if plan.inclusive { "on" } else { "off" },
+        );
         set("recovery_target_action", action.as_str());
     }
     if archiving == Archiving::Off {
@@ -58,7 +69,10 @@ pub(super) fn auto_conf(
 }
 
 fn is_stale(line: &str, archiving: Archiving) -> bool {
-    let name = line.split(['=', ' ', '\t']).find(|part| !part.is_empty()).unwrap_or_default();
+    let name = line
+        .split(['=', ' ', '\t'])
+        .find(|part| !part.is_empty())
+        .unwrap_or_default();
     STALE.iter().any(|stale| name.eq_ignore_ascii_case(stale))
         || (archiving == Archiving::Off && name.eq_ignore_ascii_case("archive_mode"))
 }
@@ -67,7 +81,11 @@ fn is_stale(line: &str, archiving: Archiving) -> bool {
 #[must_use]
 pub fn restore_command(binary: &Path, config: &Path) -> String {
     let quote = |path: &Path| shell_quote(&path.display().to_string().replace('%', "%%"));
-    format!("{} --config {} archive-get %f %p", quote(binary), quote(config))
+    format!(
+        "{} --config {} archive-get %f %p",
+        quote(binary),
+        quote(config)
+    )
 }
 
 /// Quotes for the shell, only where it needs it.
@@ -84,16 +102,31 @@ pub(super) fn shell_quote(text: &str) -> String {
 #[must_use]
 pub(super) fn start_command(plan: &Plan, target: &Path) -> String {
     let major = plan.manifest.postgres.version_num / 10_000;
-    let debian = Path::new("/usr/lib/postgresql").join(major.to_string()).join("bin/pg_ctl");
-    let pg_ctl = if debian.exists() { debian.display().to_string() } else { "pg_ctl".to_owned() };
+    let debian = Path::new("/usr/lib/postgresql")
+        .join(major.to_string())
+        .join("bin/pg_ctl");
+    let pg_ctl = if debian.exists() {
+        debian.display().to_string()
+    } else {
+        "pg_ctl".to_owned()
+    };
     let directory = shell_quote(&target.display().to_string());
     let Some(config_file) = &plan.manifest.postgres.config_file else {
         return format!("{pg_ctl} start -w -D {directory}");
     };
     // The configuration was outside the data directory, and names the original's files.
     let config = target.join(super::destination::CONFIG_DIRECTORY);
-    let captured = |name: &str| config.join(name.trim_start_matches('/')).display().to_string();
-    let folder = Path::new(config_file).parent().unwrap_or(Path::new("/")).display().to_string();
+    let captured = |name: &str| {
+        config
+            .join(name.trim_start_matches('/'))
+            .display()
+            .to_string()
+    };
+    let folder = Path::new(config_file)
+        .parent()
+        .unwrap_or(Path::new("/"))
+        .display()
+        .to_string();
     let options = format!(
         "-c config_file={} -c data_directory={} -c hba_file={} -c ident_file={}",
         captured(config_file),
@@ -101,7 +134,10 @@ pub(super) fn start_command(plan: &Plan, target: &Path) -> String {
         captured(&format!("{folder}/pg_hba.conf")),
         captured(&format!("{folder}/pg_ident.conf")),
     );
-    format!("{pg_ctl} start -w -D {directory} -o {}", shell_quote(&options))
+    format!(
+        "{pg_ctl} start -w -D {directory} -o {}",
+        shell_quote(&options)
+    )
 }
 
 #[cfg(test)]
@@ -123,6 +159,9 @@ mod tests {
         assert_eq!(shell_quote("/usr/bin/pgark"), "/usr/bin/pgark");
         assert_eq!(shell_quote("a b'c"), "'a b'\\''c'");
         let command = restore_command(Path::new("/opt/50% off/pgark"), Path::new("/etc/p.toml"));
-        assert_eq!(command, "'/opt/50%% off/pgark' --config /etc/p.toml archive-get %f %p");
+        assert_eq!(
+            command,
+            "'/opt/50%% off/pgark' --config /etc/p.toml archive-get %f %p"
+        );
     }
 }

@@ -33,30 +33,54 @@ impl Destination {
     ) -> Result<Self> {
         let invalid = |message: String| Error::invalid("tablespace_map", message);
         if !target.is_absolute() {
-            return Err(Error::invalid("target_relative", "the target directory must be an absolute path"));
+            return Err(Error::invalid(
+                "target_relative",
+                "the target directory must be an absolute path",
+            ));
         }
-        let known = |name: &String| tablespaces.iter().any(|t| &t.path == name || &t.oid.to_string() == name);
+        let known = |name: &String| {
+            tablespaces
+                .iter()
+                .any(|t| &t.path == name || &t.oid.to_string() == name)
+        };
         if let Some(unknown) = map.keys().find(|name| !known(name)) {
             return Err(invalid(format!("the backup has no tablespace \"{unknown}\""))
                 .with_hint("Name a tablespace by its original path or its OID; \"pgark restore --dry-run\" lists them."));
         }
         let mut places = BTreeMap::new();
         for tablespace in tablespaces {
-            let mapped = map.get(&tablespace.path).or_else(|| map.get(&tablespace.oid.to_string()));
-            let place = mapped.cloned().unwrap_or_else(|| PathBuf::from(&tablespace.path));
-            let plain = place.is_absolute() && !place.components().any(|c| c == Component::ParentDir);
+            let mapped = map
+                .get(&tablespace.path)
+                .or_else(|| map.get(&tablespace.oid.to_string()));
+            let place = mapped
+                .cloned()
+                .unwrap_or_else(|| PathBuf::from(&tablespace.path));
+            let plain =
+                place.is_absolute() && !place.components().any(|c| c == Component::ParentDir);
             if !plain {
-                return Err(invalid(format!("\"{}\" is not an absolute path", place.display())));
+                return Err(invalid(format!(
+                    "\"{}\" is not an absolute path",
+                    place.display()
+                )));
             }
             if place.starts_with(target) {
-                return Err(invalid(format!("tablespace {} must not lie within the target directory", tablespace.oid)));
+                return Err(invalid(format!(
+                    "tablespace {} must not lie within the target directory",
+                    tablespace.oid
+                )));
             }
             if places.values().any(|other| other == &place) {
-                return Err(invalid(format!("two tablespaces would share \"{}\"", place.display())));
+                return Err(invalid(format!(
+                    "two tablespaces would share \"{}\"",
+                    place.display()
+                )));
             }
             places.insert(tablespace.oid, place);
         }
-        Ok(Self { target: target.to_path_buf(), tablespaces: places })
+        Ok(Self {
+            target: target.to_path_buf(),
+            tablespaces: places,
+        })
     }
 
     /// Where a path of the data directory goes.
@@ -65,13 +89,20 @@ impl Destination {
     /// Kind Data for a path that would leave the target: a damaged or hostile file table.
     pub fn path(&self, path: &PathText) -> Result<PathBuf> {
         let relative = decode(path)?;
-        let plain = relative.components().all(|c| matches!(c, Component::Normal(_)));
+        let plain = relative
+            .components()
+            .all(|c| matches!(c, Component::Normal(_)));
         if !plain || relative.as_os_str().is_empty() {
-            return Err(Error::data("path_malformed", format!("the backup holds a malformed path \"{}\"", path.0)));
+            return Err(Error::data(
+                "path_malformed",
+                format!("the backup holds a malformed path \"{}\"", path.0),
+            ));
         }
         let mut parts = relative.components();
         if parts.next().is_some_and(|c| c.as_os_str() == "pg_tblspc")
-            && let Some(oid) = parts.next().and_then(|c| c.as_os_str().to_str()?.parse::<u32>().ok())
+            && let Some(oid) = parts
+                .next()
+                .and_then(|c| c.as_os_str().to_str()?.parse::<u32>().ok())
             && let Some(place) = self.tablespaces.get(&oid)
         {
             return Ok(place.join(parts.as_path()));
@@ -85,9 +116,16 @@ impl Destination {
     /// Kind Data for a malformed path.
     pub fn config_path(&self, path: &PathText) -> Result<PathBuf> {
         let original = decode(path)?;
-        let below: PathBuf = original.components().filter(|c| matches!(c, Component::Normal(_))).collect();
-        if below.as_os_str().is_empty() || original.components().any(|c| c == Component::ParentDir) {
-            return Err(Error::data("path_malformed", format!("the backup holds a malformed path \"{}\"", path.0)));
+        let below: PathBuf = original
+            .components()
+            .filter(|c| matches!(c, Component::Normal(_)))
+            .collect();
+        if below.as_os_str().is_empty() || original.components().any(|c| c == Component::ParentDir)
+        {
+            return Err(Error::data(
+                "path_malformed",
+                format!("the backup holds a malformed path \"{}\"", path.0),
+            ));
         }
         Ok(self.target.join(CONFIG_DIRECTORY).join(below))
     }
@@ -98,16 +136,27 @@ impl Destination {
 /// # Errors
 /// Kind Data when it is malformed.
 pub(super) fn decode(text: &PathText) -> Result<PathBuf> {
-    let Some(hex) = text.0.strip_prefix("hex:") else { return Ok(PathBuf::from(&text.0)) };
-    let malformed = || Error::data("path_malformed", format!("the backup holds a malformed path \"{}\"", text.0));
+    let Some(hex) = text.0.strip_prefix("hex:") else {
+        return Ok(PathBuf::from(&text.0));
+    };
+    let malformed = || {
+        Error::data(
+            "path_malformed",
+            format!("the backup holds a malformed path \"{}\"", text.0),
+        )
+    };
     let digit = |b: u8| char::from(b).to_digit(16);
-    let (pairs, []) = hex.as_bytes().as_chunks::<2>() else { return Err(malformed()) };
+    let (pairs, []) = hex.as_bytes().as_chunks::<2>() else {
+        return Err(malformed());
+    };
     let bytes = pairs.iter().map(|[a, b]| {
         let value = digit(*a)? * 16 + digit(*b)?;
         u8::try_from(value).ok().filter(|b| *b != 0)
     });
     let bytes: Option<Vec<u8>> = bytes.collect();
-    Ok(PathBuf::from(OsString::from_vec(bytes.ok_or_else(malformed)?)))
+    Ok(PathBuf::from(OsString::from_vec(
+        bytes.ok_or_else(malformed)?,
+    )))
 }
 
 #[cfg(test)]
@@ -118,19 +167,36 @@ mod tests {
     fn no_path_leaves_the_target() {
         let there = Destination::new(
             Path::new("/t"),
-            &[Tablespace { oid: 7, path: "/old".into() }],
+            &[Tablespace {
+                oid: 7,
+                path: "/old".into(),
+            }],
             &BTreeMap::from([("/old".to_owned(), PathBuf::from("/new"))]),
         )
         .unwrap();
         let path = |text: &str| there.path(&PathText(text.to_owned()));
         assert_eq!(path("base/1/2").unwrap(), Path::new("/t/base/1/2"));
-        assert_eq!(path("pg_tblspc/7/PG_15_1/5/6").unwrap(), Path::new("/new/PG_15_1/5/6"));
+        assert_eq!(
+            path("pg_tblspc/7/PG_15_1/5/6").unwrap(),
+            Path::new("/new/PG_15_1/5/6")
+        );
         assert_eq!(path("hex:6261ff").unwrap().as_os_str().len(), 6);
-        for bad in ["", "/etc/passwd", "../x", "base/../../x", "hex:2e2e2f78", "hex:zz", "hex:6", "hex:00"] {
+        for bad in [
+            "",
+            "/etc/passwd",
+            "../x",
+            "base/../../x",
+            "hex:2e2e2f78",
+            "hex:zz",
+            "hex:6",
+            "hex:00",
+        ] {
             assert!(path(bad).is_err(), "{bad}");
         }
         assert_eq!(
-            there.config_path(&PathText("/etc/postgresql/15/main/pg_hba.conf".into())).unwrap(),
+            there
+                .config_path(&PathText("/etc/postgresql/15/main/pg_hba.conf".into()))
+                .unwrap(),
             Path::new("/t/pgark_config/etc/postgresql/15/main/pg_hba.conf")
         );
         assert!(there.config_path(&PathText("/etc/../x".into())).is_err());

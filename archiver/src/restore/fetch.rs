@@ -56,11 +56,15 @@ impl Writer<'_> {
             if task < frames {
                 let from = task * FRAMES_AT_ONCE;
                 let frames = batch.frames.iter().skip(from).take(FRAMES_AT_ONCE);
-                return frames.into_iter().try_for_each(|frame| self.page_frame(frame, &open, buffers));
+                return frames
+                    .into_iter()
+                    .try_for_each(|frame| self.page_frame(frame, &open, buffers));
             }
             let from = (task - frames) * FILES_AT_ONCE;
             let files = batch.chunk_files.iter().skip(from).take(FILES_AT_ONCE);
-            files.into_iter().try_for_each(|file| self.chunk_file(file, &open, buffers))
+            files
+                .into_iter()
+                .try_for_each(|file| self.chunk_file(file, &open, buffers))
         };
         std::thread::scope(|scope| {
             for _ in 0..self.threads.max(1) {
@@ -85,28 +89,49 @@ impl Writer<'_> {
         match failed.into_inner() {
             Ok(None) => {}
             Ok(Some(error)) => return Err(error),
-            Err(_) => return Err(Error::internal("thread_panicked", "a restoring thread panicked")),
+            Err(_) => {
+                return Err(Error::internal(
+                    "thread_panicked",
+                    "a restoring thread panicked",
+                ));
+            }
         }
         open.iter().try_for_each(|open| self.complete(open))
     }
 
     fn open<'a>(&self, target: &'a Target) -> Result<Open<'a>> {
-        let error = |e| Error::io(format!("could not create file \"{}\"", target.path.display()), e);
+        let error = |e| {
+            Error::io(
+                format!("could not create file \"{}\"", target.path.display()),
+                e,
+            )
+        };
         if self.delta {
             match self.fs.open(&target.path) {
                 Ok(file) => {
                     let old_len = file.len().map_err(error)?;
                     file.set_len(target.size).map_err(error)?;
                     self.fs.set_mode(&target.path, target.mode).map_err(error)?;
-                    return Ok(Open { target, file, old_len });
+                    return Ok(Open {
+                        target,
+                        file,
+                        old_len,
+                    });
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(e) => return Err(error(e)),
             }
         }
-        let file = self.fs.create_new(&target.path, target.mode).map_err(error)?;
+        let file = self
+            .fs
+            .create_new(&target.path, target.mode)
+            .map_err(error)?;
         file.set_len(target.size).map_err(error)?;
-        Ok(Open { target, file, old_len: 0 })
+        Ok(Open {
+            target,
+            file,
+            old_len: 0,
+        })
     }
 
     /// Zero pages and tail: what no frame holds.
@@ -135,21 +160,30 @@ impl Writer<'_> {
         Ok(page.iter().take(got).all(|b| *b == 0))
     }
 
-    fn page_frame(&self, wanted: &PageFrame, open: &[Open<'_>], buffers: &mut Buffers) -> Result<()> {
+    fn page_frame(
+        &self,
+        wanted: &PageFrame,
+        open: &[Open<'_>],
+        buffers: &mut Buffers,
+    ) -> Result<()> {
         let missing: Vec<WantedPage> = if self.delta {
             let stale = wanted.pages.iter().filter_map(|page| {
                 let open = open.get(page.target as usize)?;
-                self.is_stale(open, page, wanted.page_size).map(|s| s.then_some(*page)).transpose()
+                self.is_stale(open, page, wanted.page_size)
+                    .map(|s| s.then_some(*page))
+                    .transpose()
             });
             stale.collect::<Result<_>>()?
         } else {
             wanted.pages.clone()
         };
-        self.progress.add(wanted.pages.len() as u64 * u64::from(wanted.page_size));
+        self.progress
+            .add(wanted.pages.len() as u64 * u64::from(wanted.page_size));
         if missing.is_empty() {
             return Ok(());
         }
-        self.backup.frame(wanted.frame, FrameClass::Pages, &mut buffers.plain)?;
+        self.backup
+            .frame(wanted.frame, FrameClass::Pages, &mut buffers.plain)?;
         let page_size = wanted.page_size as usize;
         let key = self.backup.repository().digest_key();
         let mut run: Option<(WantedPage, usize)> = None;
@@ -158,8 +192,11 @@ impl Writer<'_> {
             let bytes = buffers.plain.get(at..at + page_size);
             let sound = bytes.is_some_and(|b| crate::backup::page_digest(key, b) == page.digest);
             if !sound {
-                return Err(Error::data("page_damaged", "a page in the repository does not match its digest")
-                    .with_hint("Run \"pgark verify\"; restore from another repository or backup."));
+                return Err(Error::data(
+                    "page_damaged",
+                    "a page in the repository does not match its digest",
+                )
+                .with_hint("Run \"pgark verify\"; restore from another repository or backup."));
             }
             // Pages that follow one another in frame and file are written at once.
             run = match run {
@@ -219,7 +256,8 @@ impl Writer<'_> {
         for slice in &file.slices {
             if buffers.held != Some(slice.frame) {
                 buffers.held = None;
-                self.backup.frame(slice.frame, FrameClass::Chunks, &mut buffers.chunk)?;
+                self.backup
+                    .frame(slice.frame, FrameClass::Chunks, &mut buffers.chunk)?;
                 buffers.held = Some(slice.frame);
             }
             let bytes = cut(&buffers.chunk, *slice)?;
@@ -233,14 +271,21 @@ impl Writer<'_> {
         }
         Err(Error::data(
             "file_damaged",
-            format!("the content of \"{}\" does not match its digest", open.target.path.display()),
+            format!(
+                "the content of \"{}\" does not match its digest",
+                open.target.path.display()
+            ),
         ))
     }
 
     fn put(&self, open: &Open<'_>, bytes: &[u8], offset: u64) -> Result<()> {
-        self.bytes_written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.bytes_written
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
         open.file.write_at(bytes, offset).map_err(|e| {
-            Error::io(format!("could not write file \"{}\"", open.target.path.display()), e)
+            Error::io(
+                format!("could not write file \"{}\"", open.target.path.display()),
+                e,
+            )
         })
     }
 }

@@ -97,9 +97,19 @@ impl Batch {
         } else {
             let length: u64 = entry.chunks.iter().map(|slice| u64::from(slice.len)).sum();
             if length != entry.size {
-                return Err(Error::data("file_entry", format!("file \"{}\" has {length} of {} bytes", entry.path.0, entry.size)));
+                return Err(Error::data(
+                    "file_entry",
+                    format!(
+                        "file \"{}\" has {length} of {} bytes",
+                        entry.path.0, entry.size
+                    ),
+                ));
             }
-            let file = ChunkFile { target: number, slices: entry.chunks, digest: entry.digest };
+            let file = ChunkFile {
+                target: number,
+                slices: entry.chunks,
+                digest: entry.digest,
+            };
             self.chunk_files.push(file);
         }
         self.targets.push(target);
@@ -119,9 +129,14 @@ impl Batch {
             layers.push(backup.layer(*slice, buffer)?);
         }
         let sources = resolve(&layers)?;
-        let newest = layers.first().ok_or_else(|| Error::data("file_entry", "a relation has no layer"))?;
+        let newest = layers
+            .first()
+            .ok_or_else(|| Error::data("file_entry", "a relation has no layer"))?;
         if newest.file_size() != entry.size {
-            return Err(Error::data("file_entry", "the layer and the file table disagree about the size"));
+            return Err(Error::data(
+                "file_entry",
+                "the layer and the file table disagree about the size",
+            ));
         }
         target.page_size = newest.page_size;
         target.tail.clone_from(&newest.tail);
@@ -139,7 +154,12 @@ impl Batch {
                     let (Some((frame, place)), Some(digest)) = (place, digest) else {
                         return Err(Error::data("file_entry", "a page has no frame"));
                     };
-                    let page = WantedPage { target: number, block, digest: *digest, place: *place };
+                    let page = WantedPage {
+                        target: number,
+                        block,
+                        digest: *digest,
+                        place: *place,
+                    };
                     self.want(*frame, newest.page_size, page);
                 }
             }
@@ -150,7 +170,11 @@ impl Batch {
     fn want(&mut self, frame: FrameRef, page_size: u32, page: WantedPage) {
         let frames = &mut self.frames;
         let at = *self.by_frame.entry(frame).or_insert_with(|| {
-            frames.push(PageFrame { frame, page_size, pages: Vec::new() });
+            frames.push(PageFrame {
+                frame,
+                page_size,
+                pages: Vec::new(),
+            });
             frames.len() - 1
         });
         if let Some(wanted) = self.frames.get_mut(at) {
@@ -162,14 +186,19 @@ impl Batch {
     pub(super) fn order(&mut self) {
         self.by_frame.clear();
         self.frames.sort_by_key(|f| f.frame);
-        self.chunk_files.sort_by_key(|f| f.slices.first().map(|s| (s.frame, s.at)));
+        self.chunk_files
+            .sort_by_key(|f| f.slices.first().map(|s| (s.frame, s.at)));
     }
 }
 
 /// Of every stored page of a layer: its frame and its place there.
 fn page_places(layer: &crate::repository::format::layer::Layer) -> Vec<(FrameRef, u8)> {
     let runs = layer.runs.iter().flat_map(|run| {
-        let frame = FrameRef { object: run.object, offset: run.offset, stored_len: run.stored_len };
+        let frame = FrameRef {
+            object: run.object,
+            offset: run.offset,
+            stored_len: run.stored_len,
+        };
         (0..run.pages).map(move |n| (frame, run.first.saturating_add(n)))
     });
     runs.collect()

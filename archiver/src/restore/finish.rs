@@ -39,7 +39,8 @@ pub(super) fn finish(finish: &Finish<'_>, mut entries: Vec<FileEntry>) -> Result
     let fs = finish.execution.fs.as_ref();
     let control = entries.iter().position(|e| e.kind == FileKind::Control);
     let control = control.and_then(|at| entries.get(at)).cloned();
-    let control = control.ok_or_else(|| Error::data("control_missing", "the backup has no pg_control"))?;
+    let control =
+        control.ok_or_else(|| Error::data("control_missing", "the backup has no pg_control"))?;
     entries.retain(|e| !writes_itself(&e.path.0) && e.kind != FileKind::Config);
     finish.settings(&mut entries)?;
     finish.labels(&mut entries)?;
@@ -55,13 +56,18 @@ pub(super) fn finish(finish: &Finish<'_>, mut entries: Vec<FileEntry>) -> Result
     crate::fault::point("restore:after_control");
     let error = |e| Error::io("could not remove the restore's marker", e);
     let _ = fs.remove_file(&target.join("global/pg_control.pgark-old"));
-    fs.remove_file(&target.join(MARKER_FILE_NAME)).map_err(error)?;
+    fs.remove_file(&target.join(MARKER_FILE_NAME))
+        .map_err(error)?;
     fs.sync_dir(target).map_err(error)
 }
 
 fn sync(fs: &dyn Fs, path: &Path) -> Result<()> {
-    fs.sync_file_system(path)
-        .map_err(|e| Error::io(format!("could not sync the file system of \"{}\"", path.display()), e))
+    fs.sync_file_system(path).map_err(|e| {
+        Error::io(
+            format!("could not sync the file system of \"{}\"", path.display()),
+            e,
+        )
+    })
 }
 
 impl Finish<'_> {
@@ -78,7 +84,11 @@ impl Finish<'_> {
         );
         self.put(AUTO_CONF, text.as_bytes(), entries)?;
         let [recovery, standby] = SIGNALS;
-        let (signal, other) = if execution.standby { (standby, recovery) } else { (recovery, standby) };
+        let (signal, other) = if execution.standby {
+            (standby, recovery)
+        } else {
+            (recovery, standby)
+        };
         self.remove(other)?;
         self.put(signal, b"", entries)?;
         let record = sealed::seal(&execution.plan.recovery_file())?;
@@ -118,7 +128,11 @@ impl Finish<'_> {
     /// Postgres's `backup_manifest`, for what is really there.
     fn manifest(&self, mut entries: Vec<FileEntry>) -> Result<()> {
         let manifest = &self.backup.manifest;
-        let version = if manifest.postgres.version_num >= 170_000 { 2 } else { 1 };
+        let version = if manifest.postgres.version_num >= 170_000 {
+            2
+        } else {
+            1
+        };
         entries.sort_by(|a, b| a.path.cmp(&b.path));
         let mut writer =
             ManifestWriter::new(Vec::new(), version, manifest.postgres.system_identifier)?;
@@ -157,14 +171,21 @@ impl Finish<'_> {
     fn content(&self, entry: &FileEntry) -> Result<Vec<u8>> {
         let (mut bytes, mut plain) = (Vec::new(), Vec::new());
         for slice in &entry.chunks {
-            self.backup.frame(slice.frame, FrameClass::Chunks, &mut plain)?;
+            self.backup
+                .frame(slice.frame, FrameClass::Chunks, &mut plain)?;
             bytes.extend_from_slice(cut(&plain, *slice)?);
         }
         let digest = blake3::keyed_hash(self.backup.repository().digest_key(), &bytes);
         if digest.to_hex().as_str() == entry.digest {
             return Ok(bytes);
         }
-        Err(Error::data("file_damaged", format!("the content of \"{}\" does not match its digest", entry.path.0)))
+        Err(Error::data(
+            "file_damaged",
+            format!(
+                "the content of \"{}\" does not match its digest",
+                entry.path.0
+            ),
+        ))
     }
 
     /// Writes a file and lists it.
@@ -193,9 +214,10 @@ impl Finish<'_> {
     fn remove(&self, name: &str) -> Result<()> {
         let path = self.execution.destination.target.join(name);
         match self.execution.fs.remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io(format!("could not remove \"{}\"", path.display()), e))
-            }
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(
+                format!("could not remove \"{}\"", path.display()),
+                e,
+            )),
             _ => Ok(()),
         }
     }

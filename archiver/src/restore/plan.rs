@@ -9,7 +9,8 @@ use crate::wal::target::{self, Archive, Resolved};
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
 use pgark_types::{
-    BackupLabel, Lsn, RecoveryTarget, SegmentName, SegmentSize, SystemId, TargetTimeline, TimelineId,
+    BackupLabel, Lsn, RecoveryTarget, SegmentName, SegmentSize, SystemId, TargetTimeline,
+    TimelineId,
 };
 
 /// Bytes per second that estimates assume until a measurement replaces it.
@@ -77,7 +78,11 @@ impl Plan {
         let mut spans: Vec<Span> = spans
             .filter_map(|(timeline, from, to)| {
                 let name = |no| SegmentName::new(timeline, no, size).ok();
-                Some(Span { timeline, first: name(from)?, last: to.and_then(name) })
+                Some(Span {
+                    timeline,
+                    first: name(from)?,
+                    last: to.and_then(name),
+                })
             })
             .collect();
         if let Some(span) = spans.last_mut() {
@@ -108,7 +113,8 @@ fn segment_spans(
             Some(end) => Some(size.segment_no(end).checked_sub(1)?),
             None => None,
         };
-        to.is_none_or(|to| from <= to).then_some((span.timeline, from, to))
+        to.is_none_or(|to| from <= to)
+            .then_some((span.timeline, from, to))
     });
     spans.collect()
 }
@@ -121,10 +127,18 @@ fn segment_spans(
 pub fn plan(repository: &Repository, request: &Request) -> Result<(Plan, Backup)> {
     let labels = backups::committed(repository, &request.component)?;
     let system_id = system_identifier(repository, request, &labels)?;
-    let labels: Vec<Label> =
-        labels.into_iter().filter(|label| label.system_identifier == system_id).collect();
+    let labels: Vec<Label> = labels
+        .into_iter()
+        .filter(|label| label.system_identifier == system_id)
+        .collect();
     let inventory = Inventory::load(repository, system_id)?;
-    let chooser = Chooser { repository, request, inventory: &inventory, system_id, labels: &labels };
+    let chooser = Chooser {
+        repository,
+        request,
+        inventory: &inventory,
+        system_id,
+        labels: &labels,
+    };
     let (label, lineage, resolved) = chooser.choose()?;
     let backup = Backup::open(repository, &request.component, &label.label)?;
     Ok((chooser.plan(&backup, label, lineage, resolved)?, backup))
@@ -132,23 +146,37 @@ pub fn plan(repository: &Repository, request: &Request) -> Result<(Plan, Backup)
 
 /// Backups from before a pg_upgrade stay in the list; the newest backup's cluster counts, or that
 /// of the backup that was asked for.
-fn system_identifier(repository: &Repository, request: &Request, labels: &[Label]) -> Result<SystemId> {
+fn system_identifier(
+    repository: &Repository,
+    request: &Request,
+    labels: &[Label],
+) -> Result<SystemId> {
     let label = match &request.backup {
         Some(wanted) => labels.iter().find(|label| &label.label == wanted),
         None => labels.last(),
     };
-    label.map(|label| label.system_identifier).ok_or_else(|| match &request.backup {
-        Some(label) => Error::invalid(
-            "backup_missing",
-            format!("there is no backup \"{label}\" of \"{}\" in repository \"{}\"", request.component, repository.name()),
-        )
-        .with_hint("\"pgark info\" lists the backups there are."),
-        None => Error::invalid(
-            "no_backup",
-            format!("repository \"{}\" holds no backup of \"{}\"", repository.name(), request.component),
-        )
-        .with_hint("Take one with \"pgark backup\"."),
-    })
+    label
+        .map(|label| label.system_identifier)
+        .ok_or_else(|| match &request.backup {
+            Some(label) => Error::invalid(
+                "backup_missing",
+                format!(
+                    "there is no backup \"{label}\" of \"{}\" in repository \"{}\"",
+                    request.component,
+                    repository.name()
+                ),
+            )
+            .with_hint("\"pgark info\" lists the backups there are."),
+            None => Error::invalid(
+                "no_backup",
+                format!(
+                    "repository \"{}\" holds no backup of \"{}\"",
+                    repository.name(),
+                    request.component
+                ),
+            )
+            .with_hint("Take one with \"pgark backup\"."),
+        })
 }
 
 struct Chooser<'a> {
@@ -164,7 +192,12 @@ impl<'a> Chooser<'a> {
     fn choose(&self) -> Result<(&'a Label, Lineage, Resolved)> {
         let mut refusal = None;
         for label in self.labels.iter().rev() {
-            if self.request.backup.as_ref().is_some_and(|wanted| wanted != &label.label) {
+            if self
+                .request
+                .backup
+                .as_ref()
+                .is_some_and(|wanted| wanted != &label.label)
+            {
                 continue;
             }
             match self.try_backup(label) {
@@ -189,7 +222,12 @@ impl<'a> Chooser<'a> {
         };
         self.not_before(label, &archive)?;
         let reach = self.reach(label, &lineage)?;
-        let resolved = target::resolve(&archive, reach, &self.request.target, self.request.inclusive)?;
+        let resolved = target::resolve(
+            &archive,
+            reach,
+            &self.request.target,
+            self.request.inclusive,
+        )?;
         Ok((lineage, resolved))
     }
 
@@ -208,7 +246,9 @@ impl<'a> Chooser<'a> {
         let window = target::window(archive, Some(oldest.stopped_at))?;
         let until = match window {
             Some(window) => {
-                let time = window.to_time.map_or_else(|| "unknown".to_owned(), |t| t.to_rfc3339());
+                let time = window
+                    .to_time
+                    .map_or_else(|| "unknown".to_owned(), |t| t.to_rfc3339());
                 format!("{time} (LSN {})", window.to_lsn)
             }
             None => "unknown, since WAL is missing".to_owned(),
@@ -238,9 +278,15 @@ impl<'a> Chooser<'a> {
         let refuse = |timeline: TimelineId| {
             Error::invalid(
                 "timeline_no_descendant",
-                format!("timeline {timeline} does not descend from backup \"{}\"", label.label),
+                format!(
+                    "timeline {timeline} does not descend from backup \"{}\"",
+                    label.label
+                ),
             )
-            .with_detail(format!("The backup was taken on timeline {} and ends at {}.", label.timeline, label.stop_lsn))
+            .with_detail(format!(
+                "The backup was taken on timeline {} and ends at {}.",
+                label.timeline, label.stop_lsn
+            ))
             .with_hint("Choose an older backup with --backup, or another --target-timeline.")
         };
         match self.request.timeline {
@@ -269,13 +315,16 @@ impl<'a> Chooser<'a> {
         label: &Label,
         holds: impl Fn(TimelineId) -> Result<Option<Lineage>>,
     ) -> Result<Lineage> {
-        holds(label.timeline)?.ok_or_else(|| Error::internal("lineage", "a backup is on no timeline"))
+        holds(label.timeline)?
+            .ok_or_else(|| Error::internal("lineage", "a backup is on no timeline"))
     }
 
     /// Whether the youngest timeline's first segment is there: a history file alone would make
     /// recovery end where its parent's WAL was still needed.
     fn has_begun(&self, lineage: &Lineage, label: &Label) -> bool {
-        let Some(span) = lineage.spans.last() else { return false };
+        let Some(span) = lineage.spans.last() else {
+            return false;
+        };
         let no = label.segment_size.segment_no(span.begin);
         let first = SegmentName::new(span.timeline, no, label.segment_size);
         first.is_ok_and(|segment| self.inventory.contains(segment))
@@ -292,15 +341,26 @@ impl<'a> Chooser<'a> {
             let segment = lineage.segment(no, size);
             if !segment.is_some_and(|segment| self.inventory.contains(segment)) {
                 return Err(gap(segment.unwrap_or(label.last_segment), self.repository)
-                    .with_detail(format!("Backup \"{}\" needs it to become consistent.", label.label)));
+                    .with_detail(format!(
+                        "Backup \"{}\" needs it to become consistent.",
+                        label.label
+                    )));
             }
         }
         let reach = self.inventory.reach(lineage, label.stop_lsn, size);
         let reach = reach.ok_or_else(|| gap(label.last_segment, self.repository))?;
-        let beyond = lineage.spans.last().and_then(|span| self.inventory.newest(span.timeline));
-        let matters = matches!(self.request.target, RecoveryTarget::Latest) && !self.request.end_before_gap;
-        if matters && beyond.is_some_and(|newest| newest.number(size).ok() > reach.number(size).ok()) {
-            let next = lineage.segment(reach.number(size)? + 1, size).unwrap_or(reach);
+        let beyond = lineage
+            .spans
+            .last()
+            .and_then(|span| self.inventory.newest(span.timeline));
+        let matters =
+            matches!(self.request.target, RecoveryTarget::Latest) && !self.request.end_before_gap;
+        if matters
+            && beyond.is_some_and(|newest| newest.number(size).ok() > reach.number(size).ok())
+        {
+            let next = lineage
+                .segment(reach.number(size)? + 1, size)
+                .unwrap_or(reach);
             return Err(gap(next, self.repository)
                 .with_hint("Push the missing segment if a server still has it, or accept the loss with --end-before-gap."));
         }
@@ -316,13 +376,19 @@ impl<'a> Chooser<'a> {
     ) -> Result<Plan> {
         let size = label.segment_size;
         let first = label.first_segment.number(size)?;
-        let last = resolved.last_segment.number(size)?.max(label.last_segment.number(size)?);
+        let last = resolved
+            .last_segment
+            .number(size)?
+            .max(label.last_segment.number(size)?);
         let last_segment = lineage.segment(last, size).unwrap_or(resolved.last_segment);
         let segment_count = last.saturating_sub(first) + 1;
         let manifest = backup.manifest.clone();
         let replay = segment_count.saturating_mul(size.bytes()) / REPLAY_BYTES_PER_SECOND;
         Ok(Plan {
-            timeline: lineage.spans.last().map_or(label.timeline, |span| span.timeline),
+            timeline: lineage
+                .spans
+                .last()
+                .map_or(label.timeline, |span| span.timeline),
             target_lsn: resolved.lsn,
             inclusive: resolved.inclusive,
             immediate: matches!(self.request.target, RecoveryTarget::Immediate),
@@ -334,7 +400,8 @@ impl<'a> Chooser<'a> {
             bytes: manifest.bytes_source,
             seconds_estimate: manifest.bytes_source / RESTORE_BYTES_PER_SECOND + replay + 1,
             cluster: self.request.component.clone(),
-            open_ended: matches!(self.request.target, RecoveryTarget::Latest) && !self.request.end_before_gap,
+            open_ended: matches!(self.request.target, RecoveryTarget::Latest)
+                && !self.request.end_before_gap,
             lineage,
             manifest,
         })
@@ -342,6 +409,12 @@ impl<'a> Chooser<'a> {
 }
 
 fn gap(segment: SegmentName, repository: &Repository) -> Error {
-    Error::data("wal_gap", format!("WAL segment \"{segment}\" is not in repository \"{}\"", repository.name()))
-        .with_hint("\"pgark wal ranges\" shows what is there.")
+    Error::data(
+        "wal_gap",
+        format!(
+            "WAL segment \"{segment}\" is not in repository \"{}\"",
+            repository.name()
+        ),
+    )
+    .with_hint("\"pgark wal ranges\" shows what is there.")
 }

@@ -2,8 +2,8 @@
 
 use super::destination::Destination;
 use super::run::Marker;
-use crate::repository::format::manifest::Manifest;
 use crate::postgres::control_file::ControlFile;
+use crate::repository::format::manifest::Manifest;
 use crate::{Error, Result};
 use pgark_types::SystemId;
 use std::path::Path;
@@ -25,25 +25,38 @@ pub fn preflight(manifest: &Manifest, destination: &Destination, delta: bool) ->
             "target_not_empty",
             format!("target directory \"{}\" is not empty", target.display()),
         )
-        .with_hint("Choose an empty directory, or use --delta to bring this one to the backup's state."));
+        .with_hint(
+            "Choose an empty directory, or use --delta to bring this one to the backup's state.",
+        ));
     }
     for (oid, place) in &destination.tablespaces {
         let version = place.join(version_directory(manifest));
         if !delta && !is_empty(&version)? {
             return Err(Error::invalid(
                 "tablespace_not_empty",
-                format!("the place of tablespace {oid}, \"{}\", is not empty", version.display()),
+                format!(
+                    "the place of tablespace {oid}, \"{}\", is not empty",
+                    version.display()
+                ),
             )
             .with_hint("Give it another place with --tablespace-map OLD=NEW, or use --delta."));
         }
         parent_exists(place)?;
     }
-    if delta { Ok(()) } else { enough_room(manifest, target) }
+    if delta {
+        Ok(())
+    } else {
+        enough_room(manifest, target)
+    }
 }
 
 /// The name of the directory that one server version has in a tablespace.
 pub(super) fn version_directory(manifest: &Manifest) -> String {
-    format!("PG_{}_{}", manifest.postgres.version_num / 10_000, manifest.postgres.catalog_version)
+    format!(
+        "PG_{}_{}",
+        manifest.postgres.version_num / 10_000,
+        manifest.postgres.catalog_version
+    )
 }
 
 fn is_empty(directory: &Path) -> Result<bool> {
@@ -54,7 +67,10 @@ fn is_empty(directory: &Path) -> Result<bool> {
             "target_not_a_directory",
             format!("\"{}\" is not a directory", directory.display()),
         )),
-        Err(e) => Err(Error::io(format!("could not read directory \"{}\"", directory.display()), e)),
+        Err(e) => Err(Error::io(
+            format!("could not read directory \"{}\"", directory.display()),
+            e,
+        )),
     }
 }
 
@@ -64,7 +80,10 @@ fn parent_exists(path: &Path) -> Result<()> {
     }
     Err(Error::invalid(
         "target_parent_missing",
-        format!("the parent directory of \"{}\" does not exist", path.display()),
+        format!(
+            "the parent directory of \"{}\" does not exist",
+            path.display()
+        ),
     )
     .with_hint("Create it, owned by the user who will run the server."))
 }
@@ -76,19 +95,29 @@ fn refuse_running_server(target: &Path) -> Result<()> {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => return Ok(()),
-        Err(e) => return Err(Error::io(format!("could not read \"{}\"", path.display()), e)),
+        Err(e) => {
+            return Err(Error::io(
+                format!("could not read \"{}\"", path.display()),
+                e,
+            ));
+        }
     };
-    let pid = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
+    let pid = text
+        .lines()
+        .next()
+        .and_then(|line| line.trim().parse::<i32>().ok());
     let pid = pid.and_then(|pid| rustix::process::Pid::from_raw(pid.abs()));
     // Any answer but "no such process" may be a live server, a process of another user included.
-    let gone = pid.is_some_and(|pid| {
-        rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH)
-    });
+    let gone = pid
+        .is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH));
     if gone {
         return Ok(());
     }
-    Err(Error::invalid("server_running", format!("a server is running in \"{}\"", target.display()))
-        .with_hint("Stop it first. If there is none (its container is gone), remove postmaster.pid."))
+    Err(Error::invalid(
+        "server_running",
+        format!("a server is running in \"{}\"", target.display()),
+    )
+    .with_hint("Stop it first. If there is none (its container is gone), remove postmaster.pid."))
 }
 
 /// A delta restore works only on what is, or was becoming, the same cluster.
@@ -100,7 +129,10 @@ fn same_cluster(target: &Path, wanted: SystemId) -> Result<()> {
             Err(error) => {
                 return Err(Error::invalid(
                     "delta_target_unknown",
-                    format!("\"{}\" is neither a data directory nor an interrupted restore", target.display()),
+                    format!(
+                        "\"{}\" is neither a data directory nor an interrupted restore",
+                        target.display()
+                    ),
                 )
                 .with_source(error)
                 .with_hint("Choose an empty directory and leave --delta out."));
@@ -114,21 +146,36 @@ fn same_cluster(target: &Path, wanted: SystemId) -> Result<()> {
         "delta_target_other_cluster",
         format!("\"{}\" belongs to another cluster", target.display()),
     )
-    .with_detail(format!("Its system identifier is {found}, the backup's is {wanted}.")))
+    .with_detail(format!(
+        "Its system identifier is {found}, the backup's is {wanted}."
+    )))
 }
 
 fn enough_room(manifest: &Manifest, target: &Path) -> Result<()> {
-    let existing = target.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let stat = rustix::fs::statvfs(existing)
-        .map_err(|e| Error::io(format!("could not examine \"{}\"", existing.display()), e.into()))?;
+    let existing = target
+        .ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/"));
+    let stat = rustix::fs::statvfs(existing).map_err(|e| {
+        Error::io(
+            format!("could not examine \"{}\"", existing.display()),
+            e.into(),
+        )
+    })?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     if free >= manifest.bytes_source {
         return Ok(());
     }
     Err(Error::unavailable(
         "disk_full",
-        format!("not enough room for the restore in \"{}\"", existing.display()),
+        format!(
+            "not enough room for the restore in \"{}\"",
+            existing.display()
+        ),
     )
-    .with_detail(format!("The backup needs {} bytes, {free} are free.", manifest.bytes_source))
+    .with_detail(format!(
+        "The backup needs {} bytes, {free} are free.",
+        manifest.bytes_source
+    ))
     .with_hint("Free space there, or choose another target directory. Nothing was written."))
 }

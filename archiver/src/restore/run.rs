@@ -1,5 +1,6 @@
 //! Carrying a restore plan out.
 
+use super::MARKER_FILE_NAME;
 use super::configure::Archiving;
 use super::destination::Destination;
 use super::fetch::Writer;
@@ -7,7 +8,6 @@ use super::files::Batch;
 use super::finish::{self, Finish};
 use super::plan::Plan;
 use super::preflight;
-use super::MARKER_FILE_NAME;
 use crate::cancel::CancelToken;
 use crate::crashsafe::{SharedFs, write_durable};
 use crate::progress::Progress;
@@ -35,7 +35,10 @@ impl Marker {
         match std::fs::read(&path) {
             Ok(bytes) => sealed::open(&path.display().to_string(), &bytes).map(Some),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::io(format!("could not read \"{}\"", path.display()), e)),
+            Err(e) => Err(Error::io(
+                format!("could not read \"{}\"", path.display()),
+                e,
+            )),
         }
     }
 }
@@ -82,7 +85,11 @@ pub struct Outcome {
 pub fn run(backup: &Backup, execution: &Execution<'_>, cancel: &CancelToken) -> Result<Outcome> {
     let began = Instant::now();
     preflight::preflight(&backup.manifest, execution.destination, execution.delta)?;
-    let job = Job { backup, execution, cancel };
+    let job = Job {
+        backup,
+        execution,
+        cancel,
+    };
     job.make_unstartable()?;
     crate::fault::point("restore:marked");
     let mut kept = job.directories()?;
@@ -95,7 +102,10 @@ pub fn run(backup: &Backup, execution: &Execution<'_>, cancel: &CancelToken) -> 
     Ok(Outcome {
         bytes_written,
         elapsed: began.elapsed(),
-        start_command: super::configure::start_command(execution.plan, &execution.destination.target),
+        start_command: super::configure::start_command(
+            execution.plan,
+            &execution.destination.target,
+        ),
     })
 }
 
@@ -115,7 +125,12 @@ impl Job<'_> {
             system_identifier: self.backup.manifest.postgres.system_identifier,
             backup: self.backup.manifest.label.clone(),
         };
-        write_durable(fs, &target.join(MARKER_FILE_NAME), &sealed::seal(&marker)?, 0o600)?;
+        write_durable(
+            fs,
+            &target.join(MARKER_FILE_NAME),
+            &sealed::seal(&marker)?,
+            0o600,
+        )?;
         let control = target.join("global/pg_control");
         if control.exists() {
             let aside = target.join("global/pg_control.pgark-old");
@@ -170,8 +185,12 @@ impl Job<'_> {
             if matches!(entry.kind, FileKind::Directory) {
                 return Ok(());
             }
+            if entry.kind == FileKind::Control {
+                listed.push(entry);
+                return Ok(());
+            }
             listed.push(listing(&entry));
-            if entry.kind == FileKind::Control || finish::writes_itself(&entry.path.0) {
+            if finish::writes_itself(&entry.path.0) {
                 return Ok(());
             }
             if entry.kind == FileKind::Config {
@@ -197,8 +216,11 @@ impl Job<'_> {
 
     fn config_parents(&self, path: &Path, kept: &mut HashSet<PathBuf>) -> Result<()> {
         let target = &self.execution.destination.target;
-        let mut missing: Vec<&Path> =
-            path.ancestors().skip(1).take_while(|p| *p != target.as_path()).collect();
+        let mut missing: Vec<&Path> = path
+            .ancestors()
+            .skip(1)
+            .take_while(|p| *p != target.as_path())
+            .collect();
         missing.reverse();
         for directory in missing {
             create_directory(self.execution.fs.as_ref(), directory, 0o700)?;
@@ -234,7 +256,12 @@ impl Job<'_> {
             if kept.contains(&path) || path.file_name().is_some_and(|n| n == MARKER_FILE_NAME) {
                 continue;
             }
-            if is_dir { fs.remove_dir(&path) } else { fs.remove_file(&path) }.map_err(error)?;
+            if is_dir {
+                fs.remove_dir(&path)
+            } else {
+                fs.remove_file(&path)
+            }
+            .map_err(error)?;
         }
         Ok(())
     }
@@ -242,12 +269,26 @@ impl Job<'_> {
 
 /// What of an entry goes into Postgres's own `backup_manifest`.
 fn listing(entry: &FileEntry) -> FileEntry {
-    FileEntry { layers: Vec::new(), chunks: Vec::new(), digest: String::new(), ..entry.clone() }
+    FileEntry {
+        layers: Vec::new(),
+        chunks: Vec::new(),
+        digest: String::new(),
+        ..entry.clone()
+    }
 }
 
 /// Makes a directory, or sets the mode of the one that is there.
-pub(super) fn create_directory(fs: &dyn crate::crashsafe::Fs, path: &Path, mode: u32) -> Result<()> {
-    let error = |e| Error::io(format!("could not create directory \"{}\"", path.display()), e);
+pub(super) fn create_directory(
+    fs: &dyn crate::crashsafe::Fs,
+    path: &Path,
+    mode: u32,
+) -> Result<()> {
+    let error = |e| {
+        Error::io(
+            format!("could not create directory \"{}\"", path.display()),
+            e,
+        )
+    };
     match fs.create_dir(path, mode) {
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => {
             fs.set_mode(path, mode).map_err(error)

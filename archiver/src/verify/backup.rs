@@ -3,8 +3,8 @@
 use super::{Level, Verification};
 use crate::postgres::page;
 use crate::repository::backups::{Backup, cut};
-use crate::repository::format::manifest::{FileEntry, FileKind, Label, ObjectUse};
 use crate::repository::format::FrameClass;
+use crate::repository::format::manifest::{FileEntry, FileKind, Label, ObjectUse};
 use crate::repository::layer::{PageSource, resolve};
 use crate::repository::layout;
 use crate::repository::session::{End, read_end};
@@ -43,7 +43,11 @@ impl Verification<'_> {
         if self.level < Level::Pages {
             return Ok(());
         }
-        let mut pages = Pages { backup: &backup, record: Vec::new(), frame: Vec::new() };
+        let mut pages = Pages {
+            backup: &backup,
+            record: Vec::new(),
+            frame: Vec::new(),
+        };
         let mut problems = Vec::new();
         let result = backup.for_each_file(&mut |entry| {
             self.cancel.check()?;
@@ -55,15 +59,21 @@ impl Verification<'_> {
             }
             Ok(())
         });
-        problems.into_iter().for_each(|detail| self.report.find(key.as_str(), "page", detail));
+        problems
+            .into_iter()
+            .for_each(|detail| self.report.find(key.as_str(), "page", detail));
         self.report.note(key.as_str(), "page", result)
     }
 
     fn expect(&mut self, objects: &[ObjectUse]) {
         for object in objects {
-            let found = Key::new(object.key.as_str()).ok().and_then(|key| self.listing.get(&key));
+            let found = Key::new(object.key.as_str())
+                .ok()
+                .and_then(|key| self.listing.get(&key));
             match found {
-                None => self.report.find(&object.key, "missing", "a backup needs this object"),
+                None => self
+                    .report
+                    .find(&object.key, "missing", "a backup needs this object"),
                 Some(meta) if meta.size != object.size => {
                     let detail = format!("it has {} bytes instead of {}", meta.size, object.size);
                     self.report.find(&object.key, "size", detail);
@@ -87,16 +97,26 @@ impl Verification<'_> {
 
     /// Sessions that committed a manifest which is no longer there.
     pub(super) fn committed_sessions(&mut self) -> Result<()> {
-        let ends: Vec<Key> =
-            self.listing.keys().filter(|k| k.as_str().starts_with("sessions/") && k.file_name() == "end").cloned().collect();
+        let ends: Vec<Key> = self
+            .listing
+            .keys()
+            .filter(|k| k.as_str().starts_with("sessions/") && k.file_name() == "end")
+            .cloned()
+            .collect();
         for key in ends {
-            let ulid = key.as_str().split('/').nth(1).and_then(|u| ulid::Ulid::from_string(u).ok());
+            let ulid = key
+                .as_str()
+                .split('/')
+                .nth(1)
+                .and_then(|u| ulid::Ulid::from_string(u).ok());
             let Some(ulid) = ulid else { continue };
             match read_end(self.repository, ulid) {
                 Ok(Some(End::Commit { manifest, .. })) => {
-                    let there = Key::new(manifest.as_str()).is_ok_and(|k| self.listing.contains_key(&k));
+                    let there =
+                        Key::new(manifest.as_str()).is_ok_and(|k| self.listing.contains_key(&k));
                     if !there {
-                        self.report.find(manifest, "missing", "a session committed this manifest");
+                        self.report
+                            .find(manifest, "missing", "a session committed this manifest");
                     }
                 }
                 Ok(_) => {}
@@ -142,13 +162,16 @@ impl Pages<'_> {
             let mut index = 0;
             for run in &layer.runs {
                 let frame = crate::repository::format::manifest::FrameRef {
-                    object: run.object, offset: run.offset, stored_len: run.stored_len,
+                    object: run.object,
+                    offset: run.offset,
+                    stored_len: run.stored_len,
                 };
                 let mut fetched = false;
                 for place in 0..run.pages {
                     if let Some((_, block)) = wanted.next_if(|(i, _)| *i == index) {
                         if !fetched {
-                            self.backup.frame(frame, FrameClass::Pages, &mut self.frame)?;
+                            self.backup
+                                .frame(frame, FrameClass::Pages, &mut self.frame)?;
                             fetched = true;
                         }
                         let digest = layer.digests.get(index as usize).copied();
@@ -163,20 +186,36 @@ impl Pages<'_> {
 
     fn page(&self, entry: &FileEntry, block: u32, place: u8, digest: Option<u64>) -> Result<()> {
         let at = usize::from(place) * page::BLOCK_SIZE;
-        let bytes = self.frame.get(at..).and_then(|rest| rest.first_chunk::<{ page::BLOCK_SIZE }>());
-        let bytes = bytes.ok_or_else(|| Error::data("page_missing", format!("block {block} is not in its frame")))?;
+        let bytes = self
+            .frame
+            .get(at..)
+            .and_then(|rest| rest.first_chunk::<{ page::BLOCK_SIZE }>());
+        let bytes = bytes.ok_or_else(|| {
+            Error::data("page_missing", format!("block {block} is not in its frame"))
+        })?;
         let key = self.backup.repository().digest_key();
         if Some(crate::backup::page_digest(key, bytes)) != digest {
-            return Err(Error::data("page_damaged", format!("block {block} does not match its digest")));
+            return Err(Error::data(
+                "page_damaged",
+                format!("block {block} does not match its digest"),
+            ));
         }
         let manifest = &self.backup.manifest;
-        let number = segment_number(&entry.path.0).wrapping_mul(manifest.postgres.segment_blocks).wrapping_add(block);
-        let known = manifest.corrupt_pages.iter().any(|c| c.path == entry.path && c.block == block);
+        let number = segment_number(&entry.path.0)
+            .wrapping_mul(manifest.postgres.segment_blocks)
+            .wrapping_add(block);
+        let known = manifest
+            .corrupt_pages
+            .iter()
+            .any(|c| c.path == entry.path && c.block == block);
         let checked = manifest.postgres.data_checksums && !known;
         // A page that was being written during the backup is mended by replay: its LSN tells.
         let torn = page::PageHeader::parse(bytes).lsn >= manifest.start_lsn;
         if checked && !torn && !page::verify(bytes, number) {
-            return Err(Error::data("page_checksum", format!("block {block} fails its checksum")));
+            return Err(Error::data(
+                "page_checksum",
+                format!("block {block} fails its checksum"),
+            ));
         }
         Ok(())
     }
@@ -185,18 +224,24 @@ impl Pages<'_> {
         let key = self.backup.repository().digest_key();
         let mut hasher = blake3::Hasher::new_keyed(key);
         for slice in &entry.chunks {
-            self.backup.frame(slice.frame, FrameClass::Chunks, &mut self.frame)?;
+            self.backup
+                .frame(slice.frame, FrameClass::Chunks, &mut self.frame)?;
             hasher.update(cut(&self.frame, *slice)?);
         }
         if hasher.finalize().to_hex().as_str() == entry.digest {
             return Ok(());
         }
-        Err(Error::data("file_damaged", "the content does not match its digest"))
+        Err(Error::data(
+            "file_damaged",
+            "the content does not match its digest",
+        ))
     }
 }
 
 /// The number behind the dot of a segment file's name.
 fn segment_number(path: &str) -> u32 {
     let name = path.rsplit('/').next().unwrap_or(path);
-    name.split_once('.').and_then(|(_, n)| n.parse().ok()).unwrap_or(0)
+    name.split_once('.')
+        .and_then(|(_, n)| n.parse().ok())
+        .unwrap_or(0)
 }

@@ -31,13 +31,21 @@ impl Verification<'_> {
         match parts.as_slice() {
             ["packs", ..] => self.named_object(key, ObjectKind::Pack),
             ["meta", ..] => self.named_object(key, ObjectKind::Meta),
-            ["components", _, "backups", _, "manifest"] => {
-                reader::check_object(self.repository, key, ObjectKind::Manifest, &mut |_, _, _| Ok(()))
-                    .map(drop)
-            }
+            ["components", _, "backups", _, "manifest"] => reader::check_object(
+                self.repository,
+                key,
+                ObjectKind::Manifest,
+                &mut |_, _, _| Ok(()),
+            )
+            .map(drop),
             ["wal", system_id, rest @ ..] => self.wal_object(key, system_id, rest),
-            ["repository.json"] | ["components" | "sessions" | "clusters" | "verify", ..] => self.sealed(key),
-            _ => Err(Error::data("unexpected_object", "no pgark writes an object of this name")),
+            ["repository.json"] | ["components" | "sessions" | "clusters" | "verify", ..] => {
+                self.sealed(key)
+            }
+            _ => Err(Error::data(
+                "unexpected_object",
+                "no pgark writes an object of this name",
+            )),
         }
     }
 
@@ -45,7 +53,10 @@ impl Verification<'_> {
     fn named_object(&self, key: &Key, kind: ObjectKind) -> Result<()> {
         let digest = reader::check_object(self.repository, key, kind, &mut |_, _, _| Ok(()))?;
         let b3 = layout::short_digest(&digest);
-        let ulid = key.file_name().get(..26).and_then(|u| ulid::Ulid::from_string(u).ok());
+        let ulid = key
+            .file_name()
+            .get(..26)
+            .and_then(|u| ulid::Ulid::from_string(u).ok());
         let expected = match (ulid, kind) {
             (Some(ulid), ObjectKind::Meta) => layout::meta(ulid, &b3)?,
             (Some(ulid), _) => layout::pack(ulid, &b3)?,
@@ -54,7 +65,10 @@ impl Verification<'_> {
         if &expected == key {
             return Ok(());
         }
-        Err(Error::data("digest_mismatch", "its bytes do not match the digest in its name"))
+        Err(Error::data(
+            "digest_mismatch",
+            "its bytes do not match the digest in its name",
+        ))
     }
 
     fn sealed(&self, key: &Key) -> Result<()> {
@@ -78,7 +92,10 @@ impl Verification<'_> {
                 let bytes = storage.get(key, WAL_BYTES_MAX)?;
                 container::decode(self.repository, system_id, file, &bytes).map(drop)
             }
-            _ => Err(Error::data("unexpected_object", "no pgark writes an object of this name")),
+            _ => Err(Error::data(
+                "unexpected_object",
+                "no pgark writes an object of this name",
+            )),
         }
     }
 
@@ -112,5 +129,10 @@ impl Verification<'_> {
 /// The file that an object's name stands for, a variant's `.r<n>-<b3>` taken off.
 fn wal_file(name: &str) -> Result<ArchiveFile> {
     let base = name.split_once(".r").map_or(name, |(base, _)| base);
-    base.parse().map_err(|_| Error::data("unexpected_object", "no pgark writes an object of this name"))
+    base.parse().map_err(|_| {
+        Error::data(
+            "unexpected_object",
+            "no pgark writes an object of this name",
+        )
+    })
 }

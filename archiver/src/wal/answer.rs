@@ -213,11 +213,7 @@ pub fn answer(repos: &Repositories, scope: &Scope, file: ArchiveFile) -> Result<
     }
     for failed in &repos.failed {
         if failed.required && doubt.is_none() {
-            doubt = Some(Error::new(
-                failed.error.kind(),
-                failed.error.code(),
-                failed.error.to_string(),
-            ));
+            doubt = Some(failed.to_error());
         }
     }
     match (doubt, proof) {

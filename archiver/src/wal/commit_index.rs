@@ -11,6 +11,7 @@ mod file;
 pub mod relmap;
 mod rows;
 pub mod scan;
+mod tally;
 #[cfg(test)]
 pub(crate) mod testdata;
 #[cfg(test)]

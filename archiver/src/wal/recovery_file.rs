@@ -10,9 +10,9 @@ use std::path::Path;
 /// The file's name, directly in the data directory.
 pub const FILE_NAME: &str = "pgark_recovery.json";
 
-/// The plan of one recovery.
+/// The plan of one recovery. Unknown fields cannot be denied here, since the seal is one; `format`
+/// tells a newer plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RecoveryFile {
     /// 1.
     pub format: u32,
@@ -50,7 +50,17 @@ impl RecoveryFile {
     pub fn read(data_directory: &Path) -> Result<Option<Self>> {
         let path = data_directory.join(FILE_NAME);
         match std::fs::read(&path) {
-            Ok(bytes) => sealed::open(&path.display().to_string(), &bytes).map(Some),
+            Ok(bytes) => {
+                let plan: Self = sealed::open(&path.display().to_string(), &bytes)?;
+                if plan.format != 1 {
+                    return Err(Error::data(
+                        "unreadable_record",
+                        format!("\"{}\" is of format {}", path.display(), plan.format),
+                    )
+                    .with_hint("A newer pgark may have written it: upgrade this one."));
+                }
+                Ok(Some(plan))
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io(
                 format!("could not read \"{}\"", path.display()),

@@ -24,6 +24,21 @@ pub struct FailedRepository {
     pub error: Error,
 }
 
+impl FailedRepository {
+    /// The error again: there is one repository and there are many questions to it.
+    pub(crate) fn to_error(&self) -> Error {
+        let error = &self.error;
+        let mut copy = Error::new(error.kind(), error.code(), error.to_string());
+        if let Some(detail) = error.detail() {
+            copy = copy.with_detail(detail);
+        }
+        if let Some(hint) = error.hint() {
+            copy = copy.with_hint(hint);
+        }
+        copy
+    }
+}
+
 impl Repositories {
     /// Opens every repository of `config`.
     ///

@@ -80,6 +80,12 @@ impl Archive<'_> {
             .collect()
     }
 
+    /// Segment `no` and, for the record that may span them, the one before it.
+    fn with_previous(&self, no: u64) -> impl Iterator<Item = SegmentName> {
+        let first = no.saturating_sub(1).max(self.first_no());
+        (first..=no).filter_map(|no| self.lineage.segment(no, self.size))
+    }
+
     fn first_no(&self) -> u64 {
         self.size.segment_no_before(self.from)
     }

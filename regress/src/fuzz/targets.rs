@@ -5,7 +5,9 @@ use pgark_archiver::postgres::backup_label::BackupLabelFile;
 use pgark_archiver::postgres::control_file::{CONTROL_FILE_BYTES, ControlFile};
 use pgark_archiver::postgres::history_file::TimelineHistory;
 use pgark_archiver::postgres::tablespace_map::TablespaceMap;
-use pgark_archiver::postgres::{manifest, page};
+use pgark_archiver::postgres::wal_record::decoder::SegmentDecoder;
+use pgark_archiver::postgres::wal_record::{Record, transaction};
+use pgark_archiver::postgres::{manifest, page, wal_page};
 use pgark_archiver::repository::sealed;
 use pgark_archiver::storage::Key;
 use pgark_types::{
@@ -24,6 +26,8 @@ pub const TARGETS: &[Target] = &[
     ("time", time),
     ("sealed_json", sealed_json),
     ("key", key),
+    ("wal_segment", wal_segment),
+    ("wal_record", wal_record),
 ];
 
 fn control_file(input: &[u8]) {
@@ -151,5 +155,41 @@ fn key(input: &[u8]) {
         assert_eq!(key.as_str(), text);
         assert!(text.split('/').all(|part| !matches!(part, "" | "." | "..")));
         assert!(!key.file_name().contains('/'));
+    }
+}
+
+/// The beginning of a segment that starts at 0/C00000.
+fn wal_segment(input: &[u8]) {
+    let start = Lsn(0xC0_0000);
+    let _ = wal_page::parse_segment_header(input);
+    let mut decoder = SegmentDecoder::new(input, start);
+    let mut last = start;
+    while let Some(record) = decoder.next_record() {
+        assert!(record.lsn >= last && record.end_lsn > record.lsn);
+        last = record.end_lsn;
+        let _ = record.walk(|_| ());
+    }
+    assert!(decoder.stop().is_some());
+}
+
+/// One record; length and checksum are repaired.
+fn wal_record(input: &[u8]) {
+    let Ok(total) = u32::try_from(input.len().max(24)) else {
+        return;
+    };
+    // Length, then the transaction, no previous record, then info and resource manager.
+    let mut header = total.to_le_bytes().to_vec();
+    header.extend(input.iter().chain(&[0; 8]).skip(4).take(4));
+    header.extend([0; 8]);
+    header.extend(input.iter().chain(&[0; 24]).skip(16).take(4));
+    let data = input.get(24..).unwrap_or_default();
+    let crc = crc32c::crc32c_append(crc32c::crc32c(data), &header);
+    let bytes = [&header, crc.to_le_bytes().as_slice(), data].concat();
+    let record = Record::check(&bytes, Lsn(64), Lsn(128), None).expect("a repaired record");
+    let _ = record.walk(|block| assert!(block.id <= 32));
+    for major in [15, 18] {
+        if let Ok(Some(parsed)) = transaction::parse(&record, major) {
+            assert!(parsed.subxids.len() * 4 + parsed.dropped.len() * 12 <= bytes.len());
+        }
     }
 }

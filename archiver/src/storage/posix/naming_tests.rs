@@ -66,6 +66,10 @@ impl Fs for OddFs {
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         RealFs.sync_dir(path)
     }
+
+    fn sync_file_system(&self, path: &Path) -> io::Result<()> {
+        RealFs.sync_file_system(path)
+    }
 }
 
 fn odd(directory: &Path, naming: Naming) -> PosixStorage {

@@ -221,3 +221,33 @@ fn absence_needs_every_required_repository() {
     repos.failed = vec![fail(false)];
     assert_eq!(ask(&repos, &open, 1, 4), "repository_unreachable");
 }
+
+#[test]
+fn a_plan_counts_while_its_recovery_is_under_way() {
+    const CONTROL: &[u8] = include_bytes!("../../../tests/fixtures/pg_control.15");
+    let control = ControlFile::parse(CONTROL).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let read = || Scope::read(directory.path());
+    let write_plan = |system_identifier, timeline: TimelineId| {
+        let mut plan = scope(&[(timeline.0, 3, None)]).plan.unwrap();
+        plan.system_identifier = system_identifier;
+        let bytes = crate::repository::sealed::seal(&plan).unwrap();
+        let path = directory.path().join(crate::wal::recovery_file::FILE_NAME);
+        std::fs::write(path, bytes).unwrap();
+    };
+    assert!(read().unwrap().is_none());
+    write_plan(ID, control.timeline);
+    assert_eq!(read().unwrap().unwrap().system_id, ID);
+
+    std::fs::create_dir(directory.path().join("global")).unwrap();
+    std::fs::write(directory.path().join("global/pg_control"), CONTROL).unwrap();
+    assert_eq!(read().unwrap_err().code(), "recovery_file_mismatch");
+    write_plan(control.system_identifier, control.timeline);
+    assert!(read().unwrap().unwrap().plan.is_some());
+    // Promoted since, and perhaps a standby now: the plan is history.
+    write_plan(
+        control.system_identifier,
+        TimelineId(control.timeline.0 + 1),
+    );
+    assert!(read().unwrap().unwrap().plan.is_none());
+}

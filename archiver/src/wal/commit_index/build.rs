@@ -1,16 +1,13 @@
 //! Makes the index of a segment while its records pass once.
 
-use super::{
-    BackupEnd, Change, Checkpoint, Counts, Part, RestorePoint, SegmentIndex, TimelineStart,
-    Transaction,
-};
+use super::tally::Tally;
+use super::{BackupEnd, Checkpoint, Part, RestorePoint, SegmentIndex, TimelineStart, Transaction};
 use crate::postgres::wal_page::{self, u32_at, u64_at};
 use crate::postgres::wal_record::decoder::{SegmentDecoder, Stop, Tail};
 use crate::postgres::wal_record::transaction::{self, WalTime};
 use crate::postgres::wal_record::{Record, RelationFile, rmgr};
 use crate::{Error, Result};
 use pgark_types::{Lsn, SegmentName, SegmentSize, SystemId};
-use std::collections::HashMap;
 
 /// Longer parts of spanning records are read from the segment when they are needed.
 const PART_BYTES_MAX: usize = 64 << 10;
@@ -105,7 +102,7 @@ pub(super) fn adopt(index: &mut SegmentIndex, record: &Record<'_>) {
     prepend(&mut index.parameter_changes, &mut events.parameter_changes);
     prepend(&mut index.unreadable, &mut events.unreadable);
     prepend(&mut index.transactions, &mut events.transactions);
-    index.changes.extend(events.changes());
+    index.changes.extend(events.tally.into_changes());
 }
 
 fn prepend<T>(list: &mut Vec<T>, earlier: &mut Vec<T>) {
@@ -124,9 +121,7 @@ struct Events {
     parameter_changes: Vec<Lsn>,
     unreadable: Vec<Lsn>,
     transactions: Vec<Transaction>,
-    counts: HashMap<(RelationFile, u32), Counts>,
-    /// The entry of `counts` that is being counted: rows of one statement come in runs.
-    current: Option<((RelationFile, u32), Counts)>,
+    tally: Tally,
 }
 
 impl Events {
@@ -182,8 +177,10 @@ impl Events {
             0xB0 => {
                 let xid = record.xid();
                 record.walk(|block| {
-                    if block.fork == 0 {
-                        self.counts(block.file, xid).page_rewrite += 1;
+                    if block.fork == 0
+                        && let Some(counts) = self.tally.counts(block.file, xid)
+                    {
+                        add(&mut counts.page_rewrite, 1);
                     }
                 })?;
             }
@@ -236,11 +233,11 @@ impl Events {
         match record.info() & 0xF0 {
             0x10 if u32_at(data, 12)? == 0 => {
                 let file = RelationFile::parse(data, 0)?;
-                self.counts(file, record.xid()).create += 1;
+                add(&mut self.tally.counts(file, record.xid())?.create, 1);
             }
             0x20 => {
                 let file = RelationFile::parse(data, 4)?;
-                self.counts(file, record.xid()).truncate += 1;
+                add(&mut self.tally.counts(file, record.xid())?.truncate, 1);
             }
             _ => {}
         }
@@ -253,14 +250,14 @@ impl Events {
         if !matches!(op, 0x00 | 0x10 | 0x20 | 0x40) {
             return Some(());
         }
-        let counts = self.counts(first_file(record)?, record.xid());
+        let counts = self.tally.counts(first_file(record)?, record.xid())?;
         let count = match op {
             0x00 => &mut counts.insert,
             0x10 => &mut counts.delete,
             0x20 => &mut counts.update,
             _ => &mut counts.hot_update,
         };
-        *count = count.saturating_add(1);
+        add(count, 1);
         Some(())
     }
 
@@ -270,39 +267,13 @@ impl Events {
             return Some(());
         }
         let rows = wal_page::u16_at(record.walk(|_| ())?, 2)?;
-        let counts = self.counts(first_file(record)?, record.xid());
-        counts.multi_insert = counts.multi_insert.saturating_add(u32::from(rows));
+        let counts = self.tally.counts(first_file(record)?, record.xid())?;
+        add(&mut counts.multi_insert, u32::from(rows));
         Some(())
     }
 
-    fn counts(&mut self, file: RelationFile, xid: u32) -> &mut Counts {
-        let key = (file, xid);
-        if self.current.as_ref().is_none_or(|(at, _)| *at != key) {
-            self.set_current_aside();
-        }
-        &mut self.current.get_or_insert((key, Counts::default())).1
-    }
-
-    fn set_current_aside(&mut self) {
-        if let Some((key, counts)) = self.current.take() {
-            self.counts.entry(key).or_default().add(counts);
-        }
-    }
-
-    /// The changes, by file and then by transaction.
-    fn changes(&mut self) -> Vec<Change> {
-        self.set_current_aside();
-        let mut changes: Vec<Change> = self
-            .counts
-            .drain()
-            .map(|((file, xid), counts)| Change { file, xid, counts })
-            .collect();
-        changes.sort_unstable_by_key(|change| (change.file, change.xid));
-        changes
-    }
-
-    fn append_to(mut self, index: &mut SegmentIndex) {
-        index.changes = self.changes();
+    fn append_to(self, index: &mut SegmentIndex) {
+        index.changes = self.tally.into_changes();
         index.restore_points = self.restore_points;
         index.checkpoints = self.checkpoints;
         index.timeline_starts = self.timeline_starts;
@@ -315,4 +286,8 @@ impl Events {
 
 fn first_file(record: &Record<'_>) -> Option<RelationFile> {
     record.first_block().map(|block| block.file)
+}
+
+fn add(count: &mut u32, more: u32) {
+    *count = count.saturating_add(more);
 }

@@ -4,11 +4,12 @@ use super::Archive;
 use crate::Result;
 use crate::postgres::wal_page::{LONG_HEADER_BYTES, PAGE_BYTES, SHORT_HEADER_BYTES};
 use crate::postgres::wal_record::transaction::WalTime;
-use crate::wal::commit_index::load_or_build;
+use crate::wal::commit_index::{load_or_build, scan};
 use crate::wal::covered;
 use chrono::{DateTime, Utc};
 use pgark_types::{Lsn, SegmentName};
 use serde::Serialize;
+use std::ops::ControlFlow;
 
 /// The window of one backup along one lineage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -57,14 +58,22 @@ pub(super) fn end(archive: &Archive<'_>, last: SegmentName) -> Result<End> {
     let mut no = last.number(archive.size)?;
     let newest = load_or_build(archive.repo, archive.system_id, last, archive.size)?;
     let lsn = newest.end_lsn;
-    let mut last_time = last_end(&newest.transactions, archive.from);
-    while last_time.is_none() && no > archive.first_no() {
-        no -= 1;
-        let Some(segment) = archive.lineage.segment(no, archive.size) else {
+    let mut last_time = None;
+    loop {
+        scan::scan(
+            archive.repo,
+            archive.system_id,
+            archive.size,
+            archive.with_previous(no),
+            |index| {
+                last_time = last_end(&index.transactions, archive.from).or(last_time);
+                ControlFlow::Continue(())
+            },
+        )?;
+        if last_time.is_some() || no <= archive.first_no() {
             break;
-        };
-        let index = load_or_build(archive.repo, archive.system_id, segment, archive.size)?;
-        last_time = last_end(&index.transactions, archive.from);
+        }
+        no -= 1;
     }
     let committed = last_time.and_then(|time| time.to_utc());
     Ok(End {
