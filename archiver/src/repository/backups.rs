@@ -3,12 +3,15 @@
 use super::format::layer::Layer;
 use super::format::manifest::{FileEntry, Label, Manifest, Slice};
 use super::format::{FrameClass, ObjectKind};
-use super::reader::{ObjectTable, fetch_frame, frames};
+use super::reader::{ObjectTable, check_named, fetch_frame, frames};
 use super::session::{End, read_end};
 use super::{Repository, frame, layout, open::SEALED_BYTES_MAX, sealed};
 use crate::storage::Key;
 use crate::{Error, Result};
 use pgark_types::BackupLabel;
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+use ulid::Ulid;
 
 /// The largest manifest that is read into memory.
 const MANIFEST_BYTES_MAX: u64 = 256 << 20;
@@ -95,15 +98,15 @@ fn find(repository: &Repository, component: &str, label: BackupLabel) -> Result<
 }
 
 /// The record of a committed backup; `None` when it was not committed.
-fn examine(
-    repository: &Repository,
-    component: &str,
-    label: &BackupLabel,
-) -> Result<Option<Label>> {
+fn examine(repository: &Repository, component: &str, label: &BackupLabel) -> Result<Option<Label>> {
     let Some(record) = read_label(repository, component, label)? else {
         return without_label(repository, component, label);
     };
-    check_identity(record.format, (&record.component, &record.label), (component, label))?;
+    check_identity(
+        record.format,
+        (&record.component, &record.label),
+        (component, label),
+    )?;
     let key = layout::manifest(component, label)?;
     match read_end(repository, record.session)? {
         Some(End::Commit {
@@ -138,10 +141,11 @@ fn check_identity(
     asked: (&str, &BackupLabel),
 ) -> Result<()> {
     if format != super::format::VERSION {
-        return Err(
-            Error::data("backup_format", format!("backup \"{label}\" is of format {format}"))
-                .with_hint("A newer pgark may have written it: upgrade this one."),
-        );
+        return Err(Error::data(
+            "backup_format",
+            format!("backup \"{label}\" is of format {format}"),
+        )
+        .with_hint("A newer pgark may have written it: upgrade this one."));
     }
     if (component, label) != asked {
         return Err(Error::data(
@@ -174,6 +178,8 @@ pub struct Backup {
     pub root_digest: blake3::Hash,
     repository: Repository,
     objects: ObjectTable,
+    /// Meta objects whose digest was checked.
+    checked: Mutex<HashSet<Ulid>>,
 }
 
 impl Backup {
@@ -200,7 +206,11 @@ impl Backup {
         };
         let root_digest = blake3::hash(&stored);
         let manifest = read_manifest(repository, &key, &stored)?;
-        check_identity(manifest.format, (&manifest.component, &manifest.label), (component, label))?;
+        check_identity(
+            manifest.format,
+            (&manifest.component, &manifest.label),
+            (component, label),
+        )?;
         match read_end(repository, manifest.session)? {
             Some(End::Commit {
                 root_digest: committed,
@@ -220,6 +230,7 @@ impl Backup {
             root_digest,
             repository: repository.clone(),
             objects,
+            checked: Mutex::default(),
         })
     }
 
@@ -243,6 +254,7 @@ impl Backup {
         let mut plain = Vec::new();
         for reference in &self.manifest.file_table {
             let class = FrameClass::FileTable;
+            self.check_meta(reference.object)?;
             fetch_frame(
                 &self.repository,
                 &self.objects,
@@ -269,6 +281,7 @@ impl Backup {
     /// # Errors
     /// Kind Data when it is damaged, or the storage's.
     pub fn layer(&self, slice: Slice, plain: &mut Vec<u8>) -> Result<Layer> {
+        self.check_meta(slice.frame.object)?;
         fetch_frame(
             &self.repository,
             &self.objects,
@@ -277,6 +290,17 @@ impl Backup {
             plain,
         )?;
         Layer::decode(cut(plain, slice)?)
+    }
+
+    /// Checks the digest of a meta object, once. Pages and files have digests of their own; layer
+    /// records and file tables have the one of their object.
+    fn check_meta(&self, ulid: Ulid) -> Result<()> {
+        let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        if !checked.contains(&ulid) {
+            check_named(&self.repository, self.objects.key(ulid)?, ObjectKind::Meta)?;
+            checked.insert(ulid);
+        }
+        Ok(())
     }
 
     /// Fetches a frame of this backup.

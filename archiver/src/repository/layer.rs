@@ -194,8 +194,14 @@ pub enum PageSource {
 pub fn resolve(layers: &[Layer]) -> Result<Vec<PageSource>> {
     let newest = layers.first();
     let nblocks = newest.map_or(0, |layer| layer.nblocks);
-    if layers.iter().any(|l| Some(l.page_size) != newest.map(|n| n.page_size)) {
-        return Err(Error::data("record_malformed", "a file has layers of several page sizes"));
+    if layers
+        .iter()
+        .any(|l| Some(l.page_size) != newest.map(|n| n.page_size))
+    {
+        return Err(Error::data(
+            "record_malformed",
+            "a file has layers of several page sizes",
+        ));
     }
     let mut sources = vec![None; nblocks as usize];
     for (number, layer) in layers.iter().enumerate() {

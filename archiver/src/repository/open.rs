@@ -64,7 +64,9 @@ impl Repository {
                     identity.format, identity.encryption, identity.features_required
                 ),
             )
-            .with_hint("Upgrade pgark: this version knows format 1 without encryption and extra features."));
+            .with_hint(
+                "Upgrade pgark: this version knows format 1 without encryption and extra features.",
+            ));
         }
         let damaged = || {
             Error::data(

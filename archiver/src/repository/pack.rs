@@ -5,7 +5,8 @@
 
 use super::format::manifest::FrameRef;
 use super::format::{
-    FRAME_OVERHEAD_BYTES, FRAME_PLAIN_BYTES_MAX, FrameClass, HEADER_BYTES, OBJECT_VERSION, ObjectKind, magic,
+    FRAME_OVERHEAD_BYTES, FRAME_PLAIN_BYTES_MAX, FrameClass, HEADER_BYTES, OBJECT_VERSION,
+    ObjectKind, magic,
 };
 use super::frame::FrameEncoder;
 use super::{Repository, layout};

@@ -32,17 +32,19 @@ impl ObjectTable {
         let mut table = HashMap::new();
         for text in keys {
             let key = Key::new(text)?;
-            let ulid = key
-                .file_name()
-                .get(..26)
-                .and_then(|u| Ulid::from_string(u).ok());
+            let ulid = ulid_of(&key);
             let ulid = ulid.ok_or_else(|| {
                 Error::data(
                     "manifest_malformed",
                     format!("\"{text}\" is no object name"),
                 )
             })?;
-            table.insert(ulid, key);
+            if table.insert(ulid, key).is_some() {
+                return Err(Error::data(
+                    "manifest_malformed",
+                    format!("object {ulid} is listed twice"),
+                ));
+            }
         }
         Ok(Self(table))
     }
@@ -109,6 +111,32 @@ pub fn check_object(
             e
         }
     })
+}
+
+/// As [`check_object`], and the digest must be the one in the object's name.
+///
+/// # Errors
+/// Kind Data: `object_damaged`, `digest_mismatch`; or the storage's error.
+pub fn check_named(repository: &Repository, key: &Key, kind: ObjectKind) -> Result<()> {
+    let digest = check_object(repository, key, kind, &mut |_, _, _| Ok(()))?;
+    let b3 = super::layout::short_digest(&digest);
+    let ulid = ulid_of(key)
+        .ok_or_else(|| Error::data("object_name", format!("\"{key}\" is no object name")))?;
+    let expected = match kind {
+        ObjectKind::Meta => super::layout::meta(ulid, &b3)?,
+        ObjectKind::Pack | ObjectKind::Manifest => super::layout::pack(ulid, &b3)?,
+    };
+    if &expected == key {
+        return Ok(());
+    }
+    Err(Error::data(
+        "digest_mismatch",
+        format!("the bytes of \"{key}\" do not match the digest in its name"),
+    ))
+}
+
+fn ulid_of(key: &Key) -> Option<Ulid> {
+    Ulid::from_string(key.file_name().get(..26)?).ok()
 }
 
 fn missing(key: &Key) -> Error {

@@ -41,7 +41,8 @@ pub(super) fn replace(storage: &dyn Storage, key: &Key, bytes: &[u8]) {
 
 pub(super) fn all_objects(storage: &dyn Storage) -> Vec<(Key, Vec<u8>)> {
     let keys = storage.list("").unwrap().into_iter().map(|meta| meta.key);
-    keys.map(|key| (key.clone(), storage.get(&key, u64::MAX).unwrap())).collect()
+    keys.map(|key| (key.clone(), storage.get(&key, u64::MAX).unwrap()))
+        .collect()
 }
 
 pub(super) fn page() -> Vec<u8> {
@@ -103,26 +104,42 @@ pub(super) fn small_backup(repository: &Repository, commit: bool) -> Label {
     let mut session = Session::begin(repository, clock.clone(), COMPONENT, &label).unwrap();
 
     let mut pack = ObjectBuilder::start(repository, ObjectKind::Pack, clock.as_ref()).unwrap();
-    let pages = pack.frame(&mut encoder, FrameClass::Pages, &page()).unwrap();
+    let pages = pack
+        .frame(&mut encoder, FrameClass::Pages, &page())
+        .unwrap();
     let chunk = pack.frame(&mut encoder, FrameClass::Chunks, TEXT).unwrap();
     let pack = pack.finish().unwrap();
 
     let mut record = Vec::new();
     layer_of(pack.ulid, pages, repository).encode_into(&mut record);
     let mut meta = ObjectBuilder::start(repository, ObjectKind::Meta, clock.as_ref()).unwrap();
-    let layers = meta.frame(&mut encoder, FrameClass::Layers, &record).unwrap();
+    let layers = meta
+        .frame(&mut encoder, FrameClass::Layers, &record)
+        .unwrap();
     let mut relation = entry("base/1", FileKind::Relation, &relation());
-    relation.layers = vec![Slice { frame: layers, at: 0, len: record.len() as u32 }];
+    relation.layers = vec![Slice {
+        frame: layers,
+        at: 0,
+        len: record.len() as u32,
+    }];
     relation.method = Some(Method::Full);
     let mut text = entry("base/text", FileKind::File, TEXT);
-    text.chunks = vec![Slice { frame: chunk, at: 0, len: TEXT.len() as u32 }];
-    text.digest = blake3::keyed_hash(repository.digest_key(), TEXT).to_hex().to_string();
+    text.chunks = vec![Slice {
+        frame: chunk,
+        at: 0,
+        len: TEXT.len() as u32,
+    }];
+    text.digest = blake3::keyed_hash(repository.digest_key(), TEXT)
+        .to_hex()
+        .to_string();
     let mut table = Vec::new();
     for entry in [relation, text] {
         table.extend(serde_json::to_vec(&entry).unwrap());
         table.push(b'\n');
     }
-    let table = meta.frame(&mut encoder, FrameClass::FileTable, &table).unwrap();
+    let table = meta
+        .frame(&mut encoder, FrameClass::FileTable, &table)
+        .unwrap();
     let meta = meta.finish().unwrap();
 
     let manifest = manifest(&session, &label, &[pack, meta], table);
@@ -130,7 +147,13 @@ pub(super) fn small_backup(repository: &Repository, commit: bool) -> Label {
     let record = label_of(&manifest, &digest);
     let label_key = layout::label(COMPONENT, &label).unwrap();
     let bytes = sealed::seal(&record).unwrap();
-    assert_eq!(repository.storage().put_if_absent(&label_key, &bytes).unwrap(), Put::Created);
+    assert_eq!(
+        repository
+            .storage()
+            .put_if_absent(&label_key, &bytes)
+            .unwrap(),
+        Put::Created
+    );
     put_wal(repository, &manifest);
     if commit {
         session.commit(&key, &digest).unwrap();
@@ -141,8 +164,10 @@ pub(super) fn small_backup(repository: &Repository, commit: bool) -> Label {
 }
 
 fn put_wal(repository: &Repository, manifest: &Manifest) {
-    let (system, file) =
-        (manifest.postgres.system_identifier, ArchiveFile::Segment(manifest.first_segment));
+    let (system, file) = (
+        manifest.postgres.system_identifier,
+        ArchiveFile::Segment(manifest.first_segment),
+    );
     let bytes = container::encode(repository, system, file, b"some WAL", 1).unwrap();
     let key = layout::wal(system, file).unwrap();
     let _maybe_there = repository.storage().put_if_absent(&key, &bytes).unwrap();
@@ -155,13 +180,24 @@ pub(super) fn put_manifest(
 ) -> (Key, blake3::Hash) {
     let mut object = ObjectBuilder::start(repository, ObjectKind::Manifest, clock).unwrap();
     let plain = serde_json::to_vec(manifest).unwrap();
-    object.frames(&mut FrameEncoder::new(1).unwrap(), FrameClass::Manifest, &plain).unwrap();
+    object
+        .frames(
+            &mut FrameEncoder::new(1).unwrap(),
+            FrameClass::Manifest,
+            &plain,
+        )
+        .unwrap();
     let key = layout::manifest(&manifest.component, &manifest.label).unwrap();
     let sealed = object.finish_as(|_| Ok(key)).unwrap();
     (sealed.key, sealed.digest)
 }
 
-fn manifest(session: &Session, label: &BackupLabel, objects: &[Sealed], table: FrameRef) -> Manifest {
+fn manifest(
+    session: &Session,
+    label: &BackupLabel,
+    objects: &[Sealed],
+    table: FrameRef,
+) -> Manifest {
     let now = session.clock().now();
     let segment = "000000010000000000000003".parse().unwrap();
     Manifest {
@@ -201,7 +237,11 @@ fn manifest(session: &Session, label: &BackupLabel, objects: &[Sealed], table: F
         bytes_stored: 0,
         objects: objects
             .iter()
-            .map(|o| ObjectUse { key: o.key.to_string(), size: o.size, live_bytes: o.size })
+            .map(|o| ObjectUse {
+                key: o.key.to_string(),
+                size: o.size,
+                live_bytes: o.size,
+            })
             .collect(),
         file_table: vec![table],
         tool: "test".to_owned(),
@@ -255,8 +295,11 @@ pub(super) fn read_files(
         for slice in &entry.layers {
             let layer = backup.layer(*slice, &mut plain)?;
             let run = layer.runs.first().ok_or_else(|| damaged("no run"))?;
-            let frame =
-                FrameRef { object: run.object, offset: run.offset, stored_len: run.stored_len };
+            let frame = FrameRef {
+                object: run.object,
+                offset: run.offset,
+                stored_len: run.stored_len,
+            };
             backup.frame(frame, FrameClass::Pages, &mut plain)?;
             let digest = crate::backup::page_digest(repository.digest_key(), &plain);
             if layer.digests.first() != Some(&digest) {

@@ -8,7 +8,9 @@ use crate::verify::{Finding, Level, Scope, verify};
 use std::sync::Arc;
 
 fn findings(repository: &Repository, level: Level) -> Vec<Finding> {
-    verify(repository, &Scope::All, level, &CancelToken::default()).unwrap().findings
+    verify(repository, &Scope::All, level, &CancelToken::default())
+        .unwrap()
+        .findings
 }
 
 #[test]
@@ -18,7 +20,13 @@ fn a_sound_repository_has_no_findings() {
     small_backup(&repository, false);
     assert_eq!(findings(&repository, Level::Bytes), []);
     let files = read_files(&repository, &label.label).unwrap();
-    assert_eq!(files, [("base/1".into(), relation()), ("base/text".into(), TEXT.to_vec())]);
+    assert_eq!(
+        files,
+        [
+            ("base/1".into(), relation()),
+            ("base/text".into(), TEXT.to_vec())
+        ]
+    );
 }
 
 /// `verify` finds every flip, and no reader delivers anything but what was stored.
@@ -49,13 +57,25 @@ fn every_truncation_loss_and_extension_is_found() {
     for (key, bytes) in all_objects(&memory) {
         for len in 0..bytes.len() {
             replace(&memory, &key, &bytes[..len]);
-            assert!(!findings(&repository, Level::Bytes).is_empty(), "{key}: {len} bytes");
+            assert!(
+                !findings(&repository, Level::Bytes).is_empty(),
+                "{key}: {len} bytes"
+            );
         }
         replace(&memory, &key, &[&bytes[..], &[0]].concat());
-        assert!(!findings(&repository, Level::Bytes).is_empty(), "{key}: a byte more");
+        assert!(
+            !findings(&repository, Level::Bytes).is_empty(),
+            "{key}: a byte more"
+        );
         memory.delete(&key).unwrap();
-        let needed = !["sessions", "repository.json"].iter().any(|p| key.as_str().starts_with(p));
-        assert_eq!(!findings(&repository, Level::Bytes).is_empty(), needed, "{key}: lost");
+        let needed = !["sessions", "repository.json"]
+            .iter()
+            .any(|p| key.as_str().starts_with(p));
+        assert_eq!(
+            !findings(&repository, Level::Bytes).is_empty(),
+            needed,
+            "{key}: lost"
+        );
         replace(&memory, &key, &bytes);
     }
 }
@@ -70,6 +90,11 @@ fn a_flip_in_the_identity_closes_the_repository() {
         let mut bad = bytes.clone();
         bad[at / 8] ^= 1 << (at % 8);
         replace(&memory, &key, &bad);
-        assert_eq!(Repository::open("test", storage.clone()).unwrap_err().code(), "seal_broken");
+        assert_eq!(
+            Repository::open("test", storage.clone())
+                .unwrap_err()
+                .code(),
+            "seal_broken"
+        );
     }
 }

@@ -13,7 +13,11 @@ use proptest::prelude::*;
 fn write(repository: &Repository, kind: ObjectKind, frames: &[Vec<u8>]) -> (Sealed, Vec<FrameRef>) {
     let mut encoder = FrameEncoder::new(1).unwrap();
     let mut object = ObjectBuilder::start(repository, kind, clock().as_ref()).unwrap();
-    let mut frame = |plain| object.frame(&mut encoder, FrameClass::Chunks, plain).unwrap();
+    let mut frame = |plain| {
+        object
+            .frame(&mut encoder, FrameClass::Chunks, plain)
+            .unwrap()
+    };
     let refs = frames.iter().map(|plain| frame(plain)).collect();
     (object.finish().unwrap(), refs)
 }
@@ -61,13 +65,22 @@ fn an_object_has_its_kind_its_place_and_its_repository() {
         check_object(repository, key, kind, &mut |_, _, _| Ok(())).map_err(|e| e.code())
     };
     assert!(check(&one, &sealed.key, ObjectKind::Pack).is_ok());
-    assert_eq!(check(&one, &sealed.key, ObjectKind::Meta), Err("object_damaged"));
+    assert_eq!(
+        check(&one, &sealed.key, ObjectKind::Meta),
+        Err("object_damaged")
+    );
     let bytes = memory.get(&sealed.key, u64::MAX).unwrap();
     let elsewhere = layout::pack(ulid::Ulid::nil(), &layout::short_digest(&sealed.digest)).unwrap();
     replace(&memory, &elsewhere, &bytes);
-    assert_eq!(check(&one, &elsewhere, ObjectKind::Pack), Err("object_damaged"));
+    assert_eq!(
+        check(&one, &elsewhere, ObjectKind::Pack),
+        Err("object_damaged")
+    );
     replace(other.storage().as_ref(), &sealed.key, &bytes);
-    assert_eq!(check(&other, &sealed.key, ObjectKind::Pack), Err("object_damaged"));
+    assert_eq!(
+        check(&other, &sealed.key, ObjectKind::Pack),
+        Err("object_damaged")
+    );
 }
 
 /// A reserved byte of the header means a feature: refused even under correct checksums.
@@ -87,7 +100,15 @@ fn reserved_header_bytes_are_refused() {
         let crc = crc32fast::hash(&bad[footer..footer + 52]).to_le_bytes();
         bad[footer + 52..footer + 56].copy_from_slice(&crc);
         replace(&memory, &sealed.key, &bad);
-        let result = check_object(&repository, &sealed.key, ObjectKind::Pack, &mut |_, _, _| Ok(()));
-        assert!(result.unwrap_err().to_string().contains("features"), "byte {at}");
+        let result = check_object(
+            &repository,
+            &sealed.key,
+            ObjectKind::Pack,
+            &mut |_, _, _| Ok(()),
+        );
+        assert!(
+            result.unwrap_err().to_string().contains("features"),
+            "byte {at}"
+        );
     }
 }

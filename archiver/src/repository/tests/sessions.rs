@@ -4,7 +4,7 @@ use super::fixture::*;
 use crate::ErrorKind;
 use crate::repository::session::{End, Session, read_end};
 use crate::repository::{Repository, layout, sealed};
-use crate::storage::faulty::{FaultyStorage, Faults};
+use crate::storage::faulty::{Faults, FaultyStorage};
 use crate::storage::{Key, Put, SharedStorage};
 use pgark_types::BackupLabel;
 use std::sync::{Arc, Barrier};
@@ -39,7 +39,10 @@ fn a_session_commits_or_aborts() {
     let session = begin(&repository);
     let ulid = session.ulid();
     drop(session);
-    assert!(matches!(read_end(&repository, ulid).unwrap(), Some(End::Abort { .. })));
+    assert!(matches!(
+        read_end(&repository, ulid).unwrap(),
+        Some(End::Abort { .. })
+    ));
 }
 
 #[test]
@@ -52,7 +55,10 @@ fn of_two_decisions_exactly_one_wins() {
         let start = Barrier::new(2);
         let (committed, aborted) = std::thread::scope(|scope| {
             let other = scope.spawn(|| {
-                let end = sealed::seal(&End::Abort { reason: "given up".into() }).unwrap();
+                let end = sealed::seal(&End::Abort {
+                    reason: "given up".into(),
+                })
+                .unwrap();
                 let key = layout::session(ulid, "end").unwrap();
                 start.wait();
                 repository.storage().put_if_absent(&key, &end).unwrap() == Put::Created
@@ -61,7 +67,10 @@ fn of_two_decisions_exactly_one_wins() {
             (commit(session), other.join().unwrap())
         });
         assert_ne!(committed.is_ok(), aborted);
-        assert_eq!(is_commit(read_end(&repository, ulid).unwrap().as_ref()), committed.is_ok());
+        assert_eq!(
+            is_commit(read_end(&repository, ulid).unwrap().as_ref()),
+            committed.is_ok()
+        );
         match committed {
             Ok(()) => commits += 1,
             Err(error) => assert_eq!(error.kind(), ErrorKind::Fenced),
@@ -90,7 +99,10 @@ fn a_lost_reply_is_no_lost_backup() {
 
     let (result, end) = commit_under(&format!("fail-at:{put}"));
     assert_eq!(result.unwrap_err().kind(), ErrorKind::Unavailable);
-    assert!(matches!(end, Some(End::Abort { .. })), "the session's end aborts it");
+    assert!(
+        matches!(end, Some(End::Abort { .. })),
+        "the session's end aborts it"
+    );
 
     // Neither the reply nor a look arrives: an error, and the abort that follows changes nothing.
     let (result, end) = commit_under(&format!("lost-reply:{put},fail-at:{}", put + 1));

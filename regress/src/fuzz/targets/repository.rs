@@ -29,7 +29,9 @@ fn repository() -> Option<(MemoryStorage, Repository)> {
 
 /// Writes `value` over the bytes at `at`, if they are there.
 fn patch(bytes: &mut [u8], at: usize, value: &[u8]) -> Option<()> {
-    bytes.get_mut(at..at.checked_add(value.len())?)?.copy_from_slice(value);
+    bytes
+        .get_mut(at..at.checked_add(value.len())?)?
+        .copy_from_slice(value);
     Some(())
 }
 
@@ -40,7 +42,11 @@ fn crc(bytes: &[u8]) -> [u8; 4] {
 pub(super) fn frames(input: &[u8]) {
     let mut plain = Vec::new();
     let mut decode = |bytes: &[u8]| {
-        for class in [FrameClass::Pages, FrameClass::FileTable, FrameClass::Manifest] {
+        for class in [
+            FrameClass::Pages,
+            FrameClass::FileTable,
+            FrameClass::Manifest,
+        ] {
             if frame::decode_into(bytes, class, &mut plain).is_ok() {
                 assert!(plain.len() <= FRAME_PLAIN_BYTES_MAX);
             }
@@ -56,7 +62,9 @@ pub(super) fn frames(input: &[u8]) {
 }
 
 pub(super) fn layers(input: &[u8]) {
-    let Ok(decoded) = Layer::decode(input) else { return };
+    let Ok(decoded) = Layer::decode(input) else {
+        return;
+    };
     let mut again = Vec::new();
     decoded.encode_into(&mut again);
     assert_eq!(Layer::decode(&again).ok().as_ref(), Some(&decoded));
@@ -115,16 +123,19 @@ fn repair_object(bytes: &mut [u8]) -> Option<()> {
 }
 
 fn check_object(bytes: &[u8]) {
-    let Some((memory, repository)) = repository() else { return };
+    let Some((memory, repository)) = repository() else {
+        return;
+    };
     let name = format!("packs/00/{}-{}.pack", ulid::Ulid::nil(), "0".repeat(32));
     let Ok(key) = Key::new(name) else { return };
     assert_eq!(memory.put_if_absent(&key, bytes).ok(), Some(Put::Created));
     for kind in [ObjectKind::Pack, ObjectKind::Manifest] {
         let mut plain = Vec::new();
-        let digest = reader::check_object(&repository, &key, kind, &mut |reference, header, frame| {
-            assert_eq!(reference.stored_len, header.stored_len);
-            frame::decode_into(frame, header.class, &mut plain)
-        });
+        let digest =
+            reader::check_object(&repository, &key, kind, &mut |reference, header, frame| {
+                assert_eq!(reference.stored_len, header.stored_len);
+                frame::decode_into(frame, header.class, &mut plain)
+            });
         if let Ok(digest) = digest {
             assert_eq!(digest, blake3::hash(bytes));
         }
@@ -132,8 +143,12 @@ fn check_object(bytes: &[u8]) {
 }
 
 pub(super) fn wal_container(input: &[u8]) {
-    let Some((_, repository)) = repository() else { return };
-    let Ok(file) = "000000010000000000000001".parse::<ArchiveFile>() else { return };
+    let Some((_, repository)) = repository() else {
+        return;
+    };
+    let Ok(file) = "000000010000000000000001".parse::<ArchiveFile>() else {
+        return;
+    };
     let decode = |bytes: &[u8]| container::decode(&repository, SystemId(7), file, bytes);
     let _ = decode(input);
     let mut repaired = input.to_vec();
