@@ -211,6 +211,7 @@ impl Job<'_> {
         for path in &self.server.config_files {
             scan.entries.extend(config_file(path)?);
         }
+        scan.entries.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(scan)
     }
 
