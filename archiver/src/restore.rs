@@ -4,6 +4,8 @@
 //! moves the old one away and leaves [`MARKER_FILE_NAME`].
 
 mod configure;
+#[cfg(test)]
+mod crash_tests;
 mod destination;
 mod fetch;
 mod files;
