@@ -7,7 +7,6 @@ mod copy;
 mod crash_tests;
 mod meta;
 mod pages;
-mod relnames;
 mod run;
 mod scan;
 mod server;
