@@ -13,6 +13,8 @@ mod finish;
 mod plan;
 mod preflight;
 mod run;
+#[cfg(test)]
+pub(crate) mod testdata;
 
 pub use configure::{Archiving, restore_command};
 pub use destination::Destination;

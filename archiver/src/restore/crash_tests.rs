@@ -5,16 +5,14 @@
 //! or untouched; and `restore --delta` over the debris succeeds and gives the same bytes.
 
 use super::*;
-use crate::backup::testdata::{self, NAME, SeededClock, Source, TABLESPACE, in_memory, tree};
-use crate::cancel::CancelToken;
+use super::testdata::{Tree, differences};
+use crate::backup::testdata::{self as source, SeededClock, Source, TABLESPACE, in_memory};
 use crate::crashsafe::{CrashFs, SharedFs};
 use crate::postgres::manifest;
 use crate::repository::Repository;
 use crate::repository::backups::Backup;
 use crate::storage::SharedStorage;
 use crate::storage::posix::PosixStorage;
-use pgark_types::{RecoveryTarget, TargetAction, TargetTimeline};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,8 +24,6 @@ fn seeds() -> u64 {
         1
     }
 }
-
-type Tree = BTreeMap<PathBuf, (u32, Vec<u8>)>;
 
 /// A repository with one backup, and the plan of its restore.
 struct Fixture {
@@ -45,20 +41,12 @@ impl Fixture {
         let clock = SeededClock::shared(1);
         crate::repository::create(&storage, clock.as_ref()).unwrap();
         let repository = Repository::open("crash", storage).unwrap();
-        for (file, bytes) in testdata::wal_files() {
-            testdata::push(&repository, file, &bytes, &clock).unwrap();
+        for (file, bytes) in source::wal_files() {
+            source::push(&repository, file, &bytes, &clock).unwrap();
         }
         let source = Source::new();
         source.back_up(&repository, &clock).unwrap();
-        let request = Request {
-            component: NAME.to_owned(),
-            backup: None,
-            target: RecoveryTarget::Latest,
-            inclusive: true,
-            timeline: TargetTimeline::Latest,
-            end_before_gap: false,
-        };
-        let (plan, backup) = plan(&repository, &request).unwrap();
+        let (plan, backup) = testdata::plan(&repository).unwrap();
         Self {
             source,
             plan,
@@ -116,40 +104,17 @@ impl Host {
         self.directory.path().join("host/tablespace")
     }
 
-    fn restore(&self, fixture: &Fixture, delta: bool) -> crate::Result<Outcome> {
-        let tablespaces = &fixture.plan.manifest.tablespaces;
-        let map = BTreeMap::from([(TABLESPACE.to_string(), self.tablespace())]);
-        let fs: SharedFs = Arc::new(self.fs.clone());
-        let execution = Execution {
-            plan: &fixture.plan,
-            destination: &Destination::new(&self.target(), tablespaces, &map)?,
-            fs,
-            delta,
-            archiving: Archiving::Off,
-            action: TargetAction::Promote,
-            standby: false,
-            restore_command: "pgark archive-get %f %p".to_owned(),
-            threads: 1,
-        };
-        run(&fixture.backup, &execution, &CancelToken::default())
+    fn host(&self) -> PathBuf {
+        self.directory.path().join("host")
     }
 
-    /// What is there, host by host comparable. The tablespace's link and map name a directory of
-    /// this host, and `backup_manifest` holds the time and a checksum of the map: it is checked
-    /// against the files instead.
+    fn restore(&self, fixture: &Fixture, delta: bool) -> crate::Result<Outcome> {
+        let fs: SharedFs = Arc::new(self.fs.clone());
+        testdata::restore(&fixture.plan, &fixture.backup, &self.host(), fs, delta)
+    }
+
     fn state(&self) -> Tree {
-        let here = self.directory.path().join("host");
-        let mut state = tree(&here);
-        let place = self.tablespace().display().to_string();
-        for (_, content) in state.values_mut() {
-            if let Ok(text) = std::str::from_utf8(content)
-                && text.contains(&place)
-            {
-                *content = text.replace(&place, "TABLESPACE").into_bytes();
-            }
-        }
-        state.remove(Path::new("target/backup_manifest"));
-        state
+        testdata::state(&self.host())
     }
 
     fn has_control(&self) -> bool {
@@ -180,20 +145,6 @@ impl Host {
 fn finished(mut state: Tree) -> Tree {
     state.remove(&Path::new("target").join(MARKER_FILE_NAME));
     state
-}
-
-/// The names in which two trees differ, for messages.
-fn differences(a: &Tree, b: &Tree) -> Vec<String> {
-    let names: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
-    let name = |path: &&&PathBuf| a.get(**path) != b.get(**path);
-    let names = names.iter().filter(name);
-    names
-        .map(|path| match (a.get(*path), b.get(*path)) {
-            (Some(_), None) => format!("+{}", path.display()),
-            (None, Some(_)) => format!("-{}", path.display()),
-            _ => path.display().to_string(),
-        })
-        .collect()
 }
 
 /// Crashes at every operation of what `restore` does on a host that `prepare` makes.
