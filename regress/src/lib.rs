@@ -19,6 +19,7 @@ pub mod ledger;
 pub mod major;
 pub mod pgark;
 pub mod process;
+pub mod recovery;
 pub mod server_log;
 pub mod session;
 pub mod tools;
