@@ -17,6 +17,7 @@ mod wal;
 pub use settings::Settings;
 
 use crate::{Cluster, StopMode, TestDirectory};
+use digest::Relations;
 use measure::{Watch, drop_caches, measure};
 use record::{Record, Run};
 use std::path::{Path, PathBuf};
@@ -85,8 +86,6 @@ struct Bench<'a> {
     cluster: &'a Cluster<'a>,
     archiving: Archiving<'a>,
     tools: Vec<Box<dyn Tool>>,
-    /// The socket of pgark's agent, for the archive module.
-    socket: PathBuf,
     runs: Vec<Run>,
 }
 
@@ -103,7 +102,9 @@ struct About {
 impl<'a> Bench<'a> {
     fn new(settings: &'a Settings, directory: &'a TestDirectory, cluster: &'a Cluster<'a>) -> Self {
         let pgark = PgarkTool::new(directory, cluster);
+        // For the archive module: ALTER SYSTEM knows it only once the library is loaded.
         let socket = pgark.socket();
+        cluster.configure(&format!("pgark_archive.socket = '{}'\n", socket.display()));
         let mut tools: Vec<Box<dyn Tool>> = vec![Box::new(pgark)];
         for level in RIVAL_LEVELS {
             tools.push(Box::new(PgBackRest::new(directory, cluster, level)));
@@ -114,7 +115,6 @@ impl<'a> Bench<'a> {
             cluster,
             archiving: Archiving::new(cluster),
             tools,
-            socket,
             runs: Vec::new(),
         }
     }
@@ -165,7 +165,7 @@ impl<'a> Bench<'a> {
 
     fn backups_and_restores(&mut self) {
         self.cluster.psql("CHECKPOINT");
-        let source = digest::relations(self.cluster.data());
+        let source = Relations::of(self.cluster.data());
         for run in 1..=self.settings.runs {
             for at in self.order(run) {
                 self.archiving.off();
@@ -186,7 +186,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    fn backup(&mut self, at: usize, run: u32, source: &str) {
+    fn backup(&mut self, at: usize, run: u32, source: &Relations) {
         let tool = &mut self.tools[at];
         tool.fresh();
         self.archiving.set(&tool.archive_command(), "");
@@ -207,14 +207,14 @@ impl<'a> Bench<'a> {
             argv,
             stored_bytes: tool.disk_bytes().0,
             segments: 0,
-            digest: source.to_owned(),
+            digest: source.digest(),
         };
         if self.settings.wants("full_backup") {
             self.record(at, cost, about);
         }
     }
 
-    fn restore(&mut self, at: usize, run: u32, source: &str) {
+    fn restore(&mut self, at: usize, run: u32, source: &Relations) {
         let tool = &self.tools[at];
         let target = self.directory.join("restored");
         let mut command = tool.restore(&target, None);
@@ -223,8 +223,8 @@ impl<'a> Bench<'a> {
         let (argv, cost) = measure(watch, tool.name(), self.directory.path(), || {
             (complete(&mut command), watch)
         });
-        let digest = digest::relations(&target);
-        assert_eq!(digest, source, "{} restored something else", tool.name());
+        let restored = Relations::of(&target);
+        source.assert_same(&restored, tool.name());
         std::fs::remove_dir_all(&target).unwrap();
         let about = About {
             operation: "restore",
@@ -232,7 +232,7 @@ impl<'a> Bench<'a> {
             argv,
             stored_bytes: tool.disk_bytes().0,
             segments: 0,
-            digest,
+            digest: restored.digest(),
         };
         self.record(at, cost, about);
     }
@@ -294,20 +294,22 @@ impl<'a> Bench<'a> {
         digest::files(segments.iter().map(|name| folder.join(name)))
     }
 
-    /// The repositories with the backups get the WAL too, uncounted.
+    /// The repositories with the backups get the WAL too, uncounted: `segments`, and what lies
+    /// between the backups and them.
     fn archive_beside_backups(&mut self, segments: &[String]) {
+        self.archiving.off();
+        self.archiving.forget();
+        let mut all = self.archiving.named("done");
+        all.retain(|name| name.len() == 24 && Some(name) <= segments.last());
         for tool in &mut self.tools {
-            self.archiving.off();
-            self.archiving.forget();
             tool.stop();
             tool.unpark();
             tool.start();
-            self.archiving.make_ready(segments);
+            self.archiving.make_ready(&all);
             self.archiving.set(&tool.archive_command(), "");
-            self.archiving.wait_done(segments);
+            self.archiving.wait_done(&all);
+            self.archiving.off();
         }
-        self.archiving.off();
-        self.archiving.forget();
     }
 
     fn push(&mut self, at: usize, run: u32, segments: &[String], source: &str, module: bool) {
@@ -316,7 +318,6 @@ impl<'a> Bench<'a> {
         let tool = &mut self.tools[at];
         tool.fresh();
         let (command, library) = if module {
-            self.archiving.set_socket(self.socket.to_str().unwrap());
             (String::new(), "pgark_archive")
         } else {
             (tool.archive_command(), "")

@@ -71,12 +71,6 @@ impl<'a> Archiving<'a> {
         self.session.query(&sql).unwrap();
     }
 
-    /// Tells the archive module where the agent is.
-    pub(super) fn set_socket(&mut self, socket: &str) {
-        let sql = format!("ALTER SYSTEM SET pgark_archive.socket = '{socket}';");
-        self.session.query(&sql).unwrap();
-    }
-
     /// Whatever waits for being archived does so no longer.
     pub(super) fn forget(&self) {
         for name in self.named("ready") {
