@@ -11,8 +11,7 @@ use std::sync::Arc;
 /// Creates the configured repositories.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Do not encrypt. Required: this version cannot encrypt, and says so rather than leave it
-    /// unsaid.
+    /// Store everything unencrypted. This version cannot encrypt, so the option is required.
     #[arg(long)]
     pub no_encryption: bool,
     /// Only this repository [default: every configured one that does not exist yet]

@@ -138,7 +138,7 @@ pub fn run(
     let outcome = restore::run(&backup, &execution, cancel)?;
     match output {
         Output::Json => print_json(result_json(&plan, &outcome)),
-        Output::Text => print_outcome(&outcome),
+        Output::Text => print_outcome(&outcome, args),
     }
     Ok(())
 }
@@ -276,7 +276,7 @@ fn print_plan(plan: &Plan, destination: &Destination, args: &Args) {
     print_text(format_args!("  archive_mode is {archiving}"));
 }
 
-fn print_outcome(outcome: &Outcome) {
+fn print_outcome(outcome: &Outcome, args: &Args) {
     print_text(format_args!(
         "restored: {} written in {:.1} s",
         human_bytes(outcome.bytes_written),
@@ -284,4 +284,8 @@ fn print_outcome(outcome: &Outcome) {
     ));
     print_text("start it with:");
     print_text(format_args!("  {}", outcome.start_command));
+    // pg_ctl returns at consistency: what a query sees then is older than the target.
+    if !args.standby && args.target_action == TargetAction::Promote {
+        print_text("it is ready when SELECT pg_is_in_recovery() answers f");
+    }
 }
