@@ -8,6 +8,7 @@ pub mod client;
 pub mod protocol;
 
 mod host;
+mod names;
 mod pusher;
 mod sampler;
 mod server;
@@ -48,6 +49,7 @@ pub fn run(config: Config) -> Result<()> {
     let socket = server::bind(&config.agent.socket)?;
     let signals = Signals::new()?;
     sampler::start(&agent.config, &agent.host, &agent.stats)?;
+    names::start(&agent.config, &agent.host)?;
     server::start(socket, Arc::new(agent))?;
     tracing::info!(
         socket = %config.agent.socket.display(),

@@ -81,11 +81,19 @@ pub enum Command {
     Wal(commands::wal::Args),
     /// Tell the repositories about a pg_upgrade.
     Cluster(commands::cluster::Args),
-    /// Check the configuration file, and nothing else.
-    ConfigCheck,
+    /// Look at the configuration file.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
     },
+}
+
+/// `pgark config`.
+#[derive(Debug, Clone, Copy, clap::Subcommand)]
+pub enum ConfigCommand {
+    /// Parse the configuration file and report the first mistake.
+    Check,
 }

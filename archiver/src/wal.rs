@@ -9,5 +9,6 @@ pub mod get;
 pub mod inventory;
 pub mod push;
 pub mod recovery_file;
+pub mod relnames;
 pub mod repositories;
 pub mod target;

@@ -6,3 +6,4 @@
 mod t000_smoke;
 mod t010_extension;
 mod t020_archive_module;
+mod t100_targets;

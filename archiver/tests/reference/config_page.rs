@@ -11,7 +11,7 @@ const HEAD: &str = "\
      PGARK_BLESS=1 cargo test -p pgark-archiver --test reference -->
 
 TOML. The file is `--config`, else `PGARK_CONFIG`, else `/etc/pgark/pgark.toml`. An unknown key or section is an error (code
-`config_invalid`). `pgark config-check` reads the file and does nothing else. It must name at least one required repository.
+`config_invalid`). `pgark config check` reads the file and does nothing else. It must name at least one required repository.
 
 Names of clusters and repositories consist of letters, digits, `_` and `-`, at most 64. Compression levels lie between -7 and 19.
 archive-push, archive-get, init, info, wal, verify and restore need the sections `[repository.<name>]` alone; a cluster that is not
