@@ -81,7 +81,7 @@ pub enum Command {
     Wal(commands::wal::Args),
     /// Tell the repositories about a pg_upgrade.
     Cluster(commands::cluster::Args),
-    /// The configuration file.
+    /// Look at the configuration file.
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Print a completion script for a shell.
