@@ -22,12 +22,15 @@ pub fn point(name: &str) {
 }
 
 /// Puts the faults that `PGARK_FAULT_STORAGE` describes (`storage/faulty.rs` has the grammar)
-/// before a storage. With `PGARK_FAULT_COUNT` each call appends a line
+/// before the storage of the repository `name`; with `PGARK_FAULT_REPOSITORY` only before the one
+/// that this names. With `PGARK_FAULT_COUNT` each call appends a line
 /// `<pid> <thread> storage <call>` there.
 #[inline(always)]
 #[must_use]
-pub fn wrap_storage(storage: SharedStorage) -> SharedStorage {
+pub fn wrap_storage(name: &str, storage: SharedStorage) -> SharedStorage {
     #[cfg(any(test, feature = "fault-injection"))]
-    let storage = injected::wrap_storage(storage);
+    let storage = injected::wrap_storage(name, storage);
+    #[cfg(not(any(test, feature = "fault-injection")))]
+    let _ = name;
     storage
 }

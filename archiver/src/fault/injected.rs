@@ -116,8 +116,12 @@ pub(crate) fn kill_self() -> ! {
     }
 }
 
-pub(super) fn wrap_storage(storage: SharedStorage) -> SharedStorage {
-    let faults = std::env::var("PGARK_FAULT_STORAGE").ok();
+pub(super) fn wrap_storage(name: &str, storage: SharedStorage) -> SharedStorage {
+    let only = std::env::var("PGARK_FAULT_REPOSITORY");
+    let elsewhere = only.is_ok_and(|only| only != name);
+    let faults = std::env::var("PGARK_FAULT_STORAGE")
+        .ok()
+        .filter(|_| !elsewhere);
     if faults.is_none() && settings().count.is_none() {
         return storage;
     }
@@ -150,7 +154,7 @@ mod tests {
         for _ in 0..4 {
             point("victim.step");
         }
-        let storage = wrap_storage(Arc::new(crate::storage::memory::MemoryStorage::new()));
+        let storage = wrap_storage("r", Arc::new(crate::storage::memory::MemoryStorage::new()));
         for _ in 0..3 {
             storage.list("").unwrap();
         }
