@@ -75,11 +75,19 @@ pub enum Command {
     Wal(commands::wal::Args),
     /// Tell the repositories about pg_upgrade.
     Cluster(commands::cluster::Args),
-    /// Check the configuration file.
-    ConfigCheck,
+    /// The configuration file.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Print a completion script for a shell.
     Completions {
         /// bash, zsh, fish, elvish or powershell.
         shell: clap_complete::Shell,
     },
+}
+
+/// `pgark config`.
+#[derive(Debug, Clone, Copy, clap::Subcommand)]
+pub enum ConfigCommand {
+    /// Parse the configuration file and report the first mistake.
+    Check,
 }

@@ -4,6 +4,8 @@
 //! moves the old one away and leaves [`MARKER_FILE_NAME`].
 
 mod configure;
+#[cfg(test)]
+mod crash_tests;
 mod destination;
 mod fetch;
 mod files;
@@ -11,6 +13,8 @@ mod finish;
 mod plan;
 mod preflight;
 mod run;
+#[cfg(test)]
+pub(crate) mod testdata;
 
 pub use configure::{Archiving, restore_command};
 pub use destination::Destination;

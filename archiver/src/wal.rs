@@ -11,5 +11,6 @@ pub mod inventory;
 mod patience;
 pub mod push;
 pub mod recovery_file;
+pub mod relnames;
 pub mod repositories;
 pub mod target;

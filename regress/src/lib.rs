@@ -11,6 +11,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 pub mod account;
+pub mod bench;
 pub mod cluster;
 pub mod directory;
 pub mod fake_agent;
@@ -19,6 +20,7 @@ pub mod ledger;
 pub mod major;
 pub mod pgark;
 pub mod process;
+pub mod recovery;
 pub mod server_log;
 pub mod session;
 pub mod tools;

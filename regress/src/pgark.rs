@@ -190,6 +190,24 @@ impl Pgark {
         Agent { child }
     }
 
+    /// A counter of the running agent (`PGARK1 STATS`), such as `prefetch_hits`.
+    #[track_caller]
+    pub fn agent_counter(&self, name: &str) -> u64 {
+        // The agent talks to its own user only, so root asks through a program of the account's.
+        let mut asking = account::command("/usr/bin/perl");
+        asking
+            .args(["-MIO::Socket::UNIX", "-e"])
+            .arg(
+                "my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die $!; \
+                 print $s \"PGARK1 STATS\\n\"; print scalar <$s>;",
+            )
+            .arg(self.socket());
+        let answer = crate::cluster::run(&mut asking);
+        let text = answer.trim_end().strip_prefix("OK ").expect("OK");
+        let value: serde_json::Value = serde_json::from_str(text).unwrap();
+        value[name].as_u64().expect(name)
+    }
+
     /// What the agent logged so far.
     pub fn agent_log(&self) -> String {
         std::fs::read_to_string(self.home.join("agent.log")).unwrap_or_default()

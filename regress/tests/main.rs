@@ -7,6 +7,7 @@ mod archive;
 mod t000_smoke;
 mod t010_extension;
 mod t020_archive_module;
+mod t100_targets;
 mod t200_archiving;
 mod t201_outages;
 mod t202_conflicts;

@@ -17,7 +17,9 @@ use crate::repository::Repository;
 use crate::repository::format::manifest::{FileKind, Label, PathText};
 use crate::repository::session::{Session, WalPin};
 use crate::wal::cluster::{self, Identity, Reason};
+use crate::wal::commit_index::relmap;
 use crate::wal::covered::{self, Sample};
+use crate::wal::relnames;
 use crate::{Error, Result};
 use pgark_types::{BackupLabel, SegmentName};
 use std::collections::BTreeMap;
@@ -209,6 +211,7 @@ impl Job<'_> {
         for path in &self.server.config_files {
             scan.entries.extend(config_file(path)?);
         }
+        scan.entries.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(scan)
     }
 
@@ -328,9 +331,12 @@ impl Job<'_> {
         if self.server.in_recovery {
             return;
         }
-        let section = self.config.cluster.as_ref();
-        let Some(section) = section else { return };
-        if let Err(error) = super::relnames::store(self.repository, section, &mut self.sql) {
+        let Some(section) = &self.config.cluster else {
+            return;
+        };
+        let names = relnames::take(section, &mut self.sql)
+            .and_then(|names| relmap::store(self.repository, &section.name, &names));
+        if let Err(error) = names {
             tracing::warn!(%error, "could not store the names of relations");
         }
     }

@@ -1,6 +1,7 @@
 //! `pgark info`.
 
 use super::output::{Output, human_bytes, print_json, print_text};
+use crate::Result;
 use crate::config::Config;
 use crate::repository::Repository;
 use crate::repository::backups;
@@ -8,7 +9,6 @@ use crate::repository::format::manifest::Label;
 use crate::wal::cluster;
 use crate::wal::inventory::{Inventory, TimelineWal};
 use crate::wal::target::{self, Archive, Window};
-use crate::{Result, wal};
 use pgark_types::{SegmentSize, SystemId};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -110,8 +110,8 @@ impl Component {
             return Ok(());
         };
         let newest = newest.unwrap_or(oldest);
-        let history = inventory.history(repository, newest.timeline)?;
-        let lineage = wal::inventory::Lineage::from(&history);
+        let lineage =
+            inventory.newest_descendant(repository, newest.timeline, newest.stop_lsn, size)?;
         let archive = Archive {
             repo: repository,
             inventory: &inventory,

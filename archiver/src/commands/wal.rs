@@ -280,7 +280,7 @@ mod tests {
     struct Cli {
         #[command(flatten)]
         args: Args,
-        #[arg(long, value_enum, default_value = "text")]
+        #[arg(long, global = true, value_enum, default_value = "text")]
         output: Output,
     }
 

@@ -267,68 +267,35 @@ impl<'a> Chooser<'a> {
 
     /// The lineage that the request means for this backup.
     fn lineage(&self, label: &Label) -> Result<Lineage> {
-        let holds = |timeline: TimelineId| -> Result<Option<Lineage>> {
-            let history = self.inventory.history(self.repository, timeline)?;
-            let descends = match history.switch_point(label.timeline) {
-                Some(switch) => label.stop_lsn <= switch,
-                None => timeline == label.timeline,
-            };
-            Ok(descends.then(|| Lineage::from(&history)))
+        let (from, stop) = (label.timeline, label.stop_lsn);
+        let descendant = |timeline| {
+            self.inventory
+                .descendant(self.repository, timeline, from, stop)
         };
-        let refuse = |timeline: TimelineId| {
+        let lineage = match self.request.timeline {
+            TargetTimeline::Current => descendant(from)?,
+            TargetTimeline::Id(timeline) => descendant(timeline)?,
+            TargetTimeline::Latest => {
+                let size = label.segment_size;
+                Some(
+                    self.inventory
+                        .newest_descendant(self.repository, from, stop, size)?,
+                )
+            }
+        };
+        lineage.ok_or_else(|| {
             Error::invalid(
                 "timeline_no_descendant",
                 format!(
-                    "timeline {timeline} does not descend from backup \"{}\"",
+                    "the target timeline does not descend from backup \"{}\"",
                     label.label
                 ),
             )
             .with_detail(format!(
-                "The backup was taken on timeline {} and ends at {}.",
-                label.timeline, label.stop_lsn
+                "The backup was taken on timeline {from} and ends at {stop}."
             ))
             .with_hint("Choose an older backup with --backup, or another --target-timeline.")
-        };
-        match self.request.timeline {
-            TargetTimeline::Current => self.current(label, holds),
-            TargetTimeline::Id(timeline) => holds(timeline)?.ok_or_else(|| refuse(timeline)),
-            TargetTimeline::Latest => {
-                let mut timelines = self.inventory.timelines();
-                timelines.sort_unstable();
-                while let Some(timeline) = timelines.pop() {
-                    if timeline < label.timeline {
-                        break;
-                    }
-                    if let Some(lineage) = holds(timeline)?
-                        && self.has_begun(&lineage, label)
-                    {
-                        return Ok(lineage);
-                    }
-                }
-                self.current(label, holds)
-            }
-        }
-    }
-
-    fn current(
-        &self,
-        label: &Label,
-        holds: impl Fn(TimelineId) -> Result<Option<Lineage>>,
-    ) -> Result<Lineage> {
-        holds(label.timeline)?
-            .ok_or_else(|| Error::internal("lineage", "a backup is on no timeline"))
-    }
-
-    /// Whether the youngest timeline's first segment is there: a history file alone would make
-    /// recovery end where its parent's WAL was still needed.
-    fn has_begun(&self, lineage: &Lineage, label: &Label) -> bool {
-        let Some(span) = lineage.spans.last() else {
-            return false;
-        };
-        let no = label.segment_size.segment_no(span.begin);
-        let first = SegmentName::new(span.timeline, no, label.segment_size);
-        first.is_ok_and(|segment| self.inventory.contains(segment))
-            || span.timeline == label.timeline
+        })
     }
 
     /// How far the WAL goes without a gap; refuses when WAL lies beyond a gap that the target may
