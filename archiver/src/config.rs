@@ -291,7 +291,7 @@ impl Config {
                 Ok((
                     name.clone(),
                     config.clone(),
-                    crate::fault::wrap_storage(storage),
+                    crate::fault::wrap_storage(name, storage),
                 ))
             })
             .collect()

@@ -3,7 +3,14 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+mod archive;
 mod t000_smoke;
 mod t010_extension;
 mod t020_archive_module;
 mod t100_targets;
+mod t200_archiving;
+mod t201_outages;
+mod t202_conflicts;
+mod t203_socket;
+mod t210_archive_get;
+mod t220_standbys;

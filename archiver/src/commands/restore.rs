@@ -131,7 +131,7 @@ pub fn run(
             ArchiveArg::Keep => Archiving::Keep,
         },
         action: args.target_action,
-        standby: args.standby,
+        standby: args.standby.then_some(args.target_timeline),
         restore_command: restore_command(config_path)?,
         threads: threads(args.parallel.unwrap_or(config.restore.parallel)),
     };
