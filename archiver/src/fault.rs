@@ -9,8 +9,8 @@ pub(crate) mod injected;
 
 /// A place where tests crash, panic or delay this process.
 ///
-/// With the feature: `PGARK_FAULT_CRASH="name"` or `"name:3"` (the third time) kills the process
-/// with SIGKILL, `PGARK_FAULT_PANIC` panics likewise, `PGARK_FAULT_SLEEP="name=seconds"` sleeps
+/// With the feature: `PGARK_FAULT_CRASH="area:step"` or `"area:step:3"` (the third time) kills the process
+/// with SIGKILL, `PGARK_FAULT_PANIC` panics likewise, `PGARK_FAULT_SLEEP="area:step=seconds"` sleeps
 /// every time. With `PGARK_FAULT_COUNT=/path` each pass appends a line
 /// `<pid> <thread> point <name>` there, so that a test learns how many positions there are.
 #[inline(always)]

@@ -7,3 +7,8 @@ mod t000_smoke;
 mod t010_extension;
 mod t020_archive_module;
 mod t100_targets;
+mod t300_bad_input;
+mod t310_crashes;
+mod t320_flips;
+mod t330_full_disk;
+mod t340_panic_and_cancel;

@@ -39,7 +39,8 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
         return Err(Error::invalid(
             "repository_unknown",
             format!("the configuration has no repository \"{name}\""),
-        ));
+        )
+        .with_hint("Repositories are the [repository.NAME] sections."));
     }
     let wanted = storages
         .iter()
@@ -56,7 +57,8 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
             return Err(Error::invalid(
                 "repository_in_data_directory",
                 "a repository must not lie within the data directory it backs up",
-            ));
+            )
+            .with_hint("Choose a path outside, best on another disk or host."));
         }
         let storage: crate::storage::SharedStorage = Arc::new(PosixStorage::create(path.clone())?);
         repository::create(&storage, &SystemClock)?;

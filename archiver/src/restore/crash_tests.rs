@@ -4,8 +4,8 @@
 //! such a directory starts and is wrong. Expected: with `pg_control` there the directory is whole,
 //! or untouched; and `restore --delta` over the debris succeeds and gives the same bytes.
 
-use super::*;
 use super::testdata::{Tree, differences};
+use super::*;
 use crate::backup::testdata::{self as source, SeededClock, Source, TABLESPACE, in_memory};
 use crate::crashsafe::{CrashFs, SharedFs};
 use crate::postgres::manifest;

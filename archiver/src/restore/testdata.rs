@@ -70,7 +70,9 @@ pub(crate) fn state(host: &Path) -> Tree {
 /// The names in which two states differ, for messages.
 pub(crate) fn differences(a: &Tree, b: &Tree) -> Vec<String> {
     let names: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
-    let differ = names.into_iter().filter(|path| a.get(*path) != b.get(*path));
+    let differ = names
+        .into_iter()
+        .filter(|path| a.get(*path) != b.get(*path));
     differ
         .map(|path| match (a.get(path), b.get(path)) {
             (Some(_), None) => format!("+{}", path.display()),

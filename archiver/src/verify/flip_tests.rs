@@ -19,8 +19,24 @@ use std::sync::Arc;
 
 /// Every class; a flip test that lost one would pass for nothing.
 const CLASSES: [&str; 18] = [
-    "begin", "cluster", "commit", "abort", "conflict", "covered", "backup", "heartbeat", "history",
-    "idx", "label", "manifest", "meta", "pack", "relmap", "repository", "segment", "variant",
+    "begin",
+    "cluster",
+    "commit",
+    "abort",
+    "conflict",
+    "covered",
+    "backup",
+    "heartbeat",
+    "history",
+    "idx",
+    "label",
+    "manifest",
+    "meta",
+    "pack",
+    "relmap",
+    "repository",
+    "segment",
+    "variant",
 ];
 const OTHER_CLASSES: [&str; 1] = ["wal-pin"];
 const THREADS: usize = 2;
@@ -50,7 +66,10 @@ fn repository() -> SharedStorage {
     }
     let label = Source::new().back_up(&repository, &clock).unwrap();
     let beat = layout::session(label.session, "hb-1").unwrap();
-    put(&beat, &sealed::seal(&serde_json::json!({"at": clock.now()})).unwrap());
+    put(
+        &beat,
+        &sealed::seal(&serde_json::json!({"at": clock.now()})).unwrap(),
+    );
     let aborted = BackupLabel::new(clock.now(), 9);
     drop(Session::begin(&repository, clock.clone(), NAME, &aborted).unwrap());
     let map = relmap::RelationMap {
