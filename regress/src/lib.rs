@@ -13,6 +13,7 @@
 pub mod account;
 pub mod cluster;
 pub mod directory;
+pub mod evidence;
 pub mod fake_agent;
 pub mod fuzz;
 pub mod ledger;

@@ -691,5 +691,6 @@ fn bad_input() {
             wrong.push(format!("{} (written: {})", case.what, !untouched));
         }
     }
+    println!("cases: bad input {}", bench.cases.len());
     assert!(wrong.is_empty(), "{wrong:#?}");
 }

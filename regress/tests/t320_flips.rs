@@ -144,6 +144,7 @@ fn flips_through_the_commands() {
         "{unharmed} unharmed, {refused} refused"
     );
     pgark.run(&["verify", "--all"]).expect(0);
+    println!("cases: flips through commands {count}");
 }
 
 fn repository_file(repository: &Path, name: &str) -> PathBuf {
