@@ -4,6 +4,7 @@
 #
 #   test_reader.sh PGARK POSTGRES_BINDIR PYTHON        (not as root; PYTHON has requirements.txt)
 set -euo pipefail
+export LC_ALL=C
 pgark=$1 bin=$2 python=$3
 reader=$(cd "$(dirname "$0")" && pwd)/pgark_reader.py
 work=$(mktemp -d)
@@ -45,7 +46,8 @@ sql "CREATE TABLE b TABLESPACE side AS SELECT * FROM a LIMIT 5000; CREATE UNLOGG
 printf x > "data/$(printf 'not\377utf8')"
 : > data/empty_file
 "$pgark" --config pgark.toml backup
-sql "INSERT INTO a SELECT g, 'after the backup' FROM generate_series(1, 999) g; SELECT pg_create_restore_point('here')"
+sql "INSERT INTO a SELECT g, 'after the backup' FROM generate_series(1, 999) g"
+sql "SELECT pg_create_restore_point('here')" >/dev/null
 query="SELECT (SELECT md5(string_agg(a::text, ',' ORDER BY g, md5)) FROM a), (SELECT count(*) FROM b)"
 expected=$(sql "$query")
 last=$(sql "SELECT pg_walfile_name(pg_switch_wal())")
@@ -64,7 +66,7 @@ alone restore "$work/repo" main "$label" "$work/restored" --tablespace-map "$(ba
 added=(backup_manifest pgark_recovery.json recovery.signal postgresql.auto.conf tablespace_map)
 diff -r "${added[@]/#/--exclude=}" --exclude=pg_tblspc restored other || fail "the two restores differ"
 diff -r side other_side || fail "the two restores of the tablespace differ"
-modes() { (cd "$1" && find . -printf '%p %m\n' | grep -vE "$(IFS='|'; echo "${added[*]}")" | sort); }
+modes() { (cd "$1" && find . -printf '%p %m\n' | grep -avE "$(IFS='|'; echo "${added[*]}")" | sort); }
 diff <(modes restored) <(modes other) || fail "modes differ"
 
 # The last segment is among them: its number stands in the name.
@@ -89,7 +91,7 @@ for object in repo/packs/*/* repo/meta/*/* "repo/components/main/backups/$label/
     size=$(stat -c %s "$object")
     cp "$object" saved
     chmod u+w "$object"
-    "$python" - "$object" $((RANDOM * 32768 % size)) <<'P'
+    "$python" - "$object" $(((RANDOM * 32768 + RANDOM) % size)) <<'P'
 import sys
 with open(sys.argv[1], "r+b") as file:
     file.seek(int(sys.argv[2]))

@@ -11,6 +11,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 pub mod account;
+pub mod bench;
 pub mod cluster;
 pub mod directory;
 pub mod evidence;
