@@ -48,9 +48,9 @@ build:
 regress:
 	cargo test --locked -p pgark-regress -- --test-threads=2
 
-# Everything, in resumable parts: make test-full PART=3.
-test-full: setup build
-	PGARK_TEST_TIER=full PGARK_TEST_PART=$(PART) cargo test --locked -p pgark-regress -- --test-threads=2
+# Everything, in resumable parts of at most 40 minutes: make test-full PART=3. Without PART: lists them.
+test-full: $(if $(PART),setup build)
+	cargo run --locked -q -p pgark-regress --bin full -- $(PART)
 
 bench:
 	$(SETUP)/install.sh bench

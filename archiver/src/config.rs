@@ -11,6 +11,8 @@ use std::sync::Arc;
 /// Where the configuration is looked for without `--config` and `PGARK_CONFIG`.
 pub const DEFAULT_PATH: &str = "/etc/pgark/pgark.toml";
 
+const KEYS_HINT: &str = "docs/reference/config.md lists every key.";
+
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -216,14 +218,15 @@ impl Config {
                 "config_invalid",
                 format!("invalid configuration: {}", e.to_string().trim_end()),
             )
-            .with_hint("docs/reference/config.md lists every key.")
+            .with_hint(KEYS_HINT)
         })?;
         config.validate()?;
         Ok(config)
     }
 
     fn validate(&self) -> Result<()> {
-        let invalid = |message: String| Err(Error::invalid("config_invalid", message));
+        let invalid =
+            |message: String| Err(Error::invalid("config_invalid", message).with_hint(KEYS_HINT));
         let names = self
             .repository
             .keys()

@@ -56,6 +56,7 @@ fn trace(cli: &Cli) {
 fn run(cli: &Cli) -> Result<u8> {
     let path = Some(cli.config.as_path());
     let output = cli.output;
+    pgark_archiver::fault::point("main:run");
     match &cli.command {
         Command::ArchivePush(args) => commands::archive_push::run(path, args)?,
         Command::ArchiveGet(args) => return Ok(commands::archive_get::run(path, args)),

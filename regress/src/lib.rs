@@ -14,6 +14,7 @@ pub mod account;
 pub mod bench;
 pub mod cluster;
 pub mod directory;
+pub mod evidence;
 pub mod fake_agent;
 pub mod fuzz;
 pub mod ledger;

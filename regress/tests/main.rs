@@ -14,3 +14,8 @@ mod t202_conflicts;
 mod t203_socket;
 mod t210_archive_get;
 mod t220_standbys;
+mod t300_bad_input;
+mod t310_crashes;
+mod t320_flips;
+mod t330_full_disk;
+mod t340_panic_and_cancel;

@@ -103,6 +103,7 @@ fn push_at_every_operation() {
         assert_pushed(&machine, &files, &situation);
         machine.assert_sound(&situation);
     }
+    println!("cases: crashes {}", operations + 1);
 }
 
 /// A machine with its WAL durably in the repository.
@@ -146,6 +147,7 @@ fn backup_at_every_operation() {
         );
         machine.assert_sound(&situation);
     }
+    println!("cases: crashes {}", operations + 1);
     // At most the operations of the one conditional put that commits.
     assert!(unheard < 8, "{unheard} commits that nobody heard of");
 }

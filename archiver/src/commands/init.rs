@@ -54,7 +54,8 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
             return Err(Error::invalid(
                 "repository_in_data_directory",
                 "a repository must not lie within the data directory it backs up",
-            ));
+            )
+            .with_hint("Choose a path outside, best on another disk or host."));
         }
         let storage: crate::storage::SharedStorage = Arc::new(PosixStorage::create(path.clone())?);
         match repository::create(&storage, &SystemClock) {

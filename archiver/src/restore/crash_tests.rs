@@ -189,6 +189,7 @@ fn crash_everywhere(fixture: &Fixture, delta: bool, prepare: &dyn Fn(u64) -> Hos
             continue_after(&host, fixture, &complete, &situation);
         }
     }
+    println!("cases: crashes {}", (operations + 1) * seeds());
     // It becomes startable with one of the last operations, and not before.
     assert!(
         (1..=20 * seeds()).contains(&startable),
