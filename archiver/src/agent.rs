@@ -10,6 +10,7 @@ pub mod protocol;
 mod host;
 mod names;
 mod pusher;
+mod quiet_tail;
 mod sampler;
 mod server;
 mod spool;

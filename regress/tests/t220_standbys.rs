@@ -3,9 +3,7 @@
 //! A standby cannot switch WAL segments, cannot tell `full_page_writes` of its primary, and may
 //! become a primary at any moment. A backup of one is listed only when none of that has spoilt it.
 
-use crate::archive::{
-    SOON, TRIES_AGAIN, archive_with, archiving, names, object, switch, system_id,
-};
+use crate::archive::{SOON, archive_with, archiving, names, object, switch, system_id};
 use pgark_regress::process::wait_until;
 use pgark_regress::{
     Cluster, Ledger, Major, Output, Pgark, StopMode, TestDirectory, ledger, tools,

@@ -250,6 +250,8 @@ fn postgres_info(finished: &Finished<'_>) -> PostgresInfo {
         from_standby: finished.server.in_recovery,
         data_directory: finished.server.data_directory.display().to_string(),
         config_file: finished.server.config_file.clone(),
+        hba_file: Some(finished.server.hba_file.clone()),
+        ident_file: Some(finished.server.ident_file.clone()),
         standby_settings: settings
             .map(|(name, value)| (name.to_owned(), value))
             .into(),

@@ -235,6 +235,8 @@ impl Source {
             archive_mode: "on".to_owned(),
             config_files: vec![self.config()],
             config_file: None,
+            hba_file: String::new(),
+            ident_file: String::new(),
         }
     }
 }
@@ -312,7 +314,14 @@ pub(crate) fn push(
         level: 1,
         identity: Some(identity()),
     };
-    let outcome = push::push_bytes(&repos, NAME, file, bytes, options, clock.as_ref())?;
+    let outcome = push::push_bytes(
+        &repos,
+        NAME,
+        file,
+        &Arc::new(bytes.to_vec()),
+        options,
+        clock,
+    )?;
     push::index(&repos, &outcome, file, bytes);
     Ok(())
 }

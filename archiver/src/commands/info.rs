@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::repository::Repository;
 use crate::repository::backups;
 use crate::repository::format::manifest::Label;
+use crate::restore::branch;
 use crate::wal::cluster;
 use crate::wal::inventory::{Inventory, TimelineWal};
 use crate::wal::target::{self, Archive, Window};
@@ -109,16 +110,18 @@ impl Component {
         self.wal = inventory.by_timeline(size);
         let prefix = crate::repository::layout::wal_conflict_prefix(system_id);
         self.conflicts = repository.storage().list(&prefix)?.len();
-        let mut labels = self
-            .labels
-            .iter()
-            .filter(|l| l.system_identifier == system_id);
+        let own = |label: &&Label| label.system_identifier == system_id;
+        let labels: Vec<Label> = self.labels.iter().filter(own).cloned().collect();
+        // The window that a restore without further arguments has.
+        let Some(history) = branch::newest(repository, &inventory, &labels)? else {
+            return Ok(());
+        };
+        let mut labels = labels.iter().filter(|l| branch::descends(l, &history));
         let (Some(oldest), newest) = (labels.next(), labels.next_back()) else {
             return Ok(());
         };
         let newest = newest.unwrap_or(oldest);
-        let lineage =
-            inventory.newest_descendant(repository, newest.timeline, newest.stop_lsn, size)?;
+        let lineage = crate::wal::inventory::Lineage::from(&history);
         let archive = Archive {
             repo: repository,
             inventory: &inventory,

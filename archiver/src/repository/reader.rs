@@ -31,7 +31,7 @@ impl ObjectTable {
     pub fn new<'a>(keys: impl IntoIterator<Item = &'a str>) -> Result<Self> {
         let mut table = HashMap::new();
         for text in keys {
-            let key = Key::new(text)?;
+            let key = super::layout::recorded(text)?;
             let ulid = ulid_of(&key);
             let ulid = ulid.ok_or_else(|| {
                 Error::data(

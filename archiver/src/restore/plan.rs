@@ -1,5 +1,6 @@
 //! The plan of a restore: which backup, which timeline, which WAL, where recovery stops.
 
+use super::branch;
 use crate::repository::Repository;
 use crate::repository::backups::{self, Backup};
 use crate::repository::format::manifest::{Label, Manifest};
@@ -16,6 +17,9 @@ use pgark_types::{
 /// Bytes per second that estimates assume until a measurement replaces it.
 const RESTORE_BYTES_PER_SECOND: u64 = 200 << 20;
 const REPLAY_BYTES_PER_SECOND: u64 = 64 << 20;
+
+/// The code of the refusal of a backup from which the wanted timeline does not descend.
+const NO_DESCENDANT: &str = "timeline_no_descendant";
 
 /// What the user asked for.
 #[derive(Debug, Clone)]
@@ -202,8 +206,16 @@ impl<'a> Chooser<'a> {
             }
             match self.try_backup(label) {
                 Ok((lineage, resolved)) => return Ok((label, lineage, resolved)),
-                // An older backup may do: keep the newest one's reason in case none does.
-                Err(e) if e.kind() == crate::ErrorKind::Invalid => drop(refusal.get_or_insert(e)),
+                // An older backup may do: keep the newest one's reason in case none does. That it
+                // lies on another branch says least.
+                Err(e) if e.kind() == crate::ErrorKind::Invalid => {
+                    if refusal
+                        .as_ref()
+                        .is_none_or(|r: &Error| r.code() == NO_DESCENDANT)
+                    {
+                        refusal = Some(e);
+                    }
+                }
                 Err(e) => return Err(e),
             }
         }
@@ -267,35 +279,73 @@ impl<'a> Chooser<'a> {
 
     /// The lineage that the request means for this backup.
     fn lineage(&self, label: &Label) -> Result<Lineage> {
-        let (from, stop) = (label.timeline, label.stop_lsn);
-        let descendant = |timeline| {
-            self.inventory
-                .descendant(self.repository, timeline, from, stop)
+        let holds = |timeline: TimelineId| -> Result<Option<Lineage>> {
+            let history = self.inventory.history(self.repository, timeline)?;
+            Ok(branch::descends(label, &history).then(|| Lineage::from(&history)))
         };
-        let lineage = match self.request.timeline {
-            TargetTimeline::Current => descendant(from)?,
-            TargetTimeline::Id(timeline) => descendant(timeline)?,
-            TargetTimeline::Latest => {
-                let size = label.segment_size;
-                Some(
-                    self.inventory
-                        .newest_descendant(self.repository, from, stop, size)?,
-                )
-            }
-        };
-        lineage.ok_or_else(|| {
+        let refuse = |timeline: TimelineId| {
             Error::invalid(
-                "timeline_no_descendant",
+                NO_DESCENDANT,
                 format!(
-                    "the target timeline does not descend from backup \"{}\"",
+                    "timeline {timeline} does not descend from backup \"{}\"",
                     label.label
                 ),
             )
             .with_detail(format!(
-                "The backup was taken on timeline {from} and ends at {stop}."
+                "The backup was taken on timeline {} and ends at {}.",
+                label.timeline, label.stop_lsn
             ))
             .with_hint("Choose an older backup with --backup, or another --target-timeline.")
-        })
+        };
+        match self.request.timeline {
+            TargetTimeline::Current => self.current(label, holds),
+            TargetTimeline::Id(timeline) => {
+                self.known(timeline)?;
+                holds(timeline)?.ok_or_else(|| refuse(timeline))
+            }
+            TargetTimeline::Latest => {
+                let candidates = match &self.request.backup {
+                    Some(_) => std::slice::from_ref(label),
+                    None => self.labels,
+                };
+                match branch::newest(self.repository, self.inventory, candidates)? {
+                    Some(newest) => holds(newest.timeline)?.ok_or_else(|| {
+                        refuse(newest.timeline).with_hint(
+                            "Name its timeline with --target-timeline if you want the branch that was left.",
+                        )
+                    }),
+                    None => self.current(label, holds),
+                }
+            }
+        }
+    }
+
+    /// Refuses a timeline that nothing in the repository belongs to; one that only lacks its history
+    /// file is damage instead.
+    fn known(&self, timeline: TimelineId) -> Result<()> {
+        let timelines = self.inventory.timelines();
+        if timelines.contains(&timeline) {
+            return Ok(());
+        }
+        let known: Vec<String> = timelines.iter().map(ToString::to_string).collect();
+        Err(Error::invalid(
+            "timeline_unknown",
+            format!(
+                "repository \"{}\" holds nothing of timeline {timeline}",
+                self.repository.name()
+            ),
+        )
+        .with_detail(format!("It holds WAL of timelines {}.", known.join(", ")))
+        .with_hint("Choose one of these with --target-timeline, or \"latest\"."))
+    }
+
+    fn current(
+        &self,
+        label: &Label,
+        holds: impl Fn(TimelineId) -> Result<Option<Lineage>>,
+    ) -> Result<Lineage> {
+        holds(label.timeline)?
+            .ok_or_else(|| Error::internal("lineage", "a backup is on no timeline"))
     }
 
     /// How far the WAL goes without a gap; refuses when WAL lies beyond a gap that the target may

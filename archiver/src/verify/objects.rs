@@ -84,7 +84,7 @@ impl Verification<'_> {
         let end = layout::session(record.session, "end")?;
         let mut keys = vec![layout::repository()?, manifest, label, end];
         for object in &record.objects {
-            keys.push(Key::new(object.key.as_str())?);
+            keys.push(layout::recorded(&object.key)?);
         }
         for no in super::backup::wal_numbers(record)? {
             let segment = pgark_types::SegmentName::new(record.timeline, no, record.segment_size)?;

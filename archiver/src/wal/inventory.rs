@@ -243,58 +243,6 @@ impl Inventory {
             ))),
         }
     }
-
-    /// The lineage of `timeline` when it descends from a backup that was taken on `from` and is
-    /// consistent at `stop`; else `None`.
-    ///
-    /// # Errors
-    /// As [`Inventory::history`].
-    pub fn descendant(
-        &self,
-        repo: &Repository,
-        timeline: TimelineId,
-        from: TimelineId,
-        stop: Lsn,
-    ) -> Result<Option<Lineage>> {
-        let history = self.history(repo, timeline)?;
-        let descends = match history.switch_point(from) {
-            Some(switch) => stop <= switch,
-            None => timeline == from,
-        };
-        Ok(descends.then(|| Lineage::from(&history)))
-    }
-
-    /// The lineage of the newest timeline that descends from such a backup, and whose first
-    /// segment is stored: after a history file alone, recovery would end where the parent's WAL
-    /// was still needed.
-    ///
-    /// # Errors
-    /// As [`Inventory::history`].
-    pub fn newest_descendant(
-        &self,
-        repo: &Repository,
-        from: TimelineId,
-        stop: Lsn,
-        size: SegmentSize,
-    ) -> Result<Lineage> {
-        let mut timelines = self.timelines();
-        timelines.sort_unstable();
-        for timeline in timelines
-            .into_iter()
-            .rev()
-            .filter(|timeline| *timeline > from)
-        {
-            let Some(lineage) = self.descendant(repo, timeline, from, stop)? else {
-                continue;
-            };
-            let begin = lineage.spans.last().map_or(Lsn::INVALID, |span| span.begin);
-            let first = SegmentName::new(timeline, size.segment_no(begin), size);
-            if first.is_ok_and(|segment| self.contains(segment)) {
-                return Ok(lineage);
-            }
-        }
-        Ok(Lineage::from(&self.history(repo, from)?))
-    }
 }
 
 /// The file that a key relative to `wal/<sysid>/` stores, itself or as a variant.

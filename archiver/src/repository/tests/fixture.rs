@@ -101,7 +101,8 @@ pub(super) fn small_backup(repository: &Repository, commit: bool) -> Label {
     let mut encoder = FrameEncoder::new(1).unwrap();
     let [a, b, ..] = clock.random();
     let label = BackupLabel::new(clock.now(), u32::from_le_bytes([a, b, 0, 0]) << 4);
-    let mut session = Session::begin(repository, clock.clone(), COMPONENT, &label).unwrap();
+    let mut session =
+        Session::begin(repository, SharedClock::clone(&clock), COMPONENT, &label).unwrap();
 
     let mut pack = ObjectBuilder::start(repository, ObjectKind::Pack, clock.as_ref()).unwrap();
     let pages = pack
@@ -225,6 +226,8 @@ fn manifest(
             from_standby: false,
             data_directory: "/data".to_owned(),
             config_file: None,
+            hba_file: None,
+            ident_file: None,
             standby_settings: BTreeMap::new(),
         },
         backup_label: "START WAL LOCATION".to_owned(),

@@ -91,7 +91,7 @@ fn a_flip_in_the_identity_closes_the_repository() {
         bad[at / 8] ^= 1 << (at % 8);
         replace(&memory, &key, &bad);
         assert_eq!(
-            Repository::open("test", storage.clone())
+            Repository::open("test", SharedStorage::clone(&storage))
                 .unwrap_err()
                 .code(),
             "seal_broken"
