@@ -5,6 +5,8 @@
 
 pub mod branch;
 mod configure;
+#[cfg(test)]
+mod crash_tests;
 mod destination;
 mod fetch;
 mod files;
@@ -12,6 +14,8 @@ mod finish;
 mod plan;
 mod preflight;
 mod run;
+#[cfg(test)]
+pub(crate) mod testdata;
 
 pub use configure::{Archiving, restore_command};
 pub use destination::Destination;

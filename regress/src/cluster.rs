@@ -352,12 +352,15 @@ impl<'a> Cluster<'a> {
         });
     }
 
-    /// Waits until the server holds the WAL file `name` for archived: its `.ready` is gone.
+    /// Waits until the server holds the WAL file `name` for archived: it is `.done`, or was and is
+    /// recycled since.
     #[track_caller]
     pub fn wait_archived(&self, name: &str, limit: Duration) {
         let status = self.data.join("pg_wal/archive_status");
         process::wait_until(&format!("{name} is archived"), limit, || {
-            !status.join(format!("{name}.ready")).exists()
+            let done = status.join(format!("{name}.done")).exists();
+            let there = self.data.join("pg_wal").join(name).exists();
+            (done || !there) && !status.join(format!("{name}.ready")).exists()
         });
     }
 

@@ -11,8 +11,10 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 pub mod account;
+pub mod bench;
 pub mod cluster;
 pub mod directory;
+pub mod evidence;
 pub mod fake_agent;
 pub mod fuzz;
 pub mod ledger;

@@ -98,6 +98,13 @@ impl Pgark {
         self.write();
     }
 
+    /// Appends a line to the section `[cluster]`.
+    pub fn in_cluster(&mut self, line: &str) {
+        self.cluster_section.push_str(line);
+        self.cluster_section.push('\n');
+        self.write();
+    }
+
     fn write(&self) {
         let text = format!(
             "{}\n[agent]\nsocket = \"{}\"\nstate_dir = \"{}\"\nhttp = \"127.0.0.1:0\"\n\n{}",

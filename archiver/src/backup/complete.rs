@@ -267,7 +267,7 @@ fn put_manifest(
         Error::internal("serialize", "could not serialize a manifest").with_source(e)
     })?;
     let mut object = ObjectBuilder::start(repository, ObjectKind::Manifest, clock.as_ref())?;
-    object.frame(&mut FrameEncoder::new(3)?, FrameClass::Manifest, &plain)?;
+    object.frames(&mut FrameEncoder::new(3)?, FrameClass::Manifest, &plain)?;
     let key = layout::manifest(&manifest.component, &manifest.label)?;
     Ok(object.finish_as(|_| Ok(key))?.digest)
 }

@@ -1,6 +1,7 @@
 //! `pgark info`.
 
-use super::output::{Output, human_bytes, print_json, print_text};
+use super::output::{Output, human_bytes, print_json, print_text, repository_unknown};
+use crate::Result;
 use crate::config::Config;
 use crate::repository::Repository;
 use crate::repository::backups;
@@ -9,7 +10,6 @@ use crate::restore::branch;
 use crate::wal::cluster;
 use crate::wal::inventory::{Inventory, TimelineWal};
 use crate::wal::target::{self, Archive, Window};
-use crate::{Result, wal};
 use pgark_types::{SegmentSize, SystemId};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -18,10 +18,10 @@ use std::fmt::Write as _;
 /// Lists backups, WAL and the window that can be recovered to.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Only this repository; else all.
+    /// Only this repository [default: all]
     #[arg(long, value_name = "NAME")]
     pub repository: Option<String>,
-    /// Only this component.
+    /// Only this component [default: all]
     #[arg(long, value_name = "NAME")]
     pub component: Option<String>,
 }
@@ -38,10 +38,17 @@ struct Component {
 /// Prints what the repositories hold.
 ///
 /// # Errors
-/// A repository that cannot be opened or read.
+/// Kind Invalid for a repository that the configuration does not have; one that cannot be opened
+/// or read.
 pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
     let mut found = Vec::new();
-    for (name, _, storage) in config.storages()? {
+    let storages = config.storages()?;
+    if let Some(wanted) = &args.repository
+        && !storages.iter().any(|(name, ..)| name == wanted)
+    {
+        return Err(repository_unknown(wanted));
+    }
+    for (name, _, storage) in storages {
         if args
             .repository
             .as_ref()
@@ -114,7 +121,7 @@ impl Component {
             return Ok(());
         };
         let newest = newest.unwrap_or(oldest);
-        let lineage = wal::inventory::Lineage::from(&history);
+        let lineage = crate::wal::inventory::Lineage::from(&history);
         let archive = Archive {
             repo: repository,
             inventory: &inventory,

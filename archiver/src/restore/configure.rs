@@ -2,7 +2,7 @@
 
 use super::plan::Plan;
 use crate::repository::format::manifest::PostgresInfo;
-use pgark_types::TargetAction;
+use pgark_types::{TargetAction, TargetTimeline};
 use std::fmt::Write as _;
 use std::path::{Component, Path, PathBuf};
 
@@ -39,6 +39,7 @@ pub(super) fn auto_conf(
     restore_command: &str,
     archiving: Archiving,
     action: TargetAction,
+    standby: Option<TargetTimeline>,
 ) -> String {
     let mut text = String::new();
     for line in before.lines() {
@@ -51,7 +52,12 @@ pub(super) fn auto_conf(
         let _ = writeln!(text, "{name} = '{}'", value.replace('\'', "''"));
     };
     set("restore_command", restore_command);
-    set("recovery_target_timeline", &plan.timeline.to_string());
+    // A recovery gets the number that was planned; a standby must be able to follow a promotion.
+    let timeline = match standby {
+        Some(TargetTimeline::Latest) => "latest".to_owned(),
+        _ => plan.timeline.to_string(),
+    };
+    set("recovery_target_timeline", &timeline);
     if plan.immediate {
         set("recovery_target", "immediate");
         set("recovery_target_action", action.as_str());

@@ -53,6 +53,7 @@ impl Writer<'_> {
         let stop = CancelToken::default();
         let work = |buffers: &mut Buffers, task: usize| -> Result<()> {
             self.cancel.check()?;
+            crate::fault::point("restore:writing");
             if task < frames {
                 let from = task * FRAMES_AT_ONCE;
                 let frames = batch.frames.iter().skip(from).take(FRAMES_AT_ONCE);

@@ -81,10 +81,11 @@ impl Finish<'_> {
             &execution.restore_command,
             execution.archiving,
             execution.action,
+            execution.standby,
         );
         self.put(AUTO_CONF, text.as_bytes(), entries)?;
         let [recovery, standby] = SIGNALS;
-        let (signal, other) = if execution.standby {
+        let (signal, other) = if execution.standby.is_some() {
             (standby, recovery)
         } else {
             (recovery, standby)
