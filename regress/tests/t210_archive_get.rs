@@ -252,8 +252,7 @@ fn a_zombie() {
         .expect(0);
     follower.start();
     let mut heir = zombie.standby(&directory, "b");
-    heir.log_mut()
-        .allow("could not receive data from WAL stream");
+    heir.log_mut().allow("terminating walreceiver process");
     let archive = pgark.shell("archive-push %p");
     let flag = directory.join("complete");
     heir.configure(&format!(
