@@ -390,3 +390,52 @@ fn a_standby_without_its_repository() {
     assert_eq!(standby.postmaster(), postmaster);
     assert_eq!(standby.psql("SELECT pg_is_in_recovery()"), "t");
 }
+
+/// pg_rewind reads the old primary's WAL backwards, here from the archive, past the fork too. What
+/// is fetched ahead for it would be junk: the agent does not.
+#[test]
+fn pg_rewind() {
+    let directory = TestDirectory::new("t210_rewind");
+    let mut old = archiving(&directory, Major::Pg15, "a").start();
+    let pgark = Pgark::new(&directory, "p", Some(&old));
+    let _ = pgark.run(&["init", "--no-encryption"]).expect(0);
+    let command = pgark.shell("archive-get %f %p");
+    old.configure(&format!("restore_command = '{command}'\n"));
+    archive_with(&old, &pgark);
+    let mut heir = old.standby(&directory, "b");
+    for cluster in [&mut old, &mut heir] {
+        cluster.log_mut().allow("terminating walreceiver process");
+    }
+    heir.configure("archive_command = '/bin/true'\n");
+    heir.start();
+    old.psql("CREATE TABLE t (n int); INSERT INTO t VALUES (1)");
+    heir.wait_for(ROWS, "1", SOON);
+    heir.promote();
+    heir.psql("INSERT INTO t VALUES (2)");
+    let apart: Vec<String> = (0..5)
+        .map(|_| {
+            old.psql("INSERT INTO t VALUES (666)");
+            switch(&old)
+        })
+        .collect();
+    old.wait_archived(&apart[4], SOON);
+    old.stop(StopMode::Fast);
+    for segment in &apart {
+        std::fs::remove_file(old.data().join("pg_wal").join(segment)).unwrap();
+    }
+    let agent = pgark.agent(&[]);
+    let mut rewind = Major::Pg15.command("pg_rewind");
+    rewind.args(["--restore-target-wal", "--write-recovery-conf"]);
+    rewind.arg("--target-pgdata").arg(old.data());
+    rewind.arg("--source-server").arg(heir.conninfo("postgres"));
+    let output = rewind.current_dir(directory.path()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let count = |name| crate::archive::counter(&directory, &pgark, name);
+    assert!(count("fetched") >= 4, "through the agent");
+    assert_eq!(count("prefetch_hits"), 0);
+    let spool = std::fs::read_dir(pgark.state().join("get")).unwrap();
+    assert_eq!(spool.count(), 0, "nothing was fetched ahead");
+    drop(agent);
+    old.start();
+    old.wait_for(ROWS, "1,2", SOON);
+}
