@@ -312,7 +312,14 @@ pub(crate) fn push(
         level: 1,
         identity: Some(identity()),
     };
-    let outcome = push::push_bytes(&repos, NAME, file, bytes, options, clock.as_ref())?;
+    let outcome = push::push_bytes(
+        &repos,
+        NAME,
+        file,
+        &Arc::new(bytes.to_vec()),
+        options,
+        clock,
+    )?;
     push::index(&repos, &outcome, file, bytes);
     Ok(())
 }

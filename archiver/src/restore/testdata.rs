@@ -44,7 +44,7 @@ pub(crate) fn restore(
         delta,
         archiving: Archiving::Off,
         action: TargetAction::Promote,
-        standby: false,
+        standby: None,
         restore_command: "pgark archive-get %f %p".to_owned(),
         threads: 1,
     };
