@@ -71,7 +71,7 @@ fn repository() -> SharedStorage {
         &sealed::seal(&serde_json::json!({"at": clock.now()})).unwrap(),
     );
     let aborted = BackupLabel::new(clock.now(), 9);
-    drop(Session::begin(&repository, clock.clone(), NAME, &aborted).unwrap());
+    drop(Session::begin(&repository, Arc::clone(&clock), NAME, &aborted).unwrap());
     let map = relmap::RelationMap {
         lsn: Lsn(0x90_0100),
         time: clock.now(),
