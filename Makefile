@@ -14,12 +14,12 @@ EXTENSION_LINT := PGRX_PG_CONFIG_PATH=$(PG_CONFIG) cargo clippy --locked --targe
 .NOTPARALLEL:
 .PHONY: demo test test-full regress bench install clean lint unit build
 
-# Installs nothing of pgark's: the libraries are staged below the target directory.
+# Installs nothing of pgark's: it runs from the target directory.
 demo:
 	$(SETUP)/install.sh demo
 	cargo build --locked -p pgark-archiver
-	DESTDIR=$(TARGET)/stage $(SETUP)/build-extension.sh $(PG_CONFIG)
-	regress/demo.sh
+	cargo build --locked -p pgark-archive --no-default-features --features pg15 --target-dir $(TARGET)/pg15
+	regress/demo.sh $(TARGET)/debug/pgark $(TARGET)/pg15/debug/libpgark_archive.so
 
 # At most 45 minutes on 2 cores.
 test: setup lint unit build regress
@@ -48,9 +48,9 @@ build:
 regress:
 	cargo test --locked -p pgark-regress -- --test-threads=2
 
-# Everything, in resumable parts: make test-full PART=3.
-test-full: setup build
-	PGARK_TEST_TIER=full PGARK_TEST_PART=$(PART) cargo test --locked -p pgark-regress -- --test-threads=2
+# Everything, in resumable parts of at most 40 minutes: make test-full PART=3. Without PART: lists them.
+test-full: $(if $(PART),setup build)
+	cargo run --locked -q -p pgark-regress --bin full -- $(PART)
 
 bench:
 	$(SETUP)/install.sh bench

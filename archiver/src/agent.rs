@@ -8,7 +8,9 @@ pub mod client;
 pub mod protocol;
 
 mod host;
+mod names;
 mod pusher;
+mod quiet_tail;
 mod sampler;
 mod server;
 mod spool;
@@ -48,7 +50,13 @@ pub fn run(config: Config) -> Result<()> {
     let socket = server::bind(&config.agent.socket)?;
     let signals = Signals::new()?;
     sampler::start(&agent.config, &agent.host, &agent.stats)?;
+    let (host, stats) = (Arc::clone(&agent.host), Arc::clone(&agent.stats));
+    names::start(&agent.config, &agent.host)?;
     server::start(socket, Arc::new(agent))?;
+    // The archive module failed as long as nobody listened, and Postgres may sleep for a minute.
+    if host.backlog().is_ok_and(|(ready, _)| ready > 0) {
+        wake::wake_archiver(&host, &stats);
+    }
     tracing::info!(
         socket = %config.agent.socket.display(),
         "agent of cluster \"{}\" is ready",

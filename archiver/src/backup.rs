@@ -3,12 +3,15 @@
 
 mod complete;
 mod copy;
+#[cfg(test)]
+mod crash_tests;
 mod meta;
 mod pages;
-mod relnames;
 mod run;
 mod scan;
 mod server;
+#[cfg(test)]
+pub(crate) mod testdata;
 mod throttle;
 pub(crate) mod wal_wait;
 

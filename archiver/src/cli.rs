@@ -3,6 +3,9 @@
 use crate::commands::{self, Output};
 use std::path::PathBuf;
 
+/// Keeps the options of every command apart from those of the one at hand.
+const GLOBAL: &str = "Options of every command";
+
 /// Backup and point-in-time recovery for Postgres.
 ///
 /// Exit codes: 0 done, 2 usage, 3 findings, 10 invalid request, 20 unavailable, 30 damaged data,
@@ -13,24 +16,27 @@ use std::path::PathBuf;
 #[command(name = "pgark", version, max_term_width = 100)]
 pub struct Cli {
     /// The configuration file.
-    #[arg(long, global = true, value_name = "FILE", env = "PGARK_CONFIG", default_value = crate::config::DEFAULT_PATH)]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE", env = "PGARK_CONFIG", default_value = crate::config::DEFAULT_PATH)]
     pub config: PathBuf,
     /// Print results as text or as one JSON object.
-    #[arg(long, global = true, value_enum, default_value = "text")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FORMAT", value_enum, default_value = "text")]
     pub output: Output,
     /// How much to log to standard error: error, warn, info, debug, trace.
     #[arg(
         long,
         global = true,
+        help_heading = GLOBAL,
         value_name = "LEVEL",
         env = "PGARK_LOG_LEVEL",
         default_value = "info"
     )]
     pub log_level: String,
-    /// Log as text or JSON lines.
+    /// Log as text or as JSON lines.
     #[arg(
         long,
         global = true,
+        help_heading = GLOBAL,
+        value_name = "FORMAT",
         value_enum,
         env = "PGARK_LOG_FORMAT",
         default_value = "text"
@@ -53,33 +59,41 @@ pub enum LogFormat {
 /// The verbs.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Make the configured repositories.
+    /// Create the configured repositories.
     Init(commands::init::Args),
-    /// Run the agent: parallel WAL push and get, behind a socket.
+    /// Run the agent: pushes and fetches WAL in parallel, behind a socket.
     Agent(commands::agent::Args),
-    /// Try the whole path from the server's WAL to the repository.
+    /// Check configuration, server and repositories; switch WAL and wait until it is archived.
     Check(commands::check::Args),
-    /// List backups, WAL, and the window that can be recovered to.
+    /// List backups, WAL, and the window that a restore can reach.
     Info(commands::info::Args),
     /// Store one WAL file: archive_command = 'pgark archive-push %p'.
     ArchivePush(commands::archive_push::Args),
     /// Fetch one WAL file: restore_command = 'pgark archive-get %f %p'.
     ArchiveGet(commands::archive_get::Args),
-    /// Take a base backup.
+    /// Take a base backup of the cluster.
     Backup(commands::backup::Args),
-    /// Restore to any point in time.
+    /// Restore the cluster into a directory, to any point that its WAL reaches.
     Restore(commands::restore::Args),
-    /// Verify what is stored, without restoring it.
+    /// Verify what is stored, without restoring it. Exit code 3 when something is wrong.
     Verify(commands::verify::Args),
-    /// Search the archived WAL.
+    /// Search the archived WAL: gaps, and what happened to a table.
     Wal(commands::wal::Args),
-    /// Tell the repositories about pg_upgrade.
+    /// Tell the repositories about a pg_upgrade.
     Cluster(commands::cluster::Args),
-    /// Check the configuration file.
-    ConfigCheck,
+    /// Look at the configuration file.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Print a completion script for a shell.
     Completions {
-        /// bash, zsh, fish, elvish or powershell.
+        /// The shell.
         shell: clap_complete::Shell,
     },
+}
+
+/// `pgark config`.
+#[derive(Debug, Clone, Copy, clap::Subcommand)]
+pub enum ConfigCommand {
+    /// Parse the configuration file and report the first mistake.
+    Check,
 }

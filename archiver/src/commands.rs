@@ -6,6 +6,7 @@ pub mod archive_push;
 pub mod backup;
 pub mod check;
 pub mod cluster;
+pub mod config;
 pub mod info;
 pub mod init;
 pub mod restore;

@@ -11,6 +11,8 @@ use std::sync::Arc;
 /// Where the configuration is looked for without `--config` and `PGARK_CONFIG`.
 pub const DEFAULT_PATH: &str = "/etc/pgark/pgark.toml";
 
+const KEYS_HINT: &str = "docs/reference/config.md lists every key.";
+
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,12 +43,13 @@ pub struct Cluster {
     /// The cluster's name: also its component's name.
     #[serde(default = "default_cluster_name")]
     pub name: String,
-    /// A libpq connection string.
+    /// A libpq connection string: a unix socket or TCP, without TLS. Needed by backup, check and the
+    /// agent's samples; the role should be a superuser.
     #[serde(default)]
     pub conninfo: String,
     /// The data directory; asked from the server when absent.
     pub data_directory: Option<PathBuf>,
-    /// The database where the extension lives.
+    /// The database where the extension lives. Not used yet.
     #[serde(default = "default_database")]
     pub database: String,
     /// For backups from a standby: how to reach the primary, to switch its WAL segment.
@@ -57,11 +60,12 @@ pub struct Cluster {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Agent {
-    /// The socket that archive-push, archive-get and the archive module talk to.
+    /// The socket that archive-push, archive-get and the archive module talk to. Its directory must be
+    /// the agent's own, with mode 0700; `pgark_archive.socket` names the same path.
     pub socket: PathBuf,
-    /// Where the agent keeps its spool.
+    /// Where the agent keeps its spool and its lock: private to it, with mode 0700.
     pub state_dir: PathBuf,
-    /// Where metrics and the status page will be served.
+    /// Where metrics and the status page will be served. Not used yet.
     pub http: String,
 }
 
@@ -147,9 +151,9 @@ pub struct Restore {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RepositoryConfig {
-    /// posix (s3 and sftp come with another issue).
+    /// The kind of storage.
     pub kind: RepositoryKind,
-    /// The directory of a posix repository.
+    /// The directory, an absolute path; a posix repository must have it.
     pub path: Option<PathBuf>,
     /// Whether WAL is acknowledged only when this repository has it.
     #[serde(default = "yes")]
@@ -214,14 +218,15 @@ impl Config {
                 "config_invalid",
                 format!("invalid configuration: {}", e.to_string().trim_end()),
             )
-            .with_hint("docs/reference/config.md lists every key.")
+            .with_hint(KEYS_HINT)
         })?;
         config.validate()?;
         Ok(config)
     }
 
     fn validate(&self) -> Result<()> {
-        let invalid = |message: String| Err(Error::invalid("config_invalid", message));
+        let invalid =
+            |message: String| Err(Error::invalid("config_invalid", message).with_hint(KEYS_HINT));
         let names = self
             .repository
             .keys()
@@ -289,7 +294,7 @@ impl Config {
                 Ok((
                     name.clone(),
                     config.clone(),
-                    crate::fault::wrap_storage(storage),
+                    crate::fault::wrap_storage(name, storage),
                 ))
             })
             .collect()

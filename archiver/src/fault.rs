@@ -9,8 +9,8 @@ pub(crate) mod injected;
 
 /// A place where tests crash, panic or delay this process.
 ///
-/// With the feature: `PGARK_FAULT_CRASH="name"` or `"name:3"` (the third time) kills the process
-/// with SIGKILL, `PGARK_FAULT_PANIC` panics likewise, `PGARK_FAULT_SLEEP="name=seconds"` sleeps
+/// With the feature: `PGARK_FAULT_CRASH="area:step"` or `"area:step:3"` (the third time) kills the process
+/// with SIGKILL, `PGARK_FAULT_PANIC` panics likewise, `PGARK_FAULT_SLEEP="area:step=seconds"` sleeps
 /// every time. With `PGARK_FAULT_COUNT=/path` each pass appends a line
 /// `<pid> <thread> point <name>` there, so that a test learns how many positions there are.
 #[inline(always)]
@@ -22,12 +22,15 @@ pub fn point(name: &str) {
 }
 
 /// Puts the faults that `PGARK_FAULT_STORAGE` describes (`storage/faulty.rs` has the grammar)
-/// before a storage. With `PGARK_FAULT_COUNT` each call appends a line
+/// before the storage of the repository `name`; with `PGARK_FAULT_REPOSITORY` only before the one
+/// that this names. With `PGARK_FAULT_COUNT` each call appends a line
 /// `<pid> <thread> storage <call>` there.
 #[inline(always)]
 #[must_use]
-pub fn wrap_storage(storage: SharedStorage) -> SharedStorage {
+pub fn wrap_storage(name: &str, storage: SharedStorage) -> SharedStorage {
     #[cfg(any(test, feature = "fault-injection"))]
-    let storage = injected::wrap_storage(storage);
+    let storage = injected::wrap_storage(name, storage);
+    #[cfg(not(any(test, feature = "fault-injection")))]
+    let _ = name;
     storage
 }

@@ -2,7 +2,7 @@
 
 use clap::{CommandFactory, Parser};
 use pgark_archiver::cancel::CancelToken;
-use pgark_archiver::cli::{Cli, Command, LogFormat};
+use pgark_archiver::cli::{Cli, Command, ConfigCommand, LogFormat};
 use pgark_archiver::config::Config;
 use pgark_archiver::{Error, Result, commands, exit_code};
 use std::process::ExitCode;
@@ -56,6 +56,7 @@ fn trace(cli: &Cli) {
 fn run(cli: &Cli) -> Result<u8> {
     let path = Some(cli.config.as_path());
     let output = cli.output;
+    pgark_archiver::fault::point("main:run");
     match &cli.command {
         Command::ArchivePush(args) => commands::archive_push::run(path, args)?,
         Command::ArchiveGet(args) => return Ok(commands::archive_get::run(path, args)),
@@ -77,8 +78,8 @@ fn run(cli: &Cli) -> Result<u8> {
             let config = Config::load(path)?;
             commands::restore::run(&config, path, args, output, &cancel_on_signal()?)?;
         }
-        Command::ConfigCheck => {
-            Config::load(path)?.storages()?;
+        Command::Config(ConfigCommand::Check) => {
+            commands::config::check(&cli.config, output)?;
         }
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "pgark", &mut std::io::stdout());

@@ -14,3 +14,6 @@ pub mod session;
 mod open;
 
 pub use open::{Repository, create};
+
+#[cfg(test)]
+mod tests;

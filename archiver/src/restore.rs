@@ -3,7 +3,10 @@
 //! At no moment is a half restore startable: `pg_control` comes last, and a delta restore first
 //! moves the old one away and leaves [`MARKER_FILE_NAME`].
 
+pub mod branch;
 mod configure;
+#[cfg(test)]
+mod crash_tests;
 mod destination;
 mod fetch;
 mod files;
@@ -11,6 +14,8 @@ mod finish;
 mod plan;
 mod preflight;
 mod run;
+#[cfg(test)]
+pub(crate) mod testdata;
 
 pub use configure::{Archiving, restore_command};
 pub use destination::Destination;

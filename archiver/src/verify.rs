@@ -4,6 +4,8 @@
 //! (every page decompressed and compared with its digest and its own checksum).
 
 mod backup;
+#[cfg(test)]
+mod flip_tests;
 mod objects;
 
 use crate::cancel::CancelToken;

@@ -7,11 +7,11 @@ set -eu
 
 want=${1:-test}
 
-packages="postgresql-15 postgresql-server-dev-15 libclang-14-dev gcc binutils"
+packages="postgresql-15 gcc"
 case $want in
 demo) ;;
-test) packages="$packages debootstrap" ;;
-bench) packages="$packages debootstrap pgbackrest" ;;
+test) packages="$packages postgresql-server-dev-15 libclang-14-dev binutils debootstrap" ;;
+bench) packages="$packages pgbackrest" ;;
 *)
     echo "usage: install.sh [demo|test|bench]" >&2
     exit 2
@@ -52,6 +52,6 @@ if [ -n "$missing" ]; then
     } >&2
 fi
 
-if [ "$want" != demo ]; then
+if [ "$want" = test ]; then
     "$(dirname "$0")/chroot.sh" >/dev/null
 fi

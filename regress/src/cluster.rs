@@ -102,6 +102,7 @@ pub struct Cluster<'a> {
     data: PathBuf,
     sockets: PathBuf,
     log: ServerLog,
+    options: String,
     _directory: &'a TestDirectory,
 }
 
@@ -127,6 +128,7 @@ impl<'a> Cluster<'a> {
             data: home.join("data"),
             sockets: directory.folder(&format!("{name}/s")),
             log: ServerLog::new(home.join("server.log")),
+            options: String::new(),
             _directory: directory,
         }
     }
@@ -173,6 +175,13 @@ impl<'a> Cluster<'a> {
         file.write_all(text.as_bytes()).unwrap();
     }
 
+    /// Adds to the server's command line, from the next start on: `-c name=value`, quoted for the
+    /// shell.
+    pub fn option(&mut self, option: &str) {
+        self.options.push(' ');
+        self.options.push_str(option);
+    }
+
     /// Starts the server and waits until it accepts connections.
     #[track_caller]
     pub fn start(&mut self) {
@@ -204,8 +213,9 @@ impl<'a> Cluster<'a> {
         // the cluster it comes from.
         let options = format!(
             "-c listen_addresses='' -c unix_socket_directories='{}' -c unix_socket_permissions=0700 \
-             -c port=5432 -c logging_collector=off -c log_destination=stderr",
-            self.sockets.display()
+             -c port=5432 -c logging_collector=off -c log_destination=stderr{}",
+            self.sockets.display(),
+            self.options
         );
         let mut command = self.pg_ctl("start");
         command
@@ -342,12 +352,15 @@ impl<'a> Cluster<'a> {
         });
     }
 
-    /// Waits until the server holds the WAL file `name` for archived: its `.ready` is gone.
+    /// Waits until the server holds the WAL file `name` for archived: it is `.done`, or was and is
+    /// recycled since.
     #[track_caller]
     pub fn wait_archived(&self, name: &str, limit: Duration) {
         let status = self.data.join("pg_wal/archive_status");
         process::wait_until(&format!("{name} is archived"), limit, || {
-            !status.join(format!("{name}.ready")).exists()
+            let done = status.join(format!("{name}.done")).exists();
+            let there = self.data.join("pg_wal").join(name).exists();
+            (done || !there) && !status.join(format!("{name}.ready")).exists()
         });
     }
 

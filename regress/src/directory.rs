@@ -61,6 +61,16 @@ pub(crate) fn copy_program(from: &Path, to: &Path) {
     assert!(copied.success(), "cp {} {}", from.display(), to.display());
 }
 
+/// A copy of a program of the build directory, which may be out of the account's reach, made on its
+/// first use in the test's directory.
+pub fn reachable(directory: &TestDirectory, name: &str, program: &Path) -> PathBuf {
+    let copy = directory.join(name);
+    if !copy.exists() {
+        copy_program(program, &copy);
+    }
+    copy
+}
+
 /// A test's directory. Dropping it kills every process that mentions it and removes it; when the
 /// test failed, logs and configuration are kept under `regress/artifacts/<test>`.
 #[derive(Debug)]

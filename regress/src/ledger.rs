@@ -11,6 +11,7 @@ use crate::session::Session;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -63,6 +64,7 @@ struct Record {
 #[derive(Debug)]
 pub struct Ledger {
     shared: Arc<Shared>,
+    numbers: RangeInclusive<u32>,
     writers: Vec<JoinHandle<()>>,
     path: PathBuf,
 }
@@ -76,11 +78,22 @@ impl Ledger {
         writers: u32,
         pause: Duration,
     ) -> Self {
+        Self::start_as(directory, cluster, 1..=writers, pause)
+    }
+
+    /// As [`Ledger::start`], with writers of other numbers: on another timeline, say, whose rows must
+    /// be told from those of the first.
+    pub fn start_as(
+        directory: &TestDirectory,
+        cluster: &Cluster<'_>,
+        writers: RangeInclusive<u32>,
+        pause: Duration,
+    ) -> Self {
         cluster.psql(
             "CREATE TABLE IF NOT EXISTS ledger
              (writer int, number int, body text NOT NULL, PRIMARY KEY (writer, number))",
         );
-        let path = directory.join("commits.ledger");
+        let path = directory.join(&format!("commits-{}.ledger", writers.start()));
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
             gate: RwLock::new(()),
@@ -90,7 +103,8 @@ impl Ledger {
                 in_doubt: BTreeMap::new(),
             }),
         });
-        let writers = (1..=writers)
+        let numbers = writers.clone();
+        let writers = writers
             .map(|writer| {
                 let (shared, session) = (Arc::clone(&shared), cluster.session("postgres"));
                 std::thread::spawn(move || write(&shared, session, writer, pause))
@@ -98,9 +112,20 @@ impl Ledger {
             .collect();
         Self {
             shared,
+            numbers,
             writers,
             path,
         }
+    }
+
+    /// Runs `action` while no transaction is in flight; returns beside its result how many
+    /// transactions of each writer are before it.
+    #[track_caller]
+    pub fn still<T>(&self, action: impl FnOnce() -> T) -> (BTreeMap<u32, u32>, T) {
+        let _closed = self.shared.gate.write().unwrap();
+        let result = action();
+        let record = self.shared.record.lock().unwrap();
+        (counts(&record.committed), result)
     }
 
     /// Takes a mark while no transaction is in flight.
@@ -118,15 +143,11 @@ impl Ledger {
         let mut fields = answer.split('|');
         let mut next = || fields.next().unwrap().to_owned();
         let record = self.shared.record.lock().unwrap();
-        let mut counts = BTreeMap::new();
-        for committed in &record.committed {
-            counts.insert(committed.writer, committed.number);
-        }
         Mark {
             lsn: next(),
             time: next(),
             timeline: next().parse().unwrap(),
-            counts,
+            counts: counts(&record.committed),
             last: record.committed.last().cloned(),
         }
     }
@@ -134,16 +155,11 @@ impl Ledger {
     /// Waits until every writer has committed `count` transactions more.
     #[track_caller]
     pub fn advance(&self, count: u32) {
-        let numbers = || -> BTreeMap<u32, u32> {
-            let record = self.shared.record.lock().unwrap();
-            let committed = &record.committed;
-            committed.iter().map(|c| (c.writer, c.number)).collect()
-        };
+        let numbers = || counts(&self.shared.record.lock().unwrap().committed);
         let before = numbers();
-        let writers = u32::try_from(self.writers.len()).unwrap();
         crate::process::wait_until("the ledger advances", Duration::from_secs(60), || {
             let now = numbers();
-            (1..=writers).all(|writer| {
+            self.numbers.clone().all(|writer| {
                 let number = |map: &BTreeMap<u32, u32>| map.get(&writer).copied().unwrap_or(0);
                 number(&now) >= number(&before) + count
             })
@@ -184,6 +200,17 @@ pub struct Finished {
     pub in_doubt: BTreeMap<u32, u32>,
     /// The record's file.
     pub path: PathBuf,
+}
+
+impl Finished {
+    /// How many transactions of each writer were committed.
+    pub fn counts(&self) -> BTreeMap<u32, u32> {
+        counts(&self.committed)
+    }
+}
+
+fn counts(committed: &[Committed]) -> BTreeMap<u32, u32> {
+    committed.iter().map(|c| (c.writer, c.number)).collect()
 }
 
 fn write(shared: &Shared, mut session: Session, writer: u32, pause: Duration) {

@@ -98,6 +98,13 @@ impl Pgark {
         self.write();
     }
 
+    /// Appends a line to the section `[cluster]`.
+    pub fn in_cluster(&mut self, line: &str) {
+        self.cluster_section.push_str(line);
+        self.cluster_section.push('\n');
+        self.write();
+    }
+
     fn write(&self) {
         let text = format!(
             "{}\n[agent]\nsocket = \"{}\"\nstate_dir = \"{}\"\nhttp = \"127.0.0.1:0\"\n\n{}",
@@ -181,6 +188,24 @@ impl Pgark {
             std::os::unix::net::UnixStream::connect(&socket).is_ok()
         });
         Agent { child }
+    }
+
+    /// A counter of the running agent (`PGARK1 STATS`), such as `prefetch_hits`.
+    #[track_caller]
+    pub fn agent_counter(&self, name: &str) -> u64 {
+        // The agent talks to its own user only, so root asks through a program of the account's.
+        let mut asking = account::command("/usr/bin/perl");
+        asking
+            .args(["-MIO::Socket::UNIX", "-e"])
+            .arg(
+                "my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die $!; \
+                 print $s \"PGARK1 STATS\\n\"; print scalar <$s>;",
+            )
+            .arg(self.socket());
+        let answer = crate::cluster::run(&mut asking);
+        let text = answer.trim_end().strip_prefix("OK ").expect("OK");
+        let value: serde_json::Value = serde_json::from_str(text).unwrap();
+        value[name].as_u64().expect(name)
     }
 
     /// What the agent logged so far.

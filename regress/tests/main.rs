@@ -3,6 +3,25 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+mod archive;
 mod t000_smoke;
 mod t010_extension;
 mod t020_archive_module;
+mod t100_targets;
+mod t101_window;
+mod t102_timelines;
+mod t103_in_place;
+mod t104_contents;
+mod t105_layouts;
+mod t106_pages;
+mod t200_archiving;
+mod t201_outages;
+mod t202_conflicts;
+mod t203_socket;
+mod t210_archive_get;
+mod t220_standbys;
+mod t300_bad_input;
+mod t310_crashes;
+mod t320_flips;
+mod t330_full_disk;
+mod t340_panic_and_cancel;

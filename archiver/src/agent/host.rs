@@ -43,6 +43,16 @@ pub(super) struct WalFile {
 }
 
 impl WalFile {
+    /// Its first `length` bytes, or all when it has fewer.
+    pub(super) fn read_start(self, length: u64) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.file
+            .take(length)
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::io(format!("could not read WAL file {}", self.key.file), e))?;
+        Ok(bytes)
+    }
+
     /// Its bytes, as many as it had when it was opened.
     pub(super) fn read(mut self) -> Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(usize::try_from(self.key.size).unwrap_or(0));

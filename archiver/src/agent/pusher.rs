@@ -9,13 +9,14 @@ use super::host::{FileKey, Host};
 use super::protocol::{FileId, Reply};
 use super::stats::Stats;
 use super::{spawn, wake};
-use crate::clock::SystemClock;
+use crate::clock::{SharedClock, SystemClock};
 use crate::config::Config;
 use crate::wal::push::{self, PushOptions};
 use crate::wal::repositories::Repositories;
 use crate::{Error, ErrorKind, Result, fault};
-use pgark_types::ArchiveFile;
+use pgark_types::{ArchiveFile, SegmentName};
 use std::collections::{HashMap, VecDeque};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -118,6 +119,8 @@ pub(super) struct Pusher {
     stats: Arc<Stats>,
     tasks: Mutex<Tasks>,
     changed: Condvar,
+    /// Where the thread that looks ahead is told what was asked for.
+    scout: SyncSender<SegmentName>,
 }
 
 impl Pusher {
@@ -126,13 +129,17 @@ impl Pusher {
         host: &Arc<Host>,
         stats: &Arc<Stats>,
     ) -> Result<Arc<Self>> {
+        let (scout, asked) = sync_channel(1);
         let pusher = Arc::new(Self {
             config: Arc::clone(config),
             host: Arc::clone(host),
             stats: Arc::clone(stats),
             tasks: Mutex::default(),
             changed: Condvar::new(),
+            scout,
         });
+        let looking = Arc::clone(&pusher);
+        spawn("look-ahead", move || looking.look_ahead_when_asked(&asked))?;
         for _ in 0..config.wal.push_parallel.clamp(1, AHEAD_MAX) {
             let worker = Arc::clone(&pusher);
             spawn("push", move || worker.work())?;
@@ -157,13 +164,20 @@ impl Pusher {
                 "the file is not the one in this agent's data directory",
             ));
         }
-        let reply = self.push_key(key);
-        if let ArchiveFile::Segment(segment) = file
-            && let Err(error) = self.look_ahead(segment)
-        {
-            tracing::debug!("could not look ahead: {error}");
+        if let ArchiveFile::Segment(segment) = file {
+            // When the scout is busy it will be asked again with the next segment.
+            let _ = self.scout.try_send(segment);
         }
-        reply
+        self.push_key(key)
+    }
+
+    /// Looks ahead beside the requests: the directory may hold very many names.
+    fn look_ahead_when_asked(&self, asked: &Receiver<SegmentName>) {
+        while let Ok(segment) = asked.recv() {
+            if let Err(error) = self.look_ahead(segment) {
+                tracing::debug!("could not look ahead: {error}");
+            }
+        }
     }
 
     fn push_key(&self, key: FileKey) -> Result<Reply> {
@@ -185,7 +199,9 @@ impl Pusher {
                 asked,
                 ..
             }) => {
-                *asked = true;
+                if !std::mem::replace(asked, true) {
+                    self.stats.lookahead_joined.add();
+                }
                 tasks.hurry(&key);
             }
             // A failure of before says nothing about now.
@@ -231,8 +247,8 @@ impl Pusher {
     }
 
     /// Queues the segments that Postgres will ask for next.
-    fn look_ahead(&self, after: pgark_types::SegmentName) -> Result<()> {
-        // The directory may hold very many names: look again only when the workers run dry.
+    fn look_ahead(&self, after: SegmentName) -> Result<()> {
+        // Again only when the workers run dry.
         if self.lock().in_work() >= self.config.wal.push_parallel.max(1) * 2 {
             return Ok(());
         }
@@ -319,10 +335,11 @@ impl Pusher {
             level: self.config.wal.compression_level,
             identity: Some(file.identity),
         };
-        let bytes = file.read()?;
+        let bytes = Arc::new(file.read()?);
         let repos = Repositories::open(&self.config)?;
         let name = self.config.cluster_name();
-        push::push_all(repos, name, key.file, &bytes, options, &SystemClock)
+        let clock: SharedClock = Arc::new(SystemClock);
+        push::push_all(repos, name, key.file, &bytes, options, &clock)
     }
 
     fn finish(&self, key: FileKey, result: Result<(), &Error>) {

@@ -2,6 +2,7 @@
 //! (`wal::covered`): they keep an idle cluster recoverable to "half an hour ago".
 
 use super::host::Host;
+use super::quiet_tail;
 use super::spawn;
 use super::stats::Stats;
 use crate::config::Config;
@@ -95,9 +96,10 @@ impl Sampler {
                 .session
                 .insert(Session::connect(&self.conninfo, "pgark agent")?),
         };
-        let Some((timeline, sample)) = read_position(session, identity)? else {
+        let Some((timeline, mut sample)) = read_position(session, identity)? else {
             return Ok(());
         };
+        sample.lsn = quiet_tail::lower(&self.host, identity, timeline, sample.lsn);
         let position = Position {
             identity,
             timeline,

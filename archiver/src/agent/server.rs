@@ -1,7 +1,7 @@
 //! The socket: who may talk to the agent, and how much.
 
 use super::protocol::{LINE_BYTES_MAX, Reply, Request};
-use super::{Agent, client, create_private, spawn};
+use super::{Agent, client, create_private, spawn, wake};
 use crate::wal::cluster::Identity;
 use crate::{Error, Result};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -151,11 +151,19 @@ fn serve(stream: &UnixStream, agent: &Agent) {
                 )
             });
         let whole = request.is_ok();
+        let request = request.and_then(Request::parse);
+        let is_push = matches!(request, Ok(Request::Push { .. }));
         let reply = request
-            .and_then(Request::parse)
             .and_then(|request| handle(agent, request))
             .unwrap_or_else(|error| Reply::of_error(&error));
-        if send(stream, &reply).is_err() || !whole {
+        if send(stream, &reply).is_err() {
+            // The client left before we did, and Postgres sleeps on what it takes for a failure.
+            if is_push && matches!(reply, Reply::Ok(_)) {
+                wake::wake_archiver(&agent.host, &agent.stats);
+            }
+            return;
+        }
+        if !whole {
             return;
         }
     }

@@ -28,6 +28,8 @@ pub(super) struct Stats {
     pub(super) lookahead_hits: Counter,
     /// Files pushed before they were asked for.
     pub(super) lookahead_pushed: Counter,
+    /// PUSH requests for a file that was being pushed already: they waited for the rest only.
+    pub(super) lookahead_joined: Counter,
     /// Pushes that failed.
     pub(super) push_failures: Counter,
     /// FETCH requests served from what was fetched ahead.

@@ -250,6 +250,8 @@ fn postgres_info(finished: &Finished<'_>) -> PostgresInfo {
         from_standby: finished.server.in_recovery,
         data_directory: finished.server.data_directory.display().to_string(),
         config_file: finished.server.config_file.clone(),
+        hba_file: Some(finished.server.hba_file.clone()),
+        ident_file: Some(finished.server.ident_file.clone()),
         standby_settings: settings
             .map(|(name, value)| (name.to_owned(), value))
             .into(),
@@ -265,7 +267,7 @@ fn put_manifest(
         Error::internal("serialize", "could not serialize a manifest").with_source(e)
     })?;
     let mut object = ObjectBuilder::start(repository, ObjectKind::Manifest, clock.as_ref())?;
-    object.frame(&mut FrameEncoder::new(3)?, FrameClass::Manifest, &plain)?;
+    object.frames(&mut FrameEncoder::new(3)?, FrameClass::Manifest, &plain)?;
     let key = layout::manifest(&manifest.component, &manifest.label)?;
     Ok(object.finish_as(|_| Ok(key))?.digest)
 }

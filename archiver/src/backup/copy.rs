@@ -109,6 +109,7 @@ pub(super) fn copy(shared: &Shared, scan: &[Found], threads: usize) -> Result<Co
                         let Some(task) = lock(&queue)?.pop_front() else {
                             break;
                         };
+                        crate::fault::point("backup:copying");
                         worker.task(scan, task, &joiner)?;
                     }
                     if !stop.is_cancelled() {

@@ -17,9 +17,11 @@ use crate::repository::Repository;
 use crate::repository::format::manifest::{FileKind, Label, PathText};
 use crate::repository::session::{Session, WalPin};
 use crate::wal::cluster::{self, Identity, Reason};
+use crate::wal::commit_index::relmap;
 use crate::wal::covered::{self, Sample};
+use crate::wal::relnames;
 use crate::{Error, Result};
-use pgark_types::{BackupLabel, SegmentName, TimelineId};
+use pgark_types::{BackupLabel, SegmentName};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -209,6 +211,7 @@ impl Job<'_> {
         for path in &self.server.config_files {
             scan.entries.extend(config_file(path)?);
         }
+        scan.entries.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(scan)
     }
 
@@ -288,32 +291,38 @@ impl Job<'_> {
             last,
             size,
         };
-        if self.server.in_recovery {
-            self.switch_on_primary(label_file.start_timeline);
-        }
-        tracing::info!("waiting until the backup's WAL is archived");
-        let timeout = Duration::from_secs(self.config.backup.archive_timeout_seconds);
-        wal_wait::wait(self.repository, &needed, timeout, self.cancel)
+        let switched = !self.server.in_recovery || self.switch_on_primary();
+        let seconds = self.config.backup.archive_timeout_seconds;
+        tracing::info!("waiting until the backup's WAL is archived, {seconds} s at most");
+        let timeout = Duration::from_secs(seconds);
+        wal_wait::wait(self.repository, &needed, timeout, self.cancel).map_err(|error| {
+            if switched || error.code() != "wal_not_archived" {
+                return error;
+            }
+            error.with_hint("A standby cannot end its primary's WAL segment: set primary_conninfo in [cluster], run pg_switch_wal() on the primary meanwhile, or raise backup.archive_timeout_seconds.")
+        })
     }
 
-    /// A standby cannot switch segments; its primary can, when it can be reached.
-    fn switch_on_primary(&self, timeline: TimelineId) {
+    /// A standby cannot switch segments; its primary can, when it can be reached. Whether it did.
+    fn switch_on_primary(&self) -> bool {
         let Some(conninfo) = self
             .config
             .cluster
             .as_ref()
             .and_then(|c| c.primary_conninfo.as_ref())
         else {
-            tracing::info!(%timeline, "no primary_conninfo: waiting until the primary fills its WAL segment");
-            return;
+            tracing::info!("no primary_conninfo: the primary has to fill its WAL segment");
+            return false;
         };
         let switch = || -> Result<()> {
             let mut primary = SqlSession::connect(conninfo, "pgark backup")?;
             server::text(&mut primary, "SELECT pg_switch_wal()::text").map(drop)
         };
-        if let Err(error) = switch() {
-            tracing::warn!(%error, "could not switch the WAL segment on the primary: waiting until it is full");
-        }
+        switch()
+            .inspect_err(|error| {
+                tracing::warn!(%error, "could not switch the WAL segment on the primary: waiting until it is full");
+            })
+            .is_ok()
     }
 
     /// Names of relations at this moment, for searches in the commit index. A cache: its failure
@@ -322,9 +331,12 @@ impl Job<'_> {
         if self.server.in_recovery {
             return;
         }
-        let section = self.config.cluster.as_ref();
-        let Some(section) = section else { return };
-        if let Err(error) = super::relnames::store(self.repository, section, &mut self.sql) {
+        let Some(section) = &self.config.cluster else {
+            return;
+        };
+        let names = relnames::take(section, &mut self.sql)
+            .and_then(|names| relmap::store(self.repository, &section.name, &names));
+        if let Err(error) = names {
             tracing::warn!(%error, "could not store the names of relations");
         }
     }

@@ -17,6 +17,8 @@ pub(super) struct Server {
     pub(super) archive_mode: String,
     pub(super) config_files: Vec<PathBuf>,
     pub(super) config_file: Option<String>,
+    pub(super) hba_file: String,
+    pub(super) ident_file: String,
 }
 
 /// Asks the server, and makes sure that its data directory is the one at hand.
@@ -62,6 +64,8 @@ pub(super) fn inspect(session: &mut Session, cluster: &Cluster) -> Result<(Serve
         version_num,
         in_recovery: session.in_recovery()?,
         archive_mode: session.show("archive_mode")?,
+        hba_file: session.show("hba_file")?,
+        ident_file: session.show("ident_file")?,
         config_file: Some(config_file).filter(|f| !Path::new(f).starts_with(&data_directory)),
         data_directory,
         config_files,

@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::postgres::wal_page;
 use crate::repository::layout;
 use crate::wal::answer::{Answer, IN_FLIGHT, Place, Scope, answer};
+use crate::wal::fork;
 use crate::wal::repositories::Repositories;
 use crate::{Error, ErrorKind, Result, exit_code, fault};
 use pgark_types::ArchiveFile;
@@ -90,7 +91,7 @@ impl Get<'_> {
                 }
                 Err(error) => error,
             };
-            let standby = self.is_standby();
+            let standby = fork::is_standby(&self.data_directory);
             let budget = self.budget(&error, standby);
             if started.elapsed() >= budget {
                 return self.give_up(&error, standby);
@@ -147,10 +148,6 @@ impl Get<'_> {
         exit_code::of_archive_get(error)
     }
 
-    fn is_standby(&self) -> bool {
-        self.data_directory.join("standby.signal").exists()
-    }
-
     fn attempt(&self) -> Result<Found> {
         let config = Config::load(self.config_path)?;
         let scope = Scope::read(&self.data_directory)?;
@@ -191,6 +188,12 @@ impl Get<'_> {
         let Some(stream) = client::connect(&config.agent.socket) else {
             return Ok(None);
         };
+        // The agent knows no recovery: whether this one may have the segment is judged here.
+        if let (ArchiveFile::Segment(segment), Some(_)) = (self.file, &scope.follower)
+            && fork::superseding(&Repositories::open(config)?, scope, segment)?.is_some()
+        {
+            return Ok(None);
+        }
         let request = Request::Fetch(Fetch {
             file: self.file,
             cluster: Some((scope.system_id, scope.segment_size)),

@@ -4,7 +4,7 @@
 
 use crate::agent::client;
 use crate::agent::protocol::{FileId, Reply, Request};
-use crate::clock::SystemClock;
+use crate::clock::{SharedClock, SystemClock};
 use crate::config::Config;
 use crate::wal::cluster::Identity;
 use crate::wal::push::{self, PushOptions};
@@ -13,6 +13,7 @@ use crate::{Error, Result, fault};
 use pgark_types::ArchiveFile;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long the agent may take before Postgres is told to come back. Postgres's archiver holds up
@@ -81,6 +82,7 @@ fn through_agent(config: &Config, file: ArchiveFile, path: &Path) -> Result<Opti
 
 fn inline(config: &Config, file: ArchiveFile, path: &Path) -> Result<()> {
     let bytes = std::fs::read(path)
+        .map(Arc::new)
         .map_err(|e| Error::io(format!("could not read \"{}\"", path.display()), e))?;
     let options = PushOptions {
         level: config.wal.compression_level,
@@ -88,7 +90,8 @@ fn inline(config: &Config, file: ArchiveFile, path: &Path) -> Result<()> {
     };
     let repos = Repositories::open(config)?;
     let name = config.cluster_name();
-    let (outcome, repos) = push::push_all(repos, name, file, &bytes, options, &SystemClock)?;
+    let clock: SharedClock = Arc::new(SystemClock);
+    let (outcome, repos) = push::push_all(repos, name, file, &bytes, options, &clock)?;
     push::index(&repos, &outcome, file, &bytes);
     fault::point("push:before_ack");
     tracing::debug!("pushed {file}: {:?}", outcome.stored);

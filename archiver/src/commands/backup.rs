@@ -11,22 +11,22 @@ use std::sync::Arc;
 /// Takes a base backup of the cluster.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The component to back up; the cluster is the only kind so far.
+    /// The component: the cluster's name, so far the only one there is [default: the cluster]
     #[arg(long, value_name = "NAME")]
     pub component: Vec<String>,
-    /// The repository; else the first required one.
+    /// The repository [default: the first required one]
     #[arg(long, value_name = "NAME")]
     pub repository: Option<String>,
     /// A note to keep with the backup, as KEY=VALUE; may be repeated.
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_annotation)]
     pub annotate: Vec<(String, String)>,
-    /// Let the server spread the checkpoint at the start, instead of forcing it at once.
+    /// Let the server spread the first checkpoint over time instead of forcing it at once.
     #[arg(long)]
     pub spread_checkpoint: bool,
-    /// Reader threads; else backup.parallel of the configuration.
+    /// Reader threads [default: backup.parallel of the configuration]
     #[arg(long, value_name = "N")]
     pub parallel: Option<usize>,
-    /// Read at most this many bytes per second from the data directory.
+    /// Read at most this many bytes per second [default: backup.read_bytes_per_second_max]
     #[arg(long, value_name = "BYTES")]
     pub read_bytes_per_second_max: Option<u64>,
 }

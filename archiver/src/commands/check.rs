@@ -23,7 +23,7 @@ pub struct Args {
     /// How long to wait for the switched WAL segment, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub timeout_seconds: u64,
-    /// Leave the server alone: no WAL switch.
+    /// Do not switch WAL: look only.
     #[arg(long)]
     pub no_switch: bool,
 }

@@ -20,7 +20,7 @@ pub struct Args {
 
 #[derive(Debug, Clone, clap::Subcommand)]
 enum Command {
-    /// Registers the cluster's new system identifier after pg_upgrade, under the same name.
+    /// Register the cluster's new system identifier after pg_upgrade, under the same name.
     Upgrade,
 }
 

@@ -1,14 +1,15 @@
 //! `pgark info`.
 
-use super::output::{Output, human_bytes, print_json, print_text};
+use super::output::{Output, human_bytes, print_json, print_text, repository_unknown};
+use crate::Result;
 use crate::config::Config;
 use crate::repository::Repository;
 use crate::repository::backups;
 use crate::repository::format::manifest::Label;
+use crate::restore::branch;
 use crate::wal::cluster;
 use crate::wal::inventory::{Inventory, TimelineWal};
 use crate::wal::target::{self, Archive, Window};
-use crate::{Result, wal};
 use pgark_types::{SegmentSize, SystemId};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -17,10 +18,10 @@ use std::fmt::Write as _;
 /// Lists backups, WAL and the window that can be recovered to.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Only this repository; else all.
+    /// Only this repository [default: all]
     #[arg(long, value_name = "NAME")]
     pub repository: Option<String>,
-    /// Only this component.
+    /// Only this component [default: all]
     #[arg(long, value_name = "NAME")]
     pub component: Option<String>,
 }
@@ -37,10 +38,17 @@ struct Component {
 /// Prints what the repositories hold.
 ///
 /// # Errors
-/// A repository that cannot be opened or read.
+/// Kind Invalid for a repository that the configuration does not have; one that cannot be opened
+/// or read.
 pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
     let mut found = Vec::new();
-    for (name, _, storage) in config.storages()? {
+    let storages = config.storages()?;
+    if let Some(wanted) = &args.repository
+        && !storages.iter().any(|(name, ..)| name == wanted)
+    {
+        return Err(repository_unknown(wanted));
+    }
+    for (name, _, storage) in storages {
         if args
             .repository
             .as_ref()
@@ -102,16 +110,18 @@ impl Component {
         self.wal = inventory.by_timeline(size);
         let prefix = crate::repository::layout::wal_conflict_prefix(system_id);
         self.conflicts = repository.storage().list(&prefix)?.len();
-        let mut labels = self
-            .labels
-            .iter()
-            .filter(|l| l.system_identifier == system_id);
+        let own = |label: &&Label| label.system_identifier == system_id;
+        let labels: Vec<Label> = self.labels.iter().filter(own).cloned().collect();
+        // The window that a restore without further arguments has.
+        let Some(history) = branch::newest(repository, &inventory, &labels)? else {
+            return Ok(());
+        };
+        let mut labels = labels.iter().filter(|l| branch::descends(l, &history));
         let (Some(oldest), newest) = (labels.next(), labels.next_back()) else {
             return Ok(());
         };
         let newest = newest.unwrap_or(oldest);
-        let history = inventory.history(repository, newest.timeline)?;
-        let lineage = wal::inventory::Lineage::from(&history);
+        let lineage = crate::wal::inventory::Lineage::from(&history);
         let archive = Archive {
             repo: repository,
             inventory: &inventory,

@@ -1,6 +1,6 @@
 //! `pgark init`.
 
-use super::output::{Output, print_json, print_text};
+use super::output::{Output, print_json, print_text, repository_unknown};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::storage::posix::PosixStorage;
@@ -8,14 +8,13 @@ use crate::{Error, Result, repository};
 use serde_json::json;
 use std::sync::Arc;
 
-/// Makes the configured repositories.
+/// Creates the configured repositories.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Store everything as plain text. (Encryption comes with a later version; until then this
-    /// choice must be made aloud.)
+    /// Store everything unencrypted. This version cannot encrypt, so the option is required.
     #[arg(long)]
     pub no_encryption: bool,
-    /// Only this repository; else every configured one that does not exist yet.
+    /// Only this repository [default: every configured one that does not exist yet]
     #[arg(long, value_name = "NAME")]
     pub repository: Option<String>,
 }
@@ -23,7 +22,8 @@ pub struct Args {
 /// Creates the repositories.
 ///
 /// # Errors
-/// Kind Invalid without `--no-encryption`, Conflict when one exists; or the storage's error.
+/// Kind Invalid without `--no-encryption`; Conflict when the named one exists, or all do; or the
+/// storage's error.
 pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
     if !args.no_encryption {
         return Err(Error::invalid(
@@ -36,15 +36,13 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
     if let Some(name) = &args.repository
         && !storages.iter().any(|(n, ..)| n == name)
     {
-        return Err(Error::invalid(
-            "repository_unknown",
-            format!("the configuration has no repository \"{name}\""),
-        ));
+        return Err(repository_unknown(name));
     }
     let wanted = storages
         .iter()
         .filter(|(n, ..)| args.repository.as_ref().is_none_or(|w| w == n));
     let mut made = Vec::new();
+    let mut there_already = None;
     for (name, section, _) in wanted {
         let path = section.path.clone().unwrap_or_default();
         if let Some(data_directory) = config
@@ -56,10 +54,17 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
             return Err(Error::invalid(
                 "repository_in_data_directory",
                 "a repository must not lie within the data directory it backs up",
-            ));
+            )
+            .with_hint("Choose a path outside, best on another disk or host."));
         }
         let storage: crate::storage::SharedStorage = Arc::new(PosixStorage::create(path.clone())?);
-        repository::create(&storage, &SystemClock)?;
+        match repository::create(&storage, &SystemClock) {
+            Err(e) if e.code() == "repository_exists" && args.repository.is_none() => {
+                there_already.get_or_insert(e);
+                continue;
+            }
+            other => other?,
+        }
         made.push(json!({"name": name, "path": path}));
         if output == Output::Text {
             print_text(format_args!(
@@ -67,6 +72,11 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
                 path.display()
             ));
         }
+    }
+    // With a second repository in the configuration the first one stays as it is; a run that made
+    // nothing is a mistake to be told.
+    if let Some(error) = there_already.filter(|_| made.is_empty()) {
+        return Err(error);
     }
     if output == Output::Json {
         print_json(json!({"repositories": made}));

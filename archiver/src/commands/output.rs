@@ -40,13 +40,7 @@ pub(super) fn open_repository(config: &Config, name: Option<&str>) -> Result<Rep
         Some(name) => storages
             .iter()
             .position(|(n, ..)| n == name)
-            .ok_or_else(|| {
-                Error::invalid(
-                    "repository_unknown",
-                    format!("the configuration has no repository \"{name}\""),
-                )
-                .with_hint("Repositories are the [repository.NAME] sections.")
-            })?,
+            .ok_or_else(|| repository_unknown(name))?,
         None => storages
             .iter()
             .position(|(_, section, _)| section.required)
@@ -54,6 +48,15 @@ pub(super) fn open_repository(config: &Config, name: Option<&str>) -> Result<Rep
     };
     let (name, _, storage) = storages.swap_remove(wanted);
     Repository::open(&name, storage)
+}
+
+/// The configuration has no repository called `name`.
+pub(super) fn repository_unknown(name: &str) -> Error {
+    Error::invalid(
+        "repository_unknown",
+        format!("the configuration has no repository \"{name}\""),
+    )
+    .with_hint("Repositories are the [repository.NAME] sections.")
 }
 
 /// Bytes for people.

@@ -15,19 +15,19 @@ use std::sync::Arc;
 /// Restores the cluster into a directory, to any point its WAL reaches.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The data directory to be: empty, or with --delta one of the same cluster.
+    /// The new data directory: absent or empty, or with --delta one of the same cluster.
     #[arg(long, value_name = "DIR")]
     pub target_dir: PathBuf,
-    /// Stop at this instant (RFC 3339 with a zone).
+    /// Keep every transaction committed up to this instant (RFC 3339, with a zone).
     #[arg(long, value_name = "TIME", group = "target")]
     pub target_time: Option<String>,
-    /// Stop at this WAL position.
+    /// Stop after the record at this WAL position.
     #[arg(long, value_name = "LSN", group = "target")]
     pub target_lsn: Option<Lsn>,
-    /// Stop at the end of this transaction.
+    /// Stop after the commit of this transaction.
     #[arg(long, value_name = "XID", group = "target")]
     pub target_xid: Option<u32>,
-    /// Stop at this restore point.
+    /// Stop at this restore point (pg_create_restore_point).
     #[arg(long, value_name = "NAME", group = "target")]
     pub target_name: Option<String>,
     /// Stop as soon as the backup is consistent.
@@ -36,40 +36,41 @@ pub struct Args {
     /// Stop just before the target instead of just after it.
     #[arg(long, requires = "target")]
     pub target_exclusive: bool,
-    /// The timeline to follow: latest, current, or its number.
+    /// The timeline to follow: latest, current (the backup's), or a number.
     #[arg(long, value_name = "TIMELINE", default_value = "latest")]
     pub target_timeline: TargetTimeline,
     /// What the server does at the target: promote, pause, or shutdown.
     #[arg(long, value_name = "ACTION", default_value = "promote")]
     pub target_action: TargetAction,
-    /// This backup instead of the newest that fits.
+    /// The backup to begin with [default: the newest one that reaches the target]
     #[arg(long, value_name = "LABEL")]
     pub backup: Option<BackupLabel>,
-    /// The component; else the cluster of the configuration.
+    /// The component [default: the cluster of the configuration]
     #[arg(long, value_name = "NAME")]
     pub component: Option<String>,
-    /// The repository; else the first required one.
+    /// The repository [default: the first required one]
     #[arg(long, value_name = "NAME")]
     pub repository: Option<String>,
-    /// Put the tablespace that was at OLD (or has this OID) to NEW; may be repeated.
+    /// Put the tablespace that was at OLD (or has this OID) into NEW; may be repeated.
     #[arg(long, value_name = "OLD=NEW", value_parser = parse_map)]
     pub tablespace_map: Vec<(String, PathBuf)>,
-    /// Keep what is right already in the target directory.
+    /// Restore over an existing directory: keep what is right already, remove what is not in the
+    /// backup.
     #[arg(long)]
     pub delta: bool,
-    /// archive_mode of the restored cluster: off, or kept as it was.
+    /// archive_mode of the restored cluster: off, or as it was in the original.
     #[arg(long, value_enum, default_value = "off")]
     pub archive: ArchiveArg,
-    /// Make an archive-fed standby instead of ending recovery.
+    /// Make a standby that follows the archive (standby.signal) instead of ending recovery.
     #[arg(long, conflicts_with = "target")]
     pub standby: bool,
-    /// End where WAL is missing instead of refusing.
+    /// End before the first missing WAL segment instead of refusing.
     #[arg(long)]
     pub end_before_gap: bool,
-    /// Print the plan and stop.
+    /// Print the plan and write nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Writer threads; else restore.parallel of the configuration.
+    /// Writer threads [default: restore.parallel of the configuration]
     #[arg(long, value_name = "N")]
     pub parallel: Option<usize>,
 }
@@ -130,14 +131,14 @@ pub fn run(
             ArchiveArg::Keep => Archiving::Keep,
         },
         action: args.target_action,
-        standby: args.standby,
+        standby: args.standby.then_some(args.target_timeline),
         restore_command: restore_command(config_path)?,
         threads: threads(args.parallel.unwrap_or(config.restore.parallel)),
     };
     let outcome = restore::run(&backup, &execution, cancel)?;
     match output {
         Output::Json => print_json(result_json(&plan, &outcome)),
-        Output::Text => print_outcome(&outcome),
+        Output::Text => print_outcome(&outcome, args),
     }
     Ok(())
 }
@@ -246,7 +247,7 @@ fn print_plan(plan: &Plan, destination: &Destination, args: &Args) {
             place.display()
         ));
     }
-    print_text(format_args!("  stops at {}", plan.description));
+    print_text(format_args!("  recovery ends: {}", plan.description));
     if let Some(lsn) = plan.target_lsn {
         let side = if plan.inclusive { "after" } else { "before" };
         print_text(format_args!(
@@ -261,7 +262,7 @@ fn print_plan(plan: &Plan, destination: &Destination, args: &Args) {
         ));
     }
     print_text(format_args!(
-        "  {} WAL segments, {} to {}; {} of data; about {} s",
+        "  WAL segments: {} ({} to {}); data: {}; about {} s",
         plan.segment_count,
         plan.first_segment,
         plan.last_segment,
@@ -275,7 +276,7 @@ fn print_plan(plan: &Plan, destination: &Destination, args: &Args) {
     print_text(format_args!("  archive_mode is {archiving}"));
 }
 
-fn print_outcome(outcome: &Outcome) {
+fn print_outcome(outcome: &Outcome, args: &Args) {
     print_text(format_args!(
         "restored: {} written in {:.1} s",
         human_bytes(outcome.bytes_written),
@@ -283,4 +284,8 @@ fn print_outcome(outcome: &Outcome) {
     ));
     print_text("start it with:");
     print_text(format_args!("  {}", outcome.start_command));
+    // pg_ctl returns at consistency: what a query sees then is older than the target.
+    if !args.standby && args.target_action == TargetAction::Promote {
+        print_text("it is ready when SELECT pg_is_in_recovery() answers f");
+    }
 }

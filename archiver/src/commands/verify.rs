@@ -11,19 +11,19 @@ use serde_json::json;
 /// Verifies backups without restoring them.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Only this backup, and the WAL it needs.
+    /// Only this backup, and the WAL that it needs to become consistent.
     #[arg(long, value_name = "LABEL", conflicts_with = "all")]
     pub backup: Option<BackupLabel>,
-    /// Everything in the repository (the default).
+    /// Everything in the repository; this is the default.
     #[arg(long)]
     pub all: bool,
-    /// The component of --backup; else the cluster.
+    /// The component of --backup [default: the cluster of the configuration]
     #[arg(long, value_name = "NAME")]
     pub component: Option<String>,
-    /// How deep: existence (names and sizes), bytes (every digest), pages (every page decoded).
+    /// How deep to look.
     #[arg(long, value_enum, default_value = "bytes")]
     pub level: LevelArg,
-    /// The repository; else the first required one.
+    /// The repository [default: the first required one]
     #[arg(long, value_name = "NAME")]
     pub repository: Option<String>,
 }
@@ -31,11 +31,11 @@ pub struct Args {
 /// The levels, for the command line.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 pub enum LevelArg {
-    /// Names and sizes.
+    /// Names and sizes alone.
     Existence,
-    /// Every byte by its digest.
+    /// Every byte, by digests.
     Bytes,
-    /// Every page decoded.
+    /// Every page of every backup too, decompressed and checked.
     Pages,
 }
 

@@ -25,9 +25,9 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// Shows which transactions changed, truncated or dropped a table
+    /// Show which transactions changed, truncated or dropped a table
     Find(FindArgs),
-    /// Shows which WAL is archived, and its gaps
+    /// Show which WAL is archived, and its gaps
     Ranges(RangesArgs),
 }
 
@@ -280,7 +280,7 @@ mod tests {
     struct Cli {
         #[command(flatten)]
         args: Args,
-        #[arg(long, value_enum, default_value = "text")]
+        #[arg(long, global = true, value_enum, default_value = "text")]
         output: Output,
     }
 

@@ -31,14 +31,17 @@ fn settings() -> &'static Settings {
     })
 }
 
-/// `name` or `name:3`. A malformed setting would make a test pass for nothing: it panics.
+/// `area:step` or `area:step:3`. A malformed setting would make a test pass for nothing: it panics.
 fn position(text: &str) -> (String, u64) {
-    match text.rsplit_once(':') {
-        None => (text.to_owned(), 1),
-        Some((name, n)) => match n.parse() {
-            Ok(n) => (name.to_owned(), n),
-            Err(_) => panic!("malformed fault position {text:?}"),
-        },
+    let parts: Vec<&str> = text.split(':').collect();
+    let parsed = match parts.as_slice() {
+        [area, step] if step.parse::<u64>().is_err() => Some((format!("{area}:{step}"), 1)),
+        [area, step, n] => n.parse().ok().map(|n| (format!("{area}:{step}"), n)),
+        _ => None,
+    };
+    match parsed {
+        Some(position) => position,
+        None => panic!("malformed fault position {text:?}"),
     }
 }
 
@@ -116,8 +119,12 @@ pub(crate) fn kill_self() -> ! {
     }
 }
 
-pub(super) fn wrap_storage(storage: SharedStorage) -> SharedStorage {
-    let faults = std::env::var("PGARK_FAULT_STORAGE").ok();
+pub(super) fn wrap_storage(name: &str, storage: SharedStorage) -> SharedStorage {
+    let only = std::env::var("PGARK_FAULT_REPOSITORY");
+    let elsewhere = only.is_ok_and(|only| only != name);
+    let faults = std::env::var("PGARK_FAULT_STORAGE")
+        .ok()
+        .filter(|_| !elsewhere);
     if faults.is_none() && settings().count.is_none() {
         return storage;
     }
@@ -133,8 +140,8 @@ mod tests {
 
     #[test]
     fn settings_parse() {
-        assert_eq!(position("a.b"), ("a.b".to_owned(), 1));
-        assert_eq!(position("a.b:3"), ("a.b".to_owned(), 3));
+        assert_eq!(position("a:b"), ("a:b".to_owned(), 1));
+        assert_eq!(position("a:b:3"), ("a:b".to_owned(), 3));
         assert_eq!(pause("a=0.5"), ("a".to_owned(), Duration::from_millis(500)));
     }
 
@@ -143,14 +150,13 @@ mod tests {
         assert_eq!((pass("t1"), pass("t1"), pass("t2")), (1, 2, 1));
     }
 
-    /// What [`child`] runs, in a process of its own: it may die.
+    /// What [`child`] runs, in a process of its own: it may die. Without faults it just passes.
     #[test]
-    #[ignore = "run by the tests below, with the environment they set"]
     fn victim() {
         for _ in 0..4 {
-            point("victim.step");
+            point("victim:step");
         }
-        let storage = wrap_storage(Arc::new(crate::storage::memory::MemoryStorage::new()));
+        let storage = wrap_storage("r", Arc::new(crate::storage::memory::MemoryStorage::new()));
         for _ in 0..3 {
             storage.list("").unwrap();
         }
@@ -160,7 +166,7 @@ mod tests {
     fn child(name: &str, value: &str) -> (std::process::ExitStatus, Vec<String>) {
         let counts = tempfile::NamedTempFile::new().unwrap();
         let status = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "fault::injected::tests::victim", "--ignored"])
+            .args(["--exact", "fault::injected::tests::victim"])
             .env("PGARK_FAULT_COUNT", counts.path())
             .env(name, value)
             .stdout(std::process::Stdio::null())
@@ -173,18 +179,18 @@ mod tests {
 
     #[test]
     fn every_position_is_counted() {
-        let (status, lines) = child("PGARK_FAULT_CRASH", "elsewhere");
+        let (status, lines) = child("PGARK_FAULT_CRASH", "victim:elsewhere");
         assert!(status.success());
         let ends = |end: &str| lines.iter().filter(|line| line.ends_with(end)).count();
-        assert_eq!((ends(" point victim.step"), ends(" storage list")), (4, 3));
+        assert_eq!((ends(" point victim:step"), ends(" storage list")), (4, 3));
     }
 
     #[test]
     fn a_crash_is_sigkill_at_the_pass_that_was_named() {
         use std::os::unix::process::ExitStatusExt as _;
         for (name, value, positions) in [
-            ("PGARK_FAULT_CRASH", "victim.step", 1),
-            ("PGARK_FAULT_CRASH", "victim.step:3", 3),
+            ("PGARK_FAULT_CRASH", "victim:step", 1),
+            ("PGARK_FAULT_CRASH", "victim:step:3", 3),
             ("PGARK_FAULT_STORAGE", "crash-after:2", 4 + 2),
         ] {
             let (status, lines) = child(name, value);
@@ -199,7 +205,7 @@ mod tests {
     #[test]
     fn a_panic_is_no_crash() {
         use std::os::unix::process::ExitStatusExt as _;
-        let (status, lines) = child("PGARK_FAULT_PANIC", "victim.step:2");
+        let (status, lines) = child("PGARK_FAULT_PANIC", "victim:step:2");
         assert!(!status.success() && status.signal().is_none());
         assert_eq!(lines.len(), 2);
     }
@@ -207,8 +213,8 @@ mod tests {
     #[test]
     fn a_malformed_setting_is_no_silent_success() {
         for (name, value) in [
-            ("PGARK_FAULT_CRASH", "victim.step:x"),
-            ("PGARK_FAULT_SLEEP", "victim.step"),
+            ("PGARK_FAULT_CRASH", "victim:step:x"),
+            ("PGARK_FAULT_SLEEP", "victim:step"),
             ("PGARK_FAULT_STORAGE", "no-such-fault"),
         ] {
             assert!(!child(name, value).0.success(), "{name}");

@@ -229,22 +229,6 @@ mod tests {
         assert_eq!(PageHeader::parse(&page).lsn.to_string(), "1/ABCDEF01");
     }
 
-    #[test]
-    #[ignore = "measures; run with --release --nocapture"]
-    fn throughput() {
-        let page = pages()[0];
-        let since = std::time::Instant::now();
-        let mut all = 0;
-        for block_no in 0..200_000 {
-            all ^= checksum(std::hint::black_box(&page), block_no);
-        }
-        let bytes = 200_000.0 * 8192.0;
-        println!(
-            "{all} {:.2} GB/s",
-            bytes / since.elapsed().as_secs_f64() / 1e9
-        );
-    }
-
     proptest! {
         #[test]
         fn agrees_with_the_reference(seed in any::<[u8; 32]>(), block_no in any::<u32>()) {

@@ -185,6 +185,18 @@ pub fn validate_segment(bytes: &[u8], segment: SegmentName) -> Result<SegmentHea
     Ok(header)
 }
 
+/// The same place in WAL without the page header that an insert position steps over: after a
+/// segment switch the server says `0/2000028` where the last record ends at `0/2000000`.
+#[must_use]
+pub fn before_page_header(lsn: Lsn) -> Lsn {
+    let within = lsn.0 % PAGE_BYTES as u64;
+    if within == SHORT_HEADER_BYTES as u64 || within == LONG_HEADER_BYTES as u64 {
+        Lsn(lsn.0 - within)
+    } else {
+        lsn
+    }
+}
+
 /// The little-endian number at `at`; `None` past the end.
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?))

@@ -1,14 +1,17 @@
 //! The backups of a repository: which there are, and what they hold.
 
-use super::format::FrameClass;
 use super::format::layer::Layer;
 use super::format::manifest::{FileEntry, FrameRef, Label, Manifest, Slice};
-use super::reader::{FrameRun, ObjectTable, fetch_frame, fetch_run};
+use super::format::{FrameClass, ObjectKind};
+use super::reader::{FrameRun, ObjectTable, check_named, fetch_frame, fetch_run, frames};
 use super::session::{End, read_end};
 use super::{Repository, frame, layout, open::SEALED_BYTES_MAX, sealed};
 use crate::storage::Key;
 use crate::{Error, Result};
 use pgark_types::BackupLabel;
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+use ulid::Ulid;
 
 /// The largest manifest that is read into memory.
 const MANIFEST_BYTES_MAX: u64 = 256 << 20;
@@ -86,23 +89,71 @@ pub fn components(repository: &Repository) -> Result<Vec<String>> {
 }
 
 fn find(repository: &Repository, component: &str, label: BackupLabel) -> Result<Found> {
-    match read_label(repository, component, &label) {
-        Ok(Some(record)) => match read_end(repository, record.session) {
-            Ok(Some(End::Commit { root_digest, .. })) if root_digest == record.root_digest => {
-                Ok(Found::Committed(Box::new(record)))
-            }
-            Ok(Some(End::Commit { .. })) => {
-                let error = Error::data("label_mismatch", "label.json does not match its session");
-                Ok(Found::Damaged(label, error))
-            }
-            Ok(_) => Ok(Found::Uncommitted(label)),
-            Err(e) if e.kind() == crate::ErrorKind::Data => Ok(Found::Damaged(label, e)),
-            Err(e) => Err(e),
-        },
+    match examine(repository, component, &label) {
+        Ok(Some(record)) => Ok(Found::Committed(Box::new(record))),
         Ok(None) => Ok(Found::Uncommitted(label)),
         Err(e) if e.kind() == crate::ErrorKind::Data => Ok(Found::Damaged(label, e)),
         Err(e) => Err(e),
     }
+}
+
+/// The record of a committed backup; `None` when it was not committed.
+fn examine(repository: &Repository, component: &str, label: &BackupLabel) -> Result<Option<Label>> {
+    let Some(record) = read_label(repository, component, label)? else {
+        return without_label(repository, component, label);
+    };
+    check_identity(
+        record.format,
+        (&record.component, &record.label),
+        (component, label),
+    )?;
+    let key = layout::manifest(component, label)?;
+    match read_end(repository, record.session)? {
+        Some(End::Commit {
+            root_digest,
+            manifest,
+        }) if root_digest == record.root_digest && manifest == key.as_str() => Ok(Some(record)),
+        Some(End::Commit { .. }) => Err(Error::data(
+            "label_mismatch",
+            "label.json does not match its session",
+        )),
+        Some(End::Abort { .. }) | None => Ok(None),
+    }
+}
+
+/// A backup without its label record is either unfinished or has lost it: the manifest tells.
+fn without_label(
+    repository: &Repository,
+    component: &str,
+    label: &BackupLabel,
+) -> Result<Option<Label>> {
+    match Backup::open(repository, component, label) {
+        Ok(_) => Err(Error::data("label_missing", "label.json is missing")),
+        Err(e) if e.code() == "backup_missing" => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Refuses a record of another format, or one that belongs elsewhere.
+fn check_identity(
+    format: u32,
+    (component, label): (&str, &BackupLabel),
+    asked: (&str, &BackupLabel),
+) -> Result<()> {
+    if format != super::format::VERSION {
+        return Err(Error::data(
+            "backup_format",
+            format!("backup \"{label}\" is of format {format}"),
+        )
+        .with_hint("A newer pgark may have written it: upgrade this one."));
+    }
+    if (component, label) != asked {
+        return Err(Error::data(
+            "backup_misplaced",
+            format!("this record belongs to backup \"{label}\" of \"{component}\""),
+        ));
+    }
+    Ok(())
 }
 
 fn read_label(
@@ -127,6 +178,8 @@ pub struct Backup {
     pub root_digest: blake3::Hash,
     repository: Repository,
     objects: ObjectTable,
+    /// Meta objects whose digest was checked.
+    checked: Mutex<HashSet<Ulid>>,
 }
 
 impl Backup {
@@ -152,9 +205,17 @@ impl Backup {
             other => other?,
         };
         let root_digest = blake3::hash(&stored);
-        let manifest = read_manifest(&key, &stored)?;
+        let manifest = read_manifest(repository, &key, &stored)?;
+        check_identity(
+            manifest.format,
+            (&manifest.component, &manifest.label),
+            (component, label),
+        )?;
         match read_end(repository, manifest.session)? {
-            Some(End::Commit { root_digest: d, .. }) if d == root_digest.to_hex().as_str() => {}
+            Some(End::Commit {
+                root_digest: committed,
+                manifest,
+            }) if committed == root_digest.to_hex().as_str() && manifest == key.as_str() => {}
             Some(End::Commit { .. }) => {
                 return Err(Error::data(
                     "manifest_damaged",
@@ -169,6 +230,7 @@ impl Backup {
             root_digest,
             repository: repository.clone(),
             objects,
+            checked: Mutex::default(),
         })
     }
 
@@ -192,6 +254,7 @@ impl Backup {
         let mut plain = Vec::new();
         for reference in &self.manifest.file_table {
             let class = FrameClass::FileTable;
+            self.check_meta(reference.object)?;
             fetch_frame(
                 &self.repository,
                 &self.objects,
@@ -218,6 +281,7 @@ impl Backup {
     /// # Errors
     /// Kind Data when it is damaged, or the storage's.
     pub fn layer(&self, slice: Slice, plain: &mut Vec<u8>) -> Result<Layer> {
+        self.check_meta(slice.frame.object)?;
         fetch_frame(
             &self.repository,
             &self.objects,
@@ -226,6 +290,17 @@ impl Backup {
             plain,
         )?;
         Layer::decode(cut(plain, slice)?)
+    }
+
+    /// Checks the digest of a meta object, once. Pages and files have digests of their own; layer
+    /// records and file tables have the one of their object.
+    fn check_meta(&self, ulid: Ulid) -> Result<()> {
+        let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        if !checked.contains(&ulid) {
+            check_named(&self.repository, self.objects.key(ulid)?, ObjectKind::Meta)?;
+            checked.insert(ulid);
+        }
+        Ok(())
     }
 
     /// Fetches a frame of this backup.
@@ -257,18 +332,15 @@ pub fn cut(plain: &[u8], slice: Slice) -> Result<&[u8]> {
         .ok_or_else(|| Error::data("slice_malformed", "a slice lies outside its frame"))
 }
 
-/// Parses a stored manifest: an object of one frame.
-fn read_manifest(key: &Key, stored: &[u8]) -> Result<Manifest> {
-    let damaged = || Error::data("manifest_damaged", format!("\"{key}\" is damaged"));
-    let head = super::format::HEADER_BYTES;
-    let header = stored.get(head..).ok_or_else(damaged)?;
-    let stored_len =
-        super::frame::FrameHeader::parse(header.get(..40).ok_or_else(damaged)?)?.stored_len;
-    let end = head + stored_len as usize + 44;
-    let mut plain = Vec::new();
-    let frame = stored.get(head..end).ok_or_else(damaged)?;
-    frame::decode_into(frame, FrameClass::Manifest, &mut plain)?;
-    serde_json::from_slice(&plain).map_err(|e| {
+/// Parses a stored manifest: the plain bytes of its frames, in order.
+fn read_manifest(repository: &Repository, key: &Key, stored: &[u8]) -> Result<Manifest> {
+    let (mut json, mut plain) = (Vec::new(), Vec::new());
+    let frames = frames(repository, ObjectKind::Manifest, stored).map_err(|e| e.context(key))?;
+    for frame in frames {
+        frame::decode_into(frame, FrameClass::Manifest, &mut plain).map_err(|e| e.context(key))?;
+        json.extend_from_slice(&plain);
+    }
+    serde_json::from_slice(&json).map_err(|e| {
         Error::data(
             "manifest_malformed",
             format!("\"{key}\" is not a manifest this pgark knows"),

@@ -190,9 +190,19 @@ pub enum PageSource {
 /// has the page; a zero page once a layer's `limit_block` says that older ones no longer count.
 ///
 /// # Errors
-/// Kind Data when a page is in no layer: the backup is damaged.
+/// Kind Data when a page is in no layer, or the page sizes differ: the backup is damaged.
 pub fn resolve(layers: &[Layer]) -> Result<Vec<PageSource>> {
-    let nblocks = layers.first().map_or(0, |layer| layer.nblocks);
+    let newest = layers.first();
+    let nblocks = newest.map_or(0, |layer| layer.nblocks);
+    if layers
+        .iter()
+        .any(|l| Some(l.page_size) != newest.map(|n| n.page_size))
+    {
+        return Err(Error::data(
+            "record_malformed",
+            "a file has layers of several page sizes",
+        ));
+    }
     let mut sources = vec![None; nblocks as usize];
     for (number, layer) in layers.iter().enumerate() {
         let mut index = 0;

@@ -200,3 +200,11 @@ pub fn session(ulid: Ulid, what: &str) -> Result<Key> {
 pub fn verify_record(ulid: Ulid) -> Result<Key> {
     Key::new(format!("verify/{ulid}.json"))
 }
+
+/// A key that a record of the repository names.
+///
+/// # Errors
+/// Kind Data for a text that is no key.
+pub fn recorded(text: &str) -> Result<Key> {
+    Key::new(text)
+}

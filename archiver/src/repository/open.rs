@@ -53,15 +53,20 @@ impl Repository {
                 _ => e,
             })?;
         let identity: Identity = sealed::open(key.as_str(), &bytes)?;
-        if identity.format != super::format::VERSION || !identity.features_required.is_empty() {
+        if identity.format != super::format::VERSION
+            || identity.encryption != "none"
+            || !identity.features_required.is_empty()
+        {
             return Err(Error::data(
                 "repository_format",
                 format!(
-                    "repository \"{name}\" is of format {} with features {:?}",
-                    identity.format, identity.features_required
+                    "repository \"{name}\" is of format {}, encryption \"{}\", features {:?}",
+                    identity.format, identity.encryption, identity.features_required
                 ),
             )
-            .with_hint("Upgrade pgark: this version knows format 1 without extra features."));
+            .with_hint(
+                "Upgrade pgark: this version knows format 1 without encryption and extra features.",
+            ));
         }
         let damaged = || {
             Error::data(

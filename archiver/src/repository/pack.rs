@@ -5,7 +5,8 @@
 
 use super::format::manifest::FrameRef;
 use super::format::{
-    FRAME_OVERHEAD_BYTES, FrameClass, HEADER_BYTES, OBJECT_VERSION, ObjectKind, magic,
+    FRAME_OVERHEAD_BYTES, FRAME_PLAIN_BYTES_MAX, FrameClass, HEADER_BYTES, OBJECT_VERSION,
+    ObjectKind, magic,
 };
 use super::frame::FrameEncoder;
 use super::{Repository, layout};
@@ -115,6 +116,21 @@ impl ObjectBuilder {
             offset,
             stored_len,
         })
+    }
+
+    /// As [`ObjectBuilder::frame`], in as many frames as `plain` needs.
+    ///
+    /// # Errors
+    /// The storage's.
+    pub fn frames(
+        &mut self,
+        encoder: &mut FrameEncoder,
+        class: FrameClass,
+        plain: &[u8],
+    ) -> Result<()> {
+        plain
+            .chunks(FRAME_PLAIN_BYTES_MAX)
+            .try_for_each(|piece| self.frame(encoder, class, piece).map(drop))
     }
 
     /// Writes table of contents and footer, and publishes the object under its digest's name.

@@ -31,18 +31,20 @@ impl ObjectTable {
     pub fn new<'a>(keys: impl IntoIterator<Item = &'a str>) -> Result<Self> {
         let mut table = HashMap::new();
         for text in keys {
-            let key = Key::new(text)?;
-            let ulid = key
-                .file_name()
-                .get(..26)
-                .and_then(|u| Ulid::from_string(u).ok());
+            let key = super::layout::recorded(text)?;
+            let ulid = ulid_of(&key);
             let ulid = ulid.ok_or_else(|| {
                 Error::data(
                     "manifest_malformed",
                     format!("\"{text}\" is no object name"),
                 )
             })?;
-            table.insert(ulid, key);
+            if table.insert(ulid, key).is_some() {
+                return Err(Error::data(
+                    "manifest_malformed",
+                    format!("object {ulid} is listed twice"),
+                ));
+            }
         }
         Ok(Self(table))
     }
@@ -161,6 +163,32 @@ pub fn check_object(
     })
 }
 
+/// As [`check_object`], and the digest must be the one in the object's name.
+///
+/// # Errors
+/// Kind Data: `object_damaged`, `digest_mismatch`; or the storage's error.
+pub fn check_named(repository: &Repository, key: &Key, kind: ObjectKind) -> Result<()> {
+    let digest = check_object(repository, key, kind, &mut |_, _, _| Ok(()))?;
+    let b3 = super::layout::short_digest(&digest);
+    let ulid = ulid_of(key)
+        .ok_or_else(|| Error::data("object_name", format!("\"{key}\" is no object name")))?;
+    let expected = match kind {
+        ObjectKind::Meta => super::layout::meta(ulid, &b3)?,
+        ObjectKind::Pack | ObjectKind::Manifest => super::layout::pack(ulid, &b3)?,
+    };
+    if &expected == key {
+        return Ok(());
+    }
+    Err(Error::data(
+        "digest_mismatch",
+        format!("the bytes of \"{key}\" do not match the digest in its name"),
+    ))
+}
+
+fn ulid_of(key: &Key) -> Option<Ulid> {
+    Ulid::from_string(key.file_name().get(..26)?).ok()
+}
+
 fn missing(key: &Key) -> Error {
     Error::data("object_missing", format!("object \"{key}\" does not exist"))
 }
@@ -222,6 +250,10 @@ impl<'a> Walk<'a> {
     ) -> Result<blake3::Hash> {
         let footer = self.footer(kind)?;
         let ulid = check_header(self.take(HEADER_BYTES)?, repository, kind)?;
+        let named = self.key.file_name().starts_with(&ulid.to_string());
+        if kind != ObjectKind::Manifest && !named {
+            return Err(damaged("its name is not the one in its header"));
+        }
         let mut toc = Vec::new();
         let mut offset = HEADER_BYTES as u64;
         for _ in 0..footer.frames {
@@ -247,7 +279,8 @@ impl<'a> Walk<'a> {
             toc.extend_from_slice(&(head.class as u64).to_le_bytes());
             offset += len;
         }
-        if offset != footer.toc_offset || self.take(toc.len())? != toc {
+        let sound = crc32fast::hash(&toc) == footer.toc_checksum;
+        if !sound || offset != footer.toc_offset || self.take(toc.len())? != toc {
             return Err(damaged("its table of contents does not match its frames"));
         }
         if self.hasher.finalize().as_bytes() != &footer.body_digest {
@@ -285,9 +318,43 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// The frames of `bytes`, a whole object of `kind`. Its digest is the caller's to check.
+///
+/// # Errors
+/// Kind Data, code `object_damaged`.
+pub(super) fn frames<'a>(
+    repository: &Repository,
+    kind: ObjectKind,
+    bytes: &'a [u8],
+) -> Result<Vec<&'a [u8]>> {
+    let at = bytes.len().checked_sub(HEADER_BYTES);
+    let (content, footer) = at
+        .and_then(|at| bytes.split_at_checked(at))
+        .ok_or_else(|| damaged("it is too short"))?;
+    let footer = Footer::parse(footer, kind, content.len() as u64)?;
+    let toc_offset = usize::try_from(footer.toc_offset).ok();
+    let (header, mut rest) = toc_offset
+        .and_then(|offset| content.get(..offset)?.split_at_checked(HEADER_BYTES))
+        .ok_or_else(|| damaged("it is too short"))?;
+    check_header(header, repository, kind)?;
+    let mut frames = Vec::new();
+    while !rest.is_empty() {
+        let head = rest.get(..FRAME_HEADER_BYTES).unwrap_or_default();
+        let len = u64::from(FrameHeader::parse(head)?.stored_len) + FRAME_OVERHEAD_BYTES;
+        let (frame, behind) = usize::try_from(len)
+            .ok()
+            .and_then(|len| rest.split_at_checked(len))
+            .ok_or_else(|| damaged("a frame runs past the table of contents"))?;
+        frames.push(frame);
+        rest = behind;
+    }
+    Ok(frames)
+}
+
 struct Footer {
     toc_offset: u64,
     frames: u32,
+    toc_checksum: u32,
     body_digest: [u8; 32],
 }
 
@@ -296,7 +363,7 @@ impl Footer {
         let mut reader = Reader::new("an object's footer", bytes);
         let toc_offset = reader.u64()?;
         let frames = reader.u32()?;
-        let _toc_checksum = reader.u32()?;
+        let toc_checksum = reader.u32()?;
         let body_digest = reader.array()?;
         let zero = reader.u32()?;
         let checksum = reader.u32()?;
@@ -313,6 +380,7 @@ impl Footer {
         Ok(Self {
             toc_offset,
             frames,
+            toc_checksum,
             body_digest,
         })
     }
@@ -328,11 +396,16 @@ fn check_header(bytes: &[u8], repository: &Repository, kind: ObjectKind) -> Resu
     let mut reader = Reader::new("an object's header", head);
     let mark: [u8; 8] = reader.array()?;
     let version = reader.u16()?;
-    reader.bytes(6)?;
+    let reserved: [u8; 6] = reader.array()?;
     let repository_id: [u8; 16] = reader.array()?;
     let ulid = reader.ulid()?;
+    let spare: [u8; 12] = reader.array()?;
     if &mark != magic(kind) || version != OBJECT_VERSION {
         return Err(damaged("it is of another kind or version"));
+    }
+    // Not zero: a newer format, which this reader would misread.
+    if reserved != [0; 6] || spare != [0; 12] {
+        return Err(damaged("it uses features that this pgark does not know"));
     }
     if &repository_id != repository.id() {
         return Err(damaged("it belongs to another repository"));

@@ -176,10 +176,16 @@ impl Session {
         let put = self
             .repository
             .storage()
-            .put_if_absent(&key, &sealed::seal(&end)?)?;
-        // A put whose reply was lost has succeeded: what stands there decides.
-        if put == Put::Exists && read_end(&self.repository, self.ulid)? != Some(end) {
-            return Err(fenced(self.ulid));
+            .put_if_absent(&key, &sealed::seal(&end)?);
+        // A put whose reply was lost may have succeeded: what stands there decides.
+        if !matches!(put, Ok(Put::Created)) {
+            let stands = read_end(&self.repository, self.ulid);
+            let ours = matches!(&stands, Ok(Some(stands)) if *stands == end);
+            match put {
+                _ if ours => {}
+                Ok(_) => return stands.and(Err(fenced(self.ulid))),
+                Err(error) => return Err(error),
+            }
         }
         self.ended = true;
         Ok(())

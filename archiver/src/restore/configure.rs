@@ -1,9 +1,10 @@
 //! The settings that make a restored cluster recover to the target, and no further.
 
 use super::plan::Plan;
-use pgark_types::TargetAction;
+use crate::repository::format::manifest::PostgresInfo;
+use pgark_types::{TargetAction, TargetTimeline};
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 /// Settings of an earlier recovery: they must not outlive it.
 const STALE: &[&str] = &[
@@ -38,6 +39,7 @@ pub(super) fn auto_conf(
     restore_command: &str,
     archiving: Archiving,
     action: TargetAction,
+    standby: Option<TargetTimeline>,
 ) -> String {
     let mut text = String::new();
     for line in before.lines() {
@@ -50,7 +52,12 @@ pub(super) fn auto_conf(
         let _ = writeln!(text, "{name} = '{}'", value.replace('\'', "''"));
     };
     set("restore_command", restore_command);
-    set("recovery_target_timeline", &plan.timeline.to_string());
+    // A recovery gets the number that was planned; a standby must be able to follow a promotion.
+    let timeline = match standby {
+        Some(TargetTimeline::Latest) => "latest".to_owned(),
+        _ => plan.timeline.to_string(),
+    };
+    set("recovery_target_timeline", &timeline);
     if plan.immediate {
         set("recovery_target", "immediate");
         set("recovery_target_action", action.as_str());
@@ -111,33 +118,62 @@ pub(super) fn start_command(plan: &Plan, target: &Path) -> String {
         "pg_ctl".to_owned()
     };
     let directory = shell_quote(&target.display().to_string());
-    let Some(config_file) = &plan.manifest.postgres.config_file else {
+    let options = layout_options(&plan.manifest.postgres, target);
+    if options.is_empty() {
         return format!("{pg_ctl} start -w -D {directory}");
-    };
-    // The configuration was outside the data directory, and names the original's files.
-    let config = target.join(super::destination::CONFIG_DIRECTORY);
-    let captured = |name: &str| {
-        config
-            .join(name.trim_start_matches('/'))
-            .display()
-            .to_string()
-    };
-    let folder = Path::new(config_file)
-        .parent()
-        .unwrap_or(Path::new("/"))
-        .display()
-        .to_string();
-    let options = format!(
-        "-c config_file={} -c data_directory={} -c hba_file={} -c ident_file={}",
-        captured(config_file),
-        target.display(),
-        captured(&format!("{folder}/pg_hba.conf")),
-        captured(&format!("{folder}/pg_ident.conf")),
-    );
+    }
     format!(
         "{pg_ctl} start -w -D {directory} -o {}",
-        shell_quote(&options)
+        shell_quote(&options.join(" "))
     )
+}
+
+/// The server's options that lead it to configuration which was outside the data directory: what
+/// is in those files names the original's places. Quoted for the shell that `pg_ctl` runs.
+fn layout_options(postgres: &PostgresInfo, target: &Path) -> Vec<String> {
+    let config = target.join(super::destination::CONFIG_DIRECTORY);
+    let original = Path::new(&postgres.data_directory);
+    let outside = |file: &str| !Path::new(file).starts_with(original);
+    let place = |file: &str| match Path::new(file).strip_prefix(original) {
+        Ok(within) => target.join(within),
+        Err(_) => config.join(file.trim_start_matches('/')),
+    };
+    let option = |name: &str, path: &Path| shell_quote(&format!("--{name}={}", path.display()));
+    let mut options = Vec::new();
+    if let Some(file) = &postgres.config_file {
+        options.push(option("config_file", &place(file)));
+        options.push(option("data_directory", target));
+    }
+    for (name, file) in [
+        ("hba_file", &postgres.hba_file),
+        ("ident_file", &postgres.ident_file),
+    ] {
+        if let Some(file) = file
+            && (postgres.config_file.is_some() || outside(file))
+        {
+            options.push(option(name, &place(file)));
+        }
+    }
+    options
+}
+
+/// The directories that `include_dir` lines of the configuration file at `path` name relative to
+/// it. Debian's is empty at first, so nothing of it is in the backup, and without it the server
+/// does not start.
+pub(super) fn include_directories(path: &Path, text: &str) -> Vec<PathBuf> {
+    let parent = path.parent().unwrap_or(path);
+    let named = text.lines().filter_map(|line| {
+        let rest = line.trim_start().strip_prefix("include_dir")?;
+        let value = rest
+            .trim_start_matches(['=', ' ', '\t'])
+            .strip_prefix('\'')?;
+        let (value, _) = value.split_once('\'')?;
+        let plain = Path::new(value)
+            .components()
+            .all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+        (plain && !value.is_empty()).then(|| parent.join(value))
+    });
+    named.collect()
 }
 
 #[cfg(test)]
@@ -162,6 +198,16 @@ mod tests {
         assert_eq!(
             command,
             "'/opt/50%% off/pgark' --config /etc/p.toml archive-get %f %p"
+        );
+    }
+
+    #[test]
+    fn included_directories() {
+        let text = "include_dir = 'conf.d' # more\n  include_dir 'x/y'\n#include_dir = 'no'\n\
+                    include_dir = '/abs'\ninclude_dir='../up'\ninclude 'file'\n";
+        assert_eq!(
+            include_directories(Path::new("/t/etc/postgresql.conf"), text),
+            [Path::new("/t/etc/conf.d"), Path::new("/t/etc/x/y")]
         );
     }
 }

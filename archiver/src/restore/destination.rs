@@ -31,7 +31,11 @@ impl Destination {
         tablespaces: &[Tablespace],
         map: &BTreeMap<String, PathBuf>,
     ) -> Result<Self> {
-        let invalid = |message: String| Error::invalid("tablespace_map", message);
+        let invalid = |message: String| {
+            Error::invalid("tablespace_map", message).with_hint(
+                "Give every tablespace a place of its own with --tablespace-map OLD=NEW.",
+            )
+        };
         if !target.is_absolute() {
             return Err(Error::invalid(
                 "target_relative",

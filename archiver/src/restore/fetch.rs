@@ -59,6 +59,7 @@ impl Writer<'_> {
         let stop = CancelToken::default();
         let work = |buffers: &mut Buffers, task: usize| -> Result<()> {
             self.cancel.check()?;
+            crate::fault::point("restore:writing");
             if task < frames {
                 let from = task * FRAMES_AT_ONCE;
                 let to = (from + FRAMES_AT_ONCE).min(batch.frames.len());

@@ -81,10 +81,11 @@ impl Finish<'_> {
             &execution.restore_command,
             execution.archiving,
             execution.action,
+            execution.standby,
         );
         self.put(AUTO_CONF, text.as_bytes(), entries)?;
         let [recovery, standby] = SIGNALS;
-        let (signal, other) = if execution.standby {
+        let (signal, other) = if execution.standby.is_some() {
             (standby, recovery)
         } else {
             (recovery, standby)
@@ -111,18 +112,37 @@ impl Finish<'_> {
         self.put("tablespace_map", &map.render(), entries)
     }
 
-    /// Captured configuration is in place already; it only has to be listed.
+    /// Captured configuration is in place already; it only has to be listed, and to find the
+    /// directories it includes.
     fn captured_config(&self, entries: &mut Vec<FileEntry>) -> Result<()> {
         let target = &self.execution.destination.target;
         self.backup.for_each_file(&mut |mut entry| {
             if entry.kind == FileKind::Config {
                 let path = self.execution.destination.config_path(&entry.path)?;
+                let text = String::from_utf8_lossy(&self.content(&entry)?).into_owned();
+                for directory in configure::include_directories(&path, &text) {
+                    self.directory(&directory)?;
+                }
                 let relative = path.strip_prefix(target).unwrap_or(&path);
                 entry.path = PathText(relative.display().to_string());
                 entries.push(entry);
             }
             Ok(())
         })
+    }
+
+    /// Makes a directory below the target, and what leads to it.
+    fn directory(&self, path: &Path) -> Result<()> {
+        let target = &self.execution.destination.target;
+        let mut missing: Vec<&Path> = path
+            .ancestors()
+            .take_while(|p| *p != target.as_path() && !p.is_dir())
+            .collect();
+        missing.reverse();
+        for directory in missing {
+            super::run::create_directory(self.execution.fs.as_ref(), directory, 0o700)?;
+        }
+        Ok(())
     }
 
     /// Postgres's `backup_manifest`, for what is really there.

@@ -1,5 +1,6 @@
 //! The plan of a restore: which backup, which timeline, which WAL, where recovery stops.
 
+use super::branch;
 use crate::repository::Repository;
 use crate::repository::backups::{self, Backup};
 use crate::repository::format::manifest::{Label, Manifest};
@@ -16,6 +17,9 @@ use pgark_types::{
 /// Bytes per second that estimates assume until a measurement replaces it.
 const RESTORE_BYTES_PER_SECOND: u64 = 200 << 20;
 const REPLAY_BYTES_PER_SECOND: u64 = 64 << 20;
+
+/// The code of the refusal of a backup from which the wanted timeline does not descend.
+const NO_DESCENDANT: &str = "timeline_no_descendant";
 
 /// What the user asked for.
 #[derive(Debug, Clone)]
@@ -202,8 +206,16 @@ impl<'a> Chooser<'a> {
             }
             match self.try_backup(label) {
                 Ok((lineage, resolved)) => return Ok((label, lineage, resolved)),
-                // An older backup may do: keep the newest one's reason in case none does.
-                Err(e) if e.kind() == crate::ErrorKind::Invalid => drop(refusal.get_or_insert(e)),
+                // An older backup may do: keep the newest one's reason in case none does. That it
+                // lies on another branch says least.
+                Err(e) if e.kind() == crate::ErrorKind::Invalid => {
+                    if refusal
+                        .as_ref()
+                        .is_none_or(|r: &Error| r.code() == NO_DESCENDANT)
+                    {
+                        refusal = Some(e);
+                    }
+                }
                 Err(e) => return Err(e),
             }
         }
@@ -269,15 +281,11 @@ impl<'a> Chooser<'a> {
     fn lineage(&self, label: &Label) -> Result<Lineage> {
         let holds = |timeline: TimelineId| -> Result<Option<Lineage>> {
             let history = self.inventory.history(self.repository, timeline)?;
-            let descends = match history.switch_point(label.timeline) {
-                Some(switch) => label.stop_lsn <= switch,
-                None => timeline == label.timeline,
-            };
-            Ok(descends.then(|| Lineage::from(&history)))
+            Ok(branch::descends(label, &history).then(|| Lineage::from(&history)))
         };
         let refuse = |timeline: TimelineId| {
             Error::invalid(
-                "timeline_no_descendant",
+                NO_DESCENDANT,
                 format!(
                     "timeline {timeline} does not descend from backup \"{}\"",
                     label.label
@@ -291,23 +299,44 @@ impl<'a> Chooser<'a> {
         };
         match self.request.timeline {
             TargetTimeline::Current => self.current(label, holds),
-            TargetTimeline::Id(timeline) => holds(timeline)?.ok_or_else(|| refuse(timeline)),
+            TargetTimeline::Id(timeline) => {
+                self.known(timeline)?;
+                holds(timeline)?.ok_or_else(|| refuse(timeline))
+            }
             TargetTimeline::Latest => {
-                let mut timelines = self.inventory.timelines();
-                timelines.sort_unstable();
-                while let Some(timeline) = timelines.pop() {
-                    if timeline < label.timeline {
-                        break;
-                    }
-                    if let Some(lineage) = holds(timeline)?
-                        && self.has_begun(&lineage, label)
-                    {
-                        return Ok(lineage);
-                    }
+                let candidates = match &self.request.backup {
+                    Some(_) => std::slice::from_ref(label),
+                    None => self.labels,
+                };
+                match branch::newest(self.repository, self.inventory, candidates)? {
+                    Some(newest) => holds(newest.timeline)?.ok_or_else(|| {
+                        refuse(newest.timeline).with_hint(
+                            "Name its timeline with --target-timeline if you want the branch that was left.",
+                        )
+                    }),
+                    None => self.current(label, holds),
                 }
-                self.current(label, holds)
             }
         }
+    }
+
+    /// Refuses a timeline that nothing in the repository belongs to; one that only lacks its history
+    /// file is damage instead.
+    fn known(&self, timeline: TimelineId) -> Result<()> {
+        let timelines = self.inventory.timelines();
+        if timelines.contains(&timeline) {
+            return Ok(());
+        }
+        let known: Vec<String> = timelines.iter().map(ToString::to_string).collect();
+        Err(Error::invalid(
+            "timeline_unknown",
+            format!(
+                "repository \"{}\" holds nothing of timeline {timeline}",
+                self.repository.name()
+            ),
+        )
+        .with_detail(format!("It holds WAL of timelines {}.", known.join(", ")))
+        .with_hint("Choose one of these with --target-timeline, or \"latest\"."))
     }
 
     fn current(
@@ -317,18 +346,6 @@ impl<'a> Chooser<'a> {
     ) -> Result<Lineage> {
         holds(label.timeline)?
             .ok_or_else(|| Error::internal("lineage", "a backup is on no timeline"))
-    }
-
-    /// Whether the youngest timeline's first segment is there: a history file alone would make
-    /// recovery end where its parent's WAL was still needed.
-    fn has_begun(&self, lineage: &Lineage, label: &Label) -> bool {
-        let Some(span) = lineage.spans.last() else {
-            return false;
-        };
-        let no = label.segment_size.segment_no(span.begin);
-        let first = SegmentName::new(span.timeline, no, label.segment_size);
-        first.is_ok_and(|segment| self.inventory.contains(segment))
-            || span.timeline == label.timeline
     }
 
     /// How far the WAL goes without a gap; refuses when WAL lies beyond a gap that the target may

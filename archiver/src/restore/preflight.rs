@@ -1,5 +1,6 @@
 //! What makes a restore refuse before it has written anything.
 
+use super::MARKER_FILE_NAME;
 use super::destination::Destination;
 use super::run::Marker;
 use crate::postgres::control_file::ControlFile;
@@ -124,6 +125,7 @@ fn refuse_running_server(target: &Path) -> Result<()> {
 fn same_cluster(target: &Path, wanted: SystemId) -> Result<()> {
     let found = match Marker::read(target)? {
         Some(marker) => marker.system_identifier,
+        None if only_begun(target)? => return Ok(()),
         None => match ControlFile::read(target) {
             Ok((control, _)) => control.system_identifier,
             Err(error) => {
@@ -149,6 +151,27 @@ fn same_cluster(target: &Path, wanted: SystemId) -> Result<()> {
     .with_detail(format!(
         "Its system identifier is {found}, the backup's is {wanted}."
     )))
+}
+
+/// Whether a restore died here while it wrote its marker: nothing but the marker's temporary file is
+/// there, and the same command must succeed when it is run again.
+fn only_begun(target: &Path) -> Result<bool> {
+    let error = |e| {
+        Error::io(
+            format!("could not read directory \"{}\"", target.display()),
+            e,
+        )
+    };
+    for entry in std::fs::read_dir(target).map_err(error)? {
+        let name = entry.map_err(error)?.file_name();
+        let ours = name
+            .to_str()
+            .and_then(|name| name.strip_prefix('.')?.strip_prefix(MARKER_FILE_NAME));
+        if !ours.is_some_and(|rest| rest.starts_with(".pgark-")) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn enough_room(manifest: &Manifest, target: &Path) -> Result<()> {

@@ -15,7 +15,7 @@ use crate::repository::backups::Backup;
 use crate::repository::format::manifest::{FileEntry, FileKind};
 use crate::repository::sealed;
 use crate::{Error, Result};
-use pgark_types::{BackupLabel, SystemId, TargetAction};
+use pgark_types::{BackupLabel, SystemId, TargetAction, TargetTimeline};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -58,8 +58,9 @@ pub struct Execution<'a> {
     pub archiving: Archiving,
     /// What the server does at the target.
     pub action: TargetAction,
-    /// Leave `standby.signal` instead of `recovery.signal`.
-    pub standby: bool,
+    /// Leave `standby.signal` instead of `recovery.signal`, for a standby that follows this: with
+    /// `latest` it goes along with later promotions.
+    pub standby: Option<TargetTimeline>,
     /// The `restore_command` to set.
     pub restore_command: String,
     /// Writer threads.

@@ -67,7 +67,7 @@ impl Verification<'_> {
 
     fn expect(&mut self, objects: &[ObjectUse]) {
         for object in objects {
-            let found = Key::new(object.key.as_str())
+            let found = layout::recorded(&object.key)
                 .ok()
                 .and_then(|key| self.listing.get(&key));
             match found {
@@ -113,7 +113,7 @@ impl Verification<'_> {
             match read_end(self.repository, ulid) {
                 Ok(Some(End::Commit { manifest, .. })) => {
                     let there =
-                        Key::new(manifest.as_str()).is_ok_and(|k| self.listing.contains_key(&k));
+                        layout::recorded(&manifest).is_ok_and(|k| self.listing.contains_key(&k));
                     if !there {
                         self.report
                             .find(manifest, "missing", "a session committed this manifest");

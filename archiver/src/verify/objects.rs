@@ -29,8 +29,8 @@ impl Verification<'_> {
         let key = &meta.key;
         let parts: Vec<&str> = key.as_str().split('/').collect();
         match parts.as_slice() {
-            ["packs", ..] => self.named_object(key, ObjectKind::Pack),
-            ["meta", ..] => self.named_object(key, ObjectKind::Meta),
+            ["packs", ..] => reader::check_named(self.repository, key, ObjectKind::Pack),
+            ["meta", ..] => reader::check_named(self.repository, key, ObjectKind::Meta),
             ["components", _, "backups", _, "manifest"] => reader::check_object(
                 self.repository,
                 key,
@@ -47,28 +47,6 @@ impl Verification<'_> {
                 "no pgark writes an object of this name",
             )),
         }
-    }
-
-    /// A pack or meta object: sound in itself, and of the name that its bytes give it.
-    fn named_object(&self, key: &Key, kind: ObjectKind) -> Result<()> {
-        let digest = reader::check_object(self.repository, key, kind, &mut |_, _, _| Ok(()))?;
-        let b3 = layout::short_digest(&digest);
-        let ulid = key
-            .file_name()
-            .get(..26)
-            .and_then(|u| ulid::Ulid::from_string(u).ok());
-        let expected = match (ulid, kind) {
-            (Some(ulid), ObjectKind::Meta) => layout::meta(ulid, &b3)?,
-            (Some(ulid), _) => layout::pack(ulid, &b3)?,
-            (None, _) => return Err(Error::data("object_name", "its name holds no ULID")),
-        };
-        if &expected == key {
-            return Ok(());
-        }
-        Err(Error::data(
-            "digest_mismatch",
-            "its bytes do not match the digest in its name",
-        ))
     }
 
     fn sealed(&self, key: &Key) -> Result<()> {
@@ -106,7 +84,7 @@ impl Verification<'_> {
         let end = layout::session(record.session, "end")?;
         let mut keys = vec![layout::repository()?, manifest, label, end];
         for object in &record.objects {
-            keys.push(Key::new(object.key.as_str())?);
+            keys.push(layout::recorded(&object.key)?);
         }
         for no in super::backup::wal_numbers(record)? {
             let segment = pgark_types::SegmentName::new(record.timeline, no, record.segment_size)?;

@@ -6,6 +6,7 @@
 use crate::postgres::control_file::ControlFile;
 use crate::repository::{Repository, layout};
 use crate::wal::cluster;
+use crate::wal::fork::{self, Follower, Fork};
 use crate::wal::get;
 use crate::wal::recovery_file::RecoveryFile;
 use crate::wal::repositories::Repositories;
@@ -35,6 +36,8 @@ pub struct Scope {
     pub segment_size: SegmentSize,
     /// The plan that `pgark restore` left, while it is under way.
     pub plan: Option<RecoveryFile>,
+    /// The server that asks, when it has no plan.
+    pub follower: Option<Follower>,
 }
 
 impl Scope {
@@ -42,7 +45,8 @@ impl Scope {
     /// there.
     ///
     /// A plan ends with the recovery it was made for: once the cluster is on a timeline outside
-    /// the plan's lineage it says nothing about what that cluster (a standby now, say) may read.
+    /// the plan's lineage it says nothing about what that cluster may read. A standby has none:
+    /// it follows its primary onto timelines that nobody knew of when it was restored.
     ///
     /// # Errors
     /// A damaged plan or control file, or a plan that belongs to another cluster.
@@ -53,6 +57,7 @@ impl Scope {
                 system_id: plan.system_identifier,
                 segment_size: plan.segment_size,
                 plan: Some(plan),
+                follower: None,
             }));
         }
         let (control, _) = ControlFile::read(data_directory)?;
@@ -68,14 +73,19 @@ impl Scope {
             ));
         }
         let under_way = |plan: &RecoveryFile| {
-            plan.spans
-                .iter()
-                .any(|span| span.timeline == control.timeline)
+            let mut timelines = plan.spans.iter().map(|span| span.timeline);
+            timelines.any(|timeline| timeline == control.timeline)
+                && !fork::is_standby(data_directory)
         };
+        let plan = plan.filter(under_way);
+        let follower = plan
+            .is_none()
+            .then(|| Follower::read(data_directory, &control));
         Ok(Some(Self {
             system_id: control.system_identifier,
             segment_size: control.wal_segment_size,
-            plan: plan.filter(under_way),
+            plan,
+            follower,
         }))
     }
 
@@ -90,6 +100,7 @@ impl Scope {
                     system_id: known.system_identifier,
                     segment_size: known.segment_size,
                     plan: None,
+                    follower: None,
                 });
             }
         }
@@ -180,7 +191,12 @@ pub fn answer(repos: &Repositories, scope: &Scope, file: ArchiveFile) -> Result<
     let place = match file {
         ArchiveFile::Segment(segment) => match scope.place(segment)? {
             Place::Outside(why) => return Ok(Answer::Absent(why)),
-            place => Some((segment, place)),
+            place => {
+                if let Some(fork) = fork::superseding(repos, scope, segment)? {
+                    return past_the_fork(repos, scope, segment, fork);
+                }
+                Some((segment, place))
+            }
         },
         ArchiveFile::Partial(_) | ArchiveFile::Backup(..) | ArchiveFile::History(_) => None,
     };
@@ -223,6 +239,42 @@ pub fn answer(repos: &Repositories, scope: &Scope, file: ArchiveFile) -> Result<
             "repository_unreachable",
             format!("no required repository could be asked for {file}"),
         )),
+    }
+}
+
+/// What a server gets that asks for a parent's segment past the fork: never the segment.
+fn past_the_fork(
+    repos: &Repositories,
+    scope: &Scope,
+    segment: SegmentName,
+    fork: Fork,
+) -> Result<Answer> {
+    let why = format!(
+        "timeline {} supersedes it from {} on",
+        fork.child, fork.switch
+    );
+    if scope.follower.is_some_and(|follower| follower.standby) {
+        return Ok(Answer::Absent(why));
+    }
+    for (repo, _) in &repos.open {
+        let stored = StoredSegments::load(repo, scope, segment.timeline)?;
+        if stored.numbers.range(fork.first..).next().is_some() {
+            // Whether the recovery may end here cannot be told from outside: the child's own
+            // segment has not come, and somebody goes on writing the parent.
+            return Err(Error::data(
+                "wal_superseded",
+                format!("WAL segment {segment} is not served: {why}"),
+            )
+            .with_detail(format!(
+                "WAL of timeline {} past the fork is stored; timeline {}'s own is not there yet.",
+                segment.timeline, fork.child
+            ))
+            .with_hint("Recover with \"pgark restore\", which plans the lineage; for the old timeline, with --target-timeline."));
+        }
+    }
+    match repos.failed.iter().find(|failed| failed.required) {
+        Some(failed) => Err(failed.to_error()),
+        None => Ok(Answer::Absent(why)),
     }
 }
 

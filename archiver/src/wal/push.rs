@@ -4,16 +4,19 @@
 
 mod existing;
 
-use crate::clock::Clock;
+use crate::clock::SharedClock;
 use crate::postgres::wal_page;
 use crate::repository::{Repository, layout};
 use crate::storage::Put;
 use crate::wal::cluster::{self, Identity, Reason};
 use crate::wal::commit_index;
 use crate::wal::container::{self, Body};
+use crate::wal::patience::{self, Work};
 use crate::wal::repositories::Repositories;
 use crate::{Error, Result, fault};
 use pgark_types::{ArchiveFile, SystemId};
+use std::sync::Arc;
+use std::time::Instant;
 
 /// How to push.
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +50,8 @@ pub struct PushOutcome {
     pub best_effort_failures: Vec<Error>,
 }
 
-/// Stores `bytes` as `file` of the cluster `name` in every repository at once.
+/// Stores `bytes` as `file` of the cluster `name` in every repository at once. One that is not
+/// required is waited for no longer than [`patience::LIMIT`].
 ///
 /// # Errors
 /// Kind Data when a segment's header does not fit its name; Conflict, `cluster_mismatch` or
@@ -56,22 +60,20 @@ pub fn push_bytes(
     repos: &[(Repository, bool)],
     name: &str,
     file: ArchiveFile,
-    bytes: &[u8],
+    bytes: &Arc<Vec<u8>>,
     options: PushOptions,
-    clock: &dyn Clock,
+    clock: &SharedClock,
 ) -> Result<PushOutcome> {
-    let identity = identify(repos, name, file, bytes, options.identity)?;
-    let body = Body::compress(bytes, options.level)?;
-    let job = Job {
-        name,
-        identity,
+    let job = Arc::new(Job {
+        name: name.to_owned(),
+        identity: identify(repos, name, file, bytes, options.identity)?,
         file,
-        plain: bytes,
-        body: &body,
-        clock,
-    };
+        plain: Arc::clone(bytes),
+        body: Body::compress(bytes, options.level)?,
+        clock: SharedClock::clone(clock),
+    });
     let mut outcome = PushOutcome {
-        identity,
+        identity: job.identity,
         stored: Vec::new(),
         best_effort_failures: Vec::new(),
     };
@@ -105,9 +107,9 @@ pub fn push_all(
     repos: Repositories,
     name: &str,
     file: ArchiveFile,
-    bytes: &[u8],
+    bytes: &Arc<Vec<u8>>,
     options: PushOptions,
-    clock: &dyn Clock,
+    clock: &SharedClock,
 ) -> Result<(PushOutcome, Vec<(Repository, bool)>)> {
     for failed in repos.failed.iter().filter(|f| !f.required) {
         alert(failed.error.code(), &failed.error);
@@ -162,42 +164,83 @@ pub(crate) fn alert(code: &'static str, message: &dyn std::fmt::Display) {
 }
 
 /// One file on its way into one or more repositories.
-struct Job<'a> {
-    name: &'a str,
+struct Job {
+    name: String,
     identity: Identity,
     file: ArchiveFile,
-    plain: &'a [u8],
-    body: &'a Body,
-    clock: &'a dyn Clock,
+    plain: Arc<Vec<u8>>,
+    body: Body,
+    clock: SharedClock,
 }
 
-impl Job<'_> {
+impl Job {
     fn system_id(&self) -> SystemId {
         self.identity.system_identifier
     }
 }
 
 /// Pushes to all at once, so that one that hangs or is slow does not keep the file from the others.
-fn run_all(job: &Job<'_>, repos: &[(Repository, bool)]) -> Vec<Result<Stored>> {
-    if let [(repo, _)] = repos {
+fn run_all(job: &Arc<Job>, repos: &[(Repository, bool)]) -> Vec<Result<Stored>> {
+    if let [(repo, true)] = repos {
         return vec![push_one(job, repo)];
     }
+    let best_effort = |repo: &Repository| {
+        let (job, repo) = (Arc::clone(job), repo.clone());
+        Work::start(repo.name().to_owned().as_str(), move || {
+            push_one(&job, &repo)
+        })
+    };
     std::thread::scope(|scope| {
         let pushes: Vec<_> = repos
             .iter()
-            .map(|(repo, _)| scope.spawn(move || push_one(job, repo)))
+            .map(|(repo, required)| match required {
+                true => Push::Required(scope.spawn(move || push_one(job, repo))),
+                false => Push::BestEffort(best_effort(repo)),
+            })
             .collect();
-        let join = |push: std::thread::ScopedJoinHandle<'_, Result<Stored>>| {
-            push.join()
-                .unwrap_or_else(|_| Err(Error::internal("panic", "a push panicked")))
-        };
-        pushes.into_iter().map(join).collect()
+        let joined: Vec<_> = pushes.into_iter().map(Push::join_required).collect();
+        let deadline = Instant::now() + patience::LIMIT;
+        let joined = joined.into_iter();
+        joined.map(|push| push.result(deadline)).collect()
     })
 }
 
-fn push_one(job: &Job<'_>, repo: &Repository) -> Result<Stored> {
-    cluster::register_or_check(repo, job.name, job.identity, Reason::FirstPush, job.clock)?;
-    let sealed = container::seal(repo, job.system_id(), job.file, job.plain, job.body)?;
+/// A push under way.
+enum Push<'scope> {
+    Required(std::thread::ScopedJoinHandle<'scope, Result<Stored>>),
+    BestEffort(Result<Work<Stored>>),
+    Done(Result<Stored>),
+}
+
+impl Push<'_> {
+    fn join_required(self) -> Self {
+        match self {
+            Self::Required(push) => Self::Done(
+                push.join()
+                    .unwrap_or_else(|_| Err(Error::internal("panic", "a push panicked"))),
+            ),
+            other => other,
+        }
+    }
+
+    fn result(self, deadline: Instant) -> Result<Stored> {
+        match self.join_required() {
+            Self::BestEffort(work) => work?.wait(deadline),
+            Self::Done(result) => result,
+            Self::Required(_) => Err(Error::internal("panic", "a push was not joined")),
+        }
+    }
+}
+
+fn push_one(job: &Job, repo: &Repository) -> Result<Stored> {
+    cluster::register_or_check(
+        repo,
+        &job.name,
+        job.identity,
+        Reason::FirstPush,
+        job.clock.as_ref(),
+    )?;
+    let sealed = container::seal(repo, job.system_id(), job.file, &job.plain, &job.body)?;
     let key = layout::wal(job.system_id(), job.file)?;
     fault::point("push:before_put");
     let put = repo.storage().put_if_absent(&key, &sealed)?;

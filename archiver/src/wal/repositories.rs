@@ -2,12 +2,16 @@
 
 use crate::config::Config;
 use crate::repository::Repository;
+use crate::storage::SharedStorage;
+use crate::wal::patience::{self, Work};
 use crate::{Error, Result};
+use std::time::Instant;
 
 /// The repositories of a configuration.
 #[derive(Debug)]
 pub struct Repositories {
-    /// Those that opened, each with whether it is required.
+    /// Those that opened, each with whether it is required; the required ones first, so that
+    /// readers ask them first.
     pub open: Vec<(Repository, bool)>,
     /// Those that did not.
     pub failed: Vec<FailedRepository>,
@@ -40,7 +44,8 @@ impl FailedRepository {
 }
 
 impl Repositories {
-    /// Opens every repository of `config`.
+    /// Opens every repository of `config`. One that is not required and does not answer counts as
+    /// failed after a moment.
     ///
     /// # Errors
     /// Kind Invalid for a configuration without a required repository. A repository that does not
@@ -50,8 +55,14 @@ impl Repositories {
             open: Vec::new(),
             failed: Vec::new(),
         };
-        for (name, section, storage) in config.storages()? {
-            match Repository::open(&name, storage) {
+        let mut storages = config.storages()?;
+        storages.sort_by_key(|(_, section, _)| !section.required);
+        for (name, section, storage) in storages {
+            let opened = match section.required {
+                true => Repository::open(&name, storage),
+                false => open_best_effort(&name, storage),
+            };
+            match opened {
                 Ok(repository) => repositories.open.push((repository, section.required)),
                 Err(error) => repositories.failed.push(FailedRepository {
                     error: error.context(format!("repository \"{name}\"")),
@@ -68,4 +79,10 @@ impl Repositories {
         let mut failed = self.failed.into_iter();
         failed.find(|f| f.required).map(|f| f.error)
     }
+}
+
+fn open_best_effort(name: &str, storage: SharedStorage) -> Result<Repository> {
+    let owned = name.to_owned();
+    let work = Work::start(name, move || Repository::open(&owned, storage))?;
+    work.wait(Instant::now() + patience::LIMIT)
 }

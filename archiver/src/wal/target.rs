@@ -331,8 +331,12 @@ fn xid_not_found(xid: u32, search: &Search) -> Error {
                 "It is a subtransaction of transaction {parent}, and Postgres stops at whole transactions only."
             ))
             .with_hint(format!("Use --target-xid {parent}.")),
-        (None, true) => error.with_detail("It was prepared, and neither committed nor rolled back."),
-        (None, false) => error,
+        (None, true) => error
+            .with_detail("It was prepared, and neither committed nor rolled back.")
+            .with_hint("Only a transaction that has ended can be a target; use a time or an LSN."),
+        (None, false) => error.with_hint(
+            "It may have ended before the backup, or not at all: try an older backup with --backup, or use a time or an LSN.",
+        ),
     }
 }
 
@@ -364,12 +368,15 @@ fn at_restore_point(archive: &Archive<'_>, name: &str, search: &Search) -> Resul
                 "target_not_found",
                 format!("there is no restore point \"{name}\" in the WAL after this backup"),
             );
-            Err(if points.is_empty() {
-                error.with_detail("There is no restore point at all.")
+            let detail = if points.is_empty() {
+                "There is no restore point at all.".to_owned()
             } else {
                 let all: Vec<_> = points.iter().collect();
-                error.with_detail(format!("The newest ones are {}.", list(&all)))
-            })
+                format!("The newest ones are {}.", list(&all))
+            };
+            Err(error
+                .with_detail(detail)
+                .with_hint("If it was made before this backup, choose an older one with --backup."))
         }
         several => Err(Error::invalid(
             "target_ambiguous",

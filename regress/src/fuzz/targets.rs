@@ -1,5 +1,7 @@
 //! One function per parser. They assert what must hold of whatever parses.
 
+mod repository;
+
 use super::Target;
 use pgark_archiver::postgres::backup_label::BackupLabelFile;
 use pgark_archiver::postgres::control_file::{CONTROL_FILE_BYTES, ControlFile};
@@ -28,6 +30,13 @@ pub const TARGETS: &[Target] = &[
     ("key", key),
     ("wal_segment", wal_segment),
     ("wal_record", wal_record),
+    ("frame", repository::frames),
+    ("layer", repository::layers),
+    ("record", repository::records),
+    ("file_table", repository::file_table),
+    ("object", repository::object),
+    ("wal_container", repository::wal_container),
+    ("commit_index", repository::commit_index),
 ];
 
 fn control_file(input: &[u8]) {

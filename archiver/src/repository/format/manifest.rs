@@ -152,6 +152,12 @@ pub struct PostgresInfo {
     pub data_directory: String,
     /// The server's main configuration file, when it is outside the data directory.
     pub config_file: Option<String>,
+    /// The server's `hba_file`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hba_file: Option<String>,
+    /// The server's `ident_file`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ident_file: Option<String>,
     /// Settings that hot standby needs at least (`pg_control`), by GUC name.
     pub standby_settings: BTreeMap<String, i32>,
 }

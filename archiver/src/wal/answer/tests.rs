@@ -6,6 +6,7 @@ use crate::storage::memory::MemoryStorage;
 use crate::wal::container;
 use crate::wal::recovery_file::Span;
 use crate::wal::repositories::FailedRepository;
+use pgark_types::{Lsn, TargetTimeline};
 use std::sync::Arc;
 
 const ID: SystemId = SystemId(7);
@@ -56,6 +57,7 @@ fn scope(spans: &[(u32, u64, Option<u64>)]) -> Scope {
         system_id: ID,
         segment_size: SegmentSize::DEFAULT,
         plan: (!spans.is_empty()).then_some(plan),
+        follower: None,
     }
 }
 
@@ -132,6 +134,91 @@ fn a_parent_is_not_served_beyond_the_fork() {
             "{timeline}/{no}"
         );
     }
+}
+
+/// A server without a plan, `bytes` into segment `no` of `timeline`.
+fn follower(timeline: u32, no: u64, bytes: u64, target: TargetTimeline, standby: bool) -> Scope {
+    let lsn = Lsn((no << 24) + bytes);
+    Scope {
+        follower: Some(Follower {
+            position: (TimelineId(timeline), lsn),
+            target,
+            standby,
+        }),
+        ..scope(&[])
+    }
+}
+
+/// A zombie writes timeline 1 up to segment 8. Timeline 2 forked from it in the middle of segment
+/// 5, and 3 from 2 in the middle of segment 6.
+fn forks(children: &[(u32, u64)]) -> Repositories {
+    let mut stored: Vec<(u32, u64)> = (3..=8).map(|no| (1, no)).collect();
+    stored.extend(children);
+    let repos = repos(&stored);
+    for (timeline, text) in [
+        (2, "1\t0/5800000\tx\n"),
+        (3, "1\t0/5800000\tx\n2\t0/6800000\tx\n"),
+    ] {
+        let file = ArchiveFile::History(TimelineId(timeline));
+        let repo = &repos.open[0].0;
+        let bytes = container::encode(repo, ID, file, text.as_bytes(), 1).unwrap();
+        let key = layout::wal(ID, file).unwrap();
+        let _ = repo.storage().put_if_absent(&key, &bytes).unwrap();
+    }
+    repos
+}
+
+#[test]
+fn a_standby_gets_nothing_of_a_zombie() {
+    let repos = forks(&[(2, 5), (2, 6)]);
+    // Before the fork, on the child, on the grandchild: all of them follow timeline 3.
+    for (timeline, position) in [(1, 4), (2, 5), (3, 6)] {
+        let standby = follower(timeline, position, 0x90_0000, TargetTimeline::Latest, true);
+        for (timeline, no, expected) in [
+            (1, 4, "present"),
+            (1, 5, "absent"),
+            (1, 8, "absent"),
+            (1, 9, "absent"),
+            (2, 5, "present"),
+            (2, 6, "absent"),
+            (3, 6, "absent"),
+        ] {
+            assert_eq!(
+                ask(&repos, &standby, timeline, no),
+                expected,
+                "{timeline}/{no} at {position}"
+            );
+        }
+    }
+}
+
+#[test]
+fn who_cannot_follow_the_child_stays_on_the_parent() {
+    let repos = forks(&[(2, 5)]);
+    // Past the fork already: Postgres will not move to the child either.
+    let past = follower(1, 5, 0x90_0000, TargetTimeline::Latest, true);
+    assert_eq!(ask(&repos, &past, 1, 6), "present");
+    let at = follower(1, 5, 0x80_0000, TargetTimeline::Latest, true);
+    assert_eq!(ask(&repos, &at, 1, 6), "absent");
+    // Told to stay.
+    for target in [TargetTimeline::Current, TargetTimeline::Id(TimelineId(1))] {
+        let told = follower(1, 4, 0, target, false);
+        assert_eq!(ask(&repos, &told, 1, 6), "present");
+    }
+    // Told to follow 2 and no further: 3 does not count against it.
+    let two = follower(1, 4, 0, TargetTimeline::Id(TimelineId(2)), true);
+    assert_eq!(ask(&repos, &two, 1, 5), "absent");
+    let repos = forks(&[(2, 5), (2, 6), (2, 7)]);
+    assert_eq!(ask(&repos, &two, 2, 7), "present");
+}
+
+#[test]
+fn a_recovery_without_a_plan_stops_at_a_zombie() {
+    let recovery = follower(1, 4, 0, TargetTimeline::Latest, false);
+    assert_eq!(ask(&forks(&[]), &recovery, 1, 5), "wal_superseded");
+    // Without one it ends as it would anywhere: at the end of the archive.
+    let at_end = follower(2, 6, 0, TargetTimeline::Latest, false);
+    assert_eq!(ask(&forks(&[(2, 5)]), &at_end, 2, 6), "absent");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use pgark_types::ArchiveFile;
 /// # Errors
 /// Kind Conflict, `wal_conflict`, when a good copy of another content is there; Unavailable when
 /// it vanished in between; or the storage's error.
-pub(super) fn settle(job: &Job<'_>, repo: &Repository, sealed: &[u8]) -> Result<Stored> {
+pub(super) fn settle(job: &Job, repo: &Repository, sealed: &[u8]) -> Result<Stored> {
     let key = layout::wal(job.system_id(), job.file)?;
     match read(job, repo, &key)? {
         Copy::Same => {
@@ -38,11 +38,11 @@ enum Copy {
 }
 
 /// Reads a stored copy whole and verifies it before anything is concluded from it.
-fn read(job: &Job<'_>, repo: &Repository, key: &Key) -> Result<Copy> {
+fn read(job: &Job, repo: &Repository, key: &Key) -> Result<Copy> {
     let stored = repo.storage().get(key, CONTAINER_BYTES_MAX);
     let plain = stored.and_then(|bytes| container::decode(repo, job.system_id(), job.file, &bytes));
     match plain {
-        Ok(plain) if plain == job.plain => Ok(Copy::Same),
+        Ok(plain) if plain == *job.plain => Ok(Copy::Same),
         Ok(plain) => Ok(Copy::Other(plain)),
         Err(error) if error.code() == "object_not_found" => Ok(Copy::Gone),
         // Written by a newer pgark: not ours to call damaged.
@@ -53,7 +53,7 @@ fn read(job: &Job<'_>, repo: &Repository, key: &Key) -> Result<Copy> {
 }
 
 /// The stored copy is damaged: makes sure that a good variant is beside it.
-fn repair(job: &Job<'_>, repo: &Repository, sealed: &[u8], damage: &Error) -> Result<Stored> {
+fn repair(job: &Job, repo: &Repository, sealed: &[u8], damage: &Error) -> Result<Stored> {
     if check_variants(job, repo, sealed)? {
         return Ok(Stored::Duplicate);
     }
@@ -82,7 +82,7 @@ fn repair(job: &Job<'_>, repo: &Repository, sealed: &[u8], damage: &Error) -> Re
 }
 
 /// Whether a good variant of the same content is there, durably.
-fn check_variants(job: &Job<'_>, repo: &Repository, sealed: &[u8]) -> Result<bool> {
+fn check_variants(job: &Job, repo: &Repository, sealed: &[u8]) -> Result<bool> {
     let mut same = false;
     for key in get::variants(repo, job.system_id(), job.file)? {
         match read(job, repo, &key)? {
@@ -98,7 +98,7 @@ fn check_variants(job: &Job<'_>, repo: &Repository, sealed: &[u8]) -> Result<boo
 }
 
 /// Quarantines the refused content, alerts, and returns the refusal.
-fn conflict(job: &Job<'_>, repo: &Repository, sealed: &[u8], stored: &[u8]) -> Error {
+fn conflict(job: &Job, repo: &Repository, sealed: &[u8], stored: &[u8]) -> Error {
     let kept = match quarantine(job, repo, sealed) {
         Ok(key) => format!("The refused content is kept as \"{key}\"."),
         Err(error) => format!("The refused content could not be kept: {error}."),
@@ -124,7 +124,7 @@ fn conflict(job: &Job<'_>, repo: &Repository, sealed: &[u8], stored: &[u8]) -> E
 }
 
 /// Postgres tries a refused file again and again: the same content is kept once.
-fn quarantine(job: &Job<'_>, repo: &Repository, sealed: &[u8]) -> Result<Key> {
+fn quarantine(job: &Job, repo: &Repository, sealed: &[u8]) -> Result<Key> {
     let b3 = layout::short_digest(&blake3::hash(sealed));
     let (id, file) = (job.system_id(), job.file);
     let prefix = format!("{}{file}/", layout::wal_conflict_prefix(id));
@@ -132,13 +132,13 @@ fn quarantine(job: &Job<'_>, repo: &Repository, sealed: &[u8]) -> Result<Key> {
     if let Some(object) = kept.into_iter().find(|o| o.key.as_str().ends_with(&b3)) {
         return Ok(object.key);
     }
-    let key = layout::wal_conflict(id, file, clock::new_ulid(job.clock), &b3)?;
+    let key = layout::wal_conflict(id, file, clock::new_ulid(job.clock.as_ref()), &b3)?;
     match repo.storage().put_if_absent(&key, sealed)? {
         Put::Created | Put::Exists => Ok(key),
     }
 }
 
-fn first_difference(job: &Job<'_>, stored: &[u8]) -> String {
+fn first_difference(job: &Job, stored: &[u8]) -> String {
     let differs = job.plain.iter().zip(stored).position(|(a, b)| a != b);
     let at = differs.unwrap_or_else(|| job.plain.len().min(stored.len())) as u64;
     let lsn = match job.file {

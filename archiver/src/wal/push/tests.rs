@@ -35,10 +35,15 @@ const OPTIONS: PushOptions = PushOptions {
     identity: None,
 };
 
+fn clock() -> SharedClock {
+    Arc::new(SystemClock)
+}
+
 fn push(repo: &Repository, name: &str, bytes: &[u8]) -> Result<Stored> {
     let repos = [(repo.clone(), true)];
     let file = name.parse().unwrap();
-    push_bytes(&repos, "main", file, bytes, OPTIONS, &SystemClock).map(|o| o.stored[0].1)
+    let bytes = Arc::new(bytes.to_vec());
+    push_bytes(&repos, "main", file, &bytes, OPTIONS, &clock()).map(|o| o.stored[0].1)
 }
 
 fn damage(repo: &Repository, key: &crate::storage::Key) {
@@ -141,15 +146,8 @@ fn history_files_take_their_identity_from_elsewhere() {
     };
     let repos = [(repo.clone(), true)];
     let file = "00000002.history".parse().unwrap();
-    push_bytes(
-        &repos,
-        "main",
-        file,
-        b"1\t0/300000\tx\n",
-        options,
-        &SystemClock,
-    )
-    .unwrap();
+    let bytes = Arc::new(b"1\t0/300000\tx\n".to_vec());
+    push_bytes(&repos, "main", file, &bytes, options, &clock()).unwrap();
     // Registered now.
     push(&repo, "00000003.history", b"1\t0/300000\tx\n").unwrap();
     let error = push(&repo, "00000003.history", b"1\t0/300000\ty\n").unwrap_err();
@@ -176,15 +174,58 @@ fn history_files_take_their_identity_from_elsewhere() {
 fn a_required_one_that_fails_does_not_keep_the_file_from_the_others() {
     let (bad, good) = (repository(), repository());
     push(&bad, SEGMENT, &segment(77, 3, 2)).unwrap();
-    let bytes = segment(77, 3, 1);
+    let bytes = Arc::new(segment(77, 3, 1));
     let file = SEGMENT.parse().unwrap();
     let go = |required| {
         let repos = [(bad.clone(), required), (good.clone(), true)];
-        push_bytes(&repos, "main", file, &bytes, OPTIONS, &SystemClock)
+        push_bytes(&repos, "main", file, &bytes, OPTIONS, &clock())
     };
     assert_eq!(go(true).unwrap_err().code(), "wal_conflict");
-    assert_eq!(get::fetch(&good, ID, file).unwrap().unwrap(), bytes);
+    assert_eq!(get::fetch(&good, ID, file).unwrap().unwrap(), *bytes);
     let outcome = go(false).unwrap();
     assert_eq!(outcome.stored.len(), 1);
     assert_eq!(outcome.best_effort_failures.len(), 1);
+}
+
+/// A best-effort repository that does not answer costs an acknowledgement its limit once, and
+/// nothing while it stays away.
+#[test]
+fn a_best_effort_one_that_hangs_is_left_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let hung = folder.path().join("hung");
+    let storage: SharedStorage = Arc::new(MemoryStorage::new());
+    crate::repository::create(&storage, &SystemClock).unwrap();
+    let faults = format!("hang-if-exists:{}", hung.display());
+    let faults = crate::storage::faulty::Faults::parse(&faults).unwrap();
+    let faulty = crate::storage::faulty::FaultyStorage::new(storage, faults);
+    let slow = Repository::open("slow", Arc::new(faulty)).unwrap();
+    let good = repository();
+    std::fs::write(&hung, "").unwrap();
+    let push = |no: u64| {
+        let repos = [(slow.clone(), false), (good.clone(), true)];
+        let file = format!("0000000100000000{no:08X}").parse().unwrap();
+        let bytes = Arc::new(segment(77, no, 1));
+        let started = Instant::now();
+        let outcome = push_bytes(&repos, "main", file, &bytes, OPTIONS, &clock()).unwrap();
+        assert_eq!(get::fetch(&good, ID, file).unwrap().unwrap(), *bytes);
+        (outcome, started.elapsed())
+    };
+    let (outcome, took) = push(3);
+    assert_eq!(outcome.best_effort_failures[0].code(), "best_effort_late");
+    assert!(
+        took >= patience::LIMIT && took < patience::LIMIT * 2,
+        "{took:?}"
+    );
+    let (outcome, took) = push(4);
+    assert_eq!(outcome.best_effort_failures[0].code(), "best_effort_late");
+    assert!(took < patience::LIMIT, "{took:?}");
+    std::fs::remove_file(&hung).unwrap();
+    let mut no = 5;
+    while !push(no).0.best_effort_failures.is_empty() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        no += 1;
+    }
+    // What was left behind was done all the same.
+    let file = "000000010000000000000003".parse().unwrap();
+    assert!(get::fetch(&slow, ID, file).unwrap().is_some());
 }

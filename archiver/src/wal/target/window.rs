@@ -2,7 +2,7 @@
 
 use super::Archive;
 use crate::Result;
-use crate::postgres::wal_page::{LONG_HEADER_BYTES, PAGE_BYTES, SHORT_HEADER_BYTES};
+use crate::postgres::wal_page::before_page_header;
 use crate::postgres::wal_record::transaction::WalTime;
 use crate::wal::commit_index::{load_or_build, scan};
 use crate::wal::covered;
@@ -105,15 +105,4 @@ fn sampled_until(archive: &Archive<'_>, to: Lsn) -> Result<Option<DateTime<Utc>>
         }
     }
     Ok(None)
-}
-
-/// The same place in WAL without the page header that an insert position steps over: after a
-/// segment switch the server says `0/2000028` where the last record ends at `0/2000000`.
-fn before_page_header(lsn: Lsn) -> Lsn {
-    let within = lsn.0 % PAGE_BYTES as u64;
-    if within == SHORT_HEADER_BYTES as u64 || within == LONG_HEADER_BYTES as u64 {
-        Lsn(lsn.0 - within)
-    } else {
-        lsn
-    }
 }

@@ -1,0 +1,366 @@
+//! The full tier: its parts, and the evidence that a part leaves in `regress/evidence/<part>.json`.
+//!
+//! Evidence holds for a commit and for later ones that touch nothing but evidence and docs. A part
+//! passes when every test that it names ran: fewer than expected, or one that was ignored and is
+//! not in `docs/untested.md`, is a failure.
+
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// How a part is run.
+#[derive(Debug, Clone, Copy)]
+pub enum Run {
+    /// The unit and in-process tests of types and archiver.
+    Unit,
+    /// End-to-end tests whose names contain one of these.
+    EndToEnd(&'static [&'static str]),
+    /// Every fuzz target, this many seconds in all, from this seed.
+    Fuzz(u64, u64),
+}
+
+/// A part of `make test-full`, at most 40 minutes long.
+#[derive(Debug, Clone, Copy)]
+pub struct Part {
+    /// Names its evidence.
+    pub name: &'static str,
+    /// What it shows.
+    pub about: &'static str,
+    /// How.
+    pub run: Run,
+    /// The fewest tests (fuzz targets) that must have run.
+    pub tests_min: usize,
+}
+
+/// All parts, in order: `make test-full PART=1` is the first.
+pub const PARTS: [Part; 8] = [
+    Part {
+        name: "unit",
+        about: "bytes, storage, engine; crashes at every operation with 8 seeds; 18,000 flips",
+        run: Run::Unit,
+        tests_min: 220,
+    },
+    Part {
+        name: "servers",
+        about: "the harness, the extension, the archive module",
+        run: Run::EndToEnd(&["t0"]),
+        tests_min: 12,
+    },
+    Part {
+        name: "recovery",
+        about: "recovery targets, timelines, contents of clusters",
+        run: Run::EndToEnd(&["t1"]),
+        tests_min: 2,
+    },
+    Part {
+        name: "archive",
+        about: "archiving, outages of full length, conflicts, the socket, archive-get, standbys",
+        run: Run::EndToEnd(&["t2"]),
+        tests_min: 0,
+    },
+    Part {
+        name: "damage",
+        about: "bad input, 300 flips through the commands, full disks, panics and Ctrl-C",
+        run: Run::EndToEnd(&["t300", "t320", "t330", "t340"]),
+        tests_min: 8,
+    },
+    Part {
+        name: "crashes",
+        about: "SIGKILL at every fault point, and 100 rounds at any time",
+        run: Run::EndToEnd(&["t310"]),
+        tests_min: 3,
+    },
+    Part {
+        name: "fuzz-1",
+        about: "every fuzz target, 30 minutes in all",
+        run: Run::Fuzz(1800, 1),
+        tests_min: 8,
+    },
+    Part {
+        name: "fuzz-2",
+        about: "the same from another seed",
+        run: Run::Fuzz(1800, 2),
+        tests_min: 8,
+    },
+];
+
+/// What a run of tests printed, counted.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Tests that passed, by name.
+    pub passed: Vec<String>,
+    /// Tests that failed.
+    pub failed: Vec<String>,
+    /// Tests that were not run.
+    pub ignored: Vec<String>,
+    /// Cases that tests counted themselves, from lines `cases: <what> <number>`.
+    pub cases: BTreeMap<String, u64>,
+}
+
+impl Tally {
+    /// Reads what `cargo test -- --nocapture` or `fuzz` printed.
+    pub fn read(output: &str) -> Self {
+        let mut tally = Self::default();
+        for line in output.lines() {
+            // Output of a test may stand before its verdict, on the same line.
+            if let Some((_, rest)) = line.split_once("cases: ")
+                && let Some((what, number)) = rest.rsplit_once(' ')
+                && let Ok(number) = number.parse::<u64>()
+            {
+                *tally.cases.entry(what.to_owned()).or_default() += number;
+            }
+            let Some((name, verdict)) = line
+                .strip_prefix("test ")
+                .and_then(|line| line.split_once(" ... "))
+            else {
+                continue;
+            };
+            match verdict.split([',', ' ']).next() {
+                Some("ok") => tally.passed.push(name.to_owned()),
+                Some("ignored") => tally.ignored.push(name.to_owned()),
+                Some("FAILED") => tally.failed.push(name.to_owned()),
+                _ => {}
+            }
+        }
+        tally
+    }
+
+    /// Why this does not show what the part is to show; `untested` is `docs/untested.md`.
+    pub fn objection(&self, part: &Part, untested: &str) -> Option<String> {
+        if let Some(name) = self.failed.first() {
+            return Some(format!("{name} failed"));
+        }
+        let unlisted = |name: &&String| !untested.contains(&format!("`{name}`"));
+        if let Some(name) = self.ignored.iter().find(unlisted) {
+            return Some(format!("{name} was skipped and is not in docs/untested.md"));
+        }
+        let (ran, least) = (self.passed.len(), part.tests_min);
+        (ran < least).then(|| format!("{ran} tests ran, at least {least} were expected"))
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_path_buf()
+}
+
+impl Run {
+    /// The commands of the run.
+    fn commands(self) -> Vec<Command> {
+        let cargo = |arguments: &[&str]| {
+            let mut command = Command::new("cargo");
+            command
+                .args(arguments)
+                .current_dir(root())
+                .env("PGARK_TEST_TIER", "full");
+            command
+        };
+        match self {
+            // One thread prints one line at a time, so that every verdict can be read.
+            Self::Unit => vec![cargo(&[
+                "test",
+                "--locked",
+                "-p",
+                "pgark-types",
+                "-p",
+                "pgark-archiver",
+                "--features",
+                "pgark-archiver/fault-injection",
+                "--",
+                "--nocapture",
+                "--test-threads=1",
+            ])],
+            Self::EndToEnd(filters) => {
+                let mut command = cargo(&[
+                    "test",
+                    "--locked",
+                    "-p",
+                    "pgark-regress",
+                    "--test",
+                    "main",
+                    "--",
+                ]);
+                command
+                    .args(["--show-output", "--test-threads=2"])
+                    .args(filters);
+                vec![command]
+            }
+            Self::Fuzz(seconds, seed) => {
+                let each = seconds / crate::fuzz::TARGETS.len() as u64;
+                let mut command = cargo(&[
+                    "run",
+                    "--locked",
+                    "--release",
+                    "-p",
+                    "pgark-regress",
+                    "--bin",
+                    "fuzz",
+                    "--",
+                    "--all",
+                ]);
+                command.args(["--seconds", &each.to_string(), "--seed", &seed.to_string()]);
+                vec![command]
+            }
+        }
+    }
+
+    fn seed(self) -> u64 {
+        match self {
+            Self::Fuzz(_, seed) => seed,
+            // The seeds of the other suites are constants in their sources.
+            Self::Unit | Self::EndToEnd(_) => 0,
+        }
+    }
+}
+
+/// Runs a part and writes its evidence.
+///
+/// # Errors
+/// What the part did not show.
+pub fn run(part: &Part) -> Result<(), String> {
+    let started = Instant::now();
+    let mut output = String::new();
+    for mut command in part.run.commands() {
+        let child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let ended = child.wait_with_output().unwrap();
+        output.push_str(&String::from_utf8_lossy(&ended.stdout));
+        if !ended.status.success() {
+            println!("{output}");
+            return Err(format!("{command:?}: {}", ended.status));
+        }
+    }
+    let mut tally = Tally::read(&output);
+    if let Run::Fuzz(..) = part.run {
+        let targets = output.lines().filter(|line| line.contains(" inputs, "));
+        let names = targets.filter_map(|line| line.split_whitespace().next());
+        tally.passed.extend(names.map(str::to_owned));
+    }
+    let untested = std::fs::read_to_string(root().join("docs/untested.md")).unwrap_or_default();
+    if let Some(objection) = tally.objection(part, &untested) {
+        return Err(objection);
+    }
+    let cases: u64 = tally.cases.values().sum();
+    let evidence = json!({
+        "part": part.name,
+        "about": part.about,
+        "commit": commit(),
+        "tests": tally.passed,
+        "skipped": tally.ignored,
+        "case_count": tally.passed.len() as u64 + cases,
+        "cases": tally.cases,
+        "seed": part.run.seed(),
+        "duration_seconds": started.elapsed().as_secs(),
+        "versions": versions(),
+        "finished_at": chrono::Utc::now().to_rfc3339(),
+    });
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("evidence");
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join(format!("{}.json", part.name));
+    std::fs::write(&path, format!("{evidence:#}\n")).unwrap();
+    println!("{}", path.display());
+    Ok(())
+}
+
+/// The first line that a command prints; nothing when there is no such command.
+fn first_line(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program)
+        .args(arguments)
+        .current_dir(root())
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    text.lines().next().map(str::to_owned)
+}
+
+/// The commit, marked when the tree differs from it.
+fn commit() -> String {
+    let commit = first_line("git", &["rev-parse", "HEAD"]).unwrap_or_default();
+    let changed = first_line(
+        "git",
+        &[
+            "status",
+            "--porcelain",
+            "--",
+            ".",
+            ":!regress/evidence",
+            ":!docs",
+        ],
+    );
+    match changed {
+        Some(_) => format!("{commit}-changed"),
+        None => commit,
+    }
+}
+
+fn versions() -> Value {
+    let postgres = [crate::Major::Pg15, crate::Major::Pg17].map(|major| {
+        let mut command = major.command("postgres");
+        let output = command.arg("--version").output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    });
+    json!({
+        "postgres": postgres,
+        "rustc": first_line("rustc", &["--version"]),
+        "kernel": first_line("uname", &["-r"]),
+        "pgbackrest": first_line("pgbackrest", &["version"]),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OUTPUT: &str = "\
+test a::one ... ok
+test a::two ... noise
+cases: flips 2332
+ok
+test a::three ... ignored, run by others
+test a::four ... cases: flips 8
+test a::five ... FAILED
+";
+
+    #[test]
+    fn output_is_counted() {
+        let tally = Tally::read(OUTPUT);
+        assert_eq!(tally.passed, ["a::one"]);
+        assert_eq!(tally.ignored, ["a::three"]);
+        assert_eq!(tally.failed, ["a::five"]);
+        assert_eq!(tally.cases["flips"], 2340);
+    }
+
+    #[test]
+    fn a_skip_needs_an_entry() {
+        let mut tally = Tally::read(OUTPUT);
+        let part = Part {
+            tests_min: 2,
+            ..PARTS[0]
+        };
+        assert_eq!(tally.objection(&part, "").unwrap(), "a::five failed");
+        tally.failed.clear();
+        assert!(tally.objection(&part, "").unwrap().contains("a::three"));
+        let fewer = tally.objection(&part, "- `a::three`: why").unwrap();
+        assert!(fewer.contains("1 tests ran"), "{fewer}");
+    }
+
+    /// A module of end-to-end tests that no part runs would never count as evidence.
+    #[test]
+    fn every_end_to_end_module_is_in_one_part() {
+        let main = root().join("regress/tests/main.rs");
+        let text = std::fs::read_to_string(main).unwrap();
+        let modules = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("mod t")?.strip_suffix(';'));
+        for module in modules.map(|module| format!("t{module}")) {
+            let holds = |part: &&Part| match part.run {
+                Run::EndToEnd(filters) => filters.iter().any(|f| module.starts_with(f)),
+                Run::Unit | Run::Fuzz(..) => false,
+            };
+            assert_eq!(PARTS.iter().filter(holds).count(), 1, "{module}");
+        }
+    }
+}
