@@ -3,6 +3,8 @@
 //! An acknowledgement from memory is a look-up by everything that identifies the file
 //! ([`FileKey`]); any difference means that the work is done again.
 
+mod index;
+
 use super::host::{FileKey, Host};
 use super::protocol::{FileId, Reply};
 use super::stats::Stats;
@@ -54,6 +56,8 @@ struct Tasks {
     by_key: HashMap<FileKey, Task>,
     queue: VecDeque<FileKey>,
     finished: VecDeque<FileKey>,
+    /// Stored, and not indexed yet.
+    to_index: VecDeque<index::Job>,
     /// Asked for and failed for want of a repository: tried again until it works.
     retry: Option<FileKey>,
     /// The code of the last failure that was logged, and when.
@@ -140,6 +144,8 @@ impl Pusher {
             let worker = Arc::clone(&pusher);
             spawn("push", move || worker.work())?;
         }
+        let indexer = Arc::clone(&pusher);
+        spawn("index", move || indexer.index_when_idle())?;
         let retrier = Arc::clone(&pusher);
         spawn("push-retry", move || retrier.retry())?;
         Ok(pusher)
@@ -280,11 +286,14 @@ impl Pusher {
 
     fn store(&self, key: FileKey) {
         match self.store_file(key) {
-            Ok((outcome, repos, bytes)) => {
+            Ok((outcome, repos)) => {
                 fault::point("push:before_ack");
                 self.finish(key, Ok(()));
-                // Behind the acknowledgement: the index is a cache.
-                push::index(&repos, &outcome, key.file, &bytes);
+                self.index_later(index::Job {
+                    key,
+                    outcome,
+                    repos,
+                });
             }
             Err(error) => {
                 self.stats.push_failures.add();
@@ -330,8 +339,7 @@ impl Pusher {
         let repos = Repositories::open(&self.config)?;
         let name = self.config.cluster_name();
         let clock: SharedClock = Arc::new(SystemClock);
-        let (outcome, repos) = push::push_all(repos, name, key.file, &bytes, options, &clock)?;
-        Ok((outcome, repos, bytes))
+        push::push_all(repos, name, key.file, &bytes, options, &clock)
     }
 
     fn finish(&self, key: FileKey, result: Result<(), &Error>) {
@@ -400,7 +408,6 @@ impl Pusher {
 type Pushed = (
     push::PushOutcome,
     Vec<(crate::repository::Repository, bool)>,
-    Arc<Vec<u8>>,
 );
 
 /// A time without acknowledgements: pg_wal grows.

@@ -1,9 +1,9 @@
 //! The backups of a repository: which there are, and what they hold.
 
 use super::format::layer::Layer;
-use super::format::manifest::{FileEntry, Label, Manifest, Slice};
+use super::format::manifest::{FileEntry, FrameRef, Label, Manifest, Slice};
 use super::format::{FrameClass, ObjectKind};
-use super::reader::{ObjectTable, check_named, fetch_frame, frames};
+use super::reader::{FrameRun, ObjectTable, check_named, fetch_frame, fetch_run, frames};
 use super::session::{End, read_end};
 use super::{Repository, frame, layout, open::SEALED_BYTES_MAX, sealed};
 use crate::storage::Key;
@@ -307,13 +307,16 @@ impl Backup {
     ///
     /// # Errors
     /// Kind Data when it is damaged, or the storage's.
-    pub fn frame(
-        &self,
-        reference: super::format::manifest::FrameRef,
-        class: FrameClass,
-        plain: &mut Vec<u8>,
-    ) -> Result<()> {
+    pub fn frame(&self, reference: FrameRef, class: FrameClass, plain: &mut Vec<u8>) -> Result<()> {
         fetch_frame(&self.repository, &self.objects, reference, class, plain)
+    }
+
+    /// Reads neighbouring frames of one object at once.
+    ///
+    /// # Errors
+    /// As [`fetch_run`].
+    pub fn frames(&self, first: FrameRef, last: FrameRef) -> Result<FrameRun<'_>> {
+        fetch_run(&self.repository, &self.objects, first, last)
     }
 }
 

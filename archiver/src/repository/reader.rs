@@ -74,17 +74,67 @@ pub fn fetch_frame(
     class: FrameClass,
     plain: &mut Vec<u8>,
 ) -> Result<()> {
-    let key = objects.key(reference.object)?;
-    let length = u64::from(reference.stored_len) + FRAME_OVERHEAD_BYTES;
-    let bytes = repository
-        .storage()
-        .get_range(key, reference.offset, length)?;
-    frame::decode_into(&bytes, class, plain).map_err(|e| {
-        e.context(format_args!(
-            "object \"{key}\", offset {}",
-            reference.offset
-        ))
+    fetch_run(repository, objects, reference, reference)?.decode(reference, class, plain)
+}
+
+/// Stored frames that follow one another in an object, read at once.
+#[derive(Debug)]
+pub struct FrameRun<'a> {
+    key: &'a Key,
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+/// Reads the frames from `first` to `last` of one object. Nothing is checked yet.
+///
+/// # Errors
+/// Kind Data when the object is not there or too short, or the storage's error.
+pub fn fetch_run<'a>(
+    repository: &Repository,
+    objects: &'a ObjectTable,
+    first: FrameRef,
+    last: FrameRef,
+) -> Result<FrameRun<'a>> {
+    let key = objects.key(first.object)?;
+    let end = last.end();
+    let length = end.saturating_sub(first.offset);
+    let bytes = repository.storage().get_range(key, first.offset, length)?;
+    Ok(FrameRun {
+        key,
+        offset: first.offset,
+        bytes,
     })
+}
+
+impl FrameRun<'_> {
+    /// Checks a frame of the run and decompresses it into `plain`.
+    ///
+    /// # Errors
+    /// Kind Data when it is damaged or not part of the run.
+    pub fn decode(
+        &self,
+        reference: FrameRef,
+        class: FrameClass,
+        plain: &mut Vec<u8>,
+    ) -> Result<()> {
+        let place = |at: u64| {
+            at.checked_sub(self.offset)
+                .and_then(|at| usize::try_from(at).ok())
+        };
+        let stored = place(reference.offset)
+            .zip(place(reference.end()))
+            .and_then(|(from, to)| self.bytes.get(from..to));
+        let decoded = match stored {
+            Some(stored) => frame::decode_into(stored, class, plain),
+            None => Err(damaged("a frame lies outside of what was read")),
+        };
+        decoded.map_err(|e| {
+            e.context(format_args!(
+                "object \"{}\", offset {}",
+                self.key, reference.offset
+            ))
+        })
+    }
 }
 
 /// Reads a whole object front to back and checks header, every frame's checksum, table of

@@ -9,12 +9,17 @@ use crate::repository::backups::{Backup, cut};
 use crate::repository::format::FrameClass;
 use crate::repository::format::manifest::FrameRef;
 use crate::{Error, Result};
+use std::borrow::Cow;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// How many frames a thread takes at a time: neighbours in one object.
 const FRAMES_AT_ONCE: usize = 16;
 const FILES_AT_ONCE: usize = 32;
+/// After so many bytes of a file the thread that wrote the last of them waits for the disk. The
+/// kernel by itself begins to write only when a tenth of the memory is dirty, and everything would
+/// be left to the sync at the end, while disk and processors took turns at being idle.
+const SYNC_EVERY_BYTES: u64 = 32 << 20;
 
 /// What the writers of a restore share.
 pub(super) struct Writer<'a> {
@@ -34,6 +39,7 @@ struct Open<'a> {
     file: Box<dyn FsFile>,
     /// Length of the file before; its content counts in a delta restore.
     old_len: u64,
+    written: AtomicU64,
 }
 
 impl Writer<'_> {
@@ -56,10 +62,9 @@ impl Writer<'_> {
             crate::fault::point("restore:writing");
             if task < frames {
                 let from = task * FRAMES_AT_ONCE;
-                let frames = batch.frames.iter().skip(from).take(FRAMES_AT_ONCE);
-                return frames
-                    .into_iter()
-                    .try_for_each(|frame| self.page_frame(frame, &open, buffers));
+                let to = (from + FRAMES_AT_ONCE).min(batch.frames.len());
+                let frames = batch.frames.get(from..to).unwrap_or_default();
+                return self.page_frames(frames, &open, buffers);
             }
             let from = (task - frames) * FILES_AT_ONCE;
             let files = batch.chunk_files.iter().skip(from).take(FILES_AT_ONCE);
@@ -68,7 +73,8 @@ impl Writer<'_> {
                 .try_for_each(|file| self.chunk_file(file, &open, buffers))
         };
         std::thread::scope(|scope| {
-            for _ in 0..self.threads.max(1) {
+            // One more than asked for: at most times one of them waits for the disk.
+            for _ in 0..=self.threads.max(1) {
                 scope.spawn(|| {
                     let mut buffers = Buffers::default();
                     loop {
@@ -117,6 +123,7 @@ impl Writer<'_> {
                         target,
                         file,
                         old_len,
+                        written: AtomicU64::new(0),
                     });
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
@@ -132,6 +139,7 @@ impl Writer<'_> {
             target,
             file,
             old_len: 0,
+            written: AtomicU64::new(0),
         })
     }
 
@@ -161,36 +169,71 @@ impl Writer<'_> {
         Ok(page.iter().take(got).all(|b| *b == 0))
     }
 
-    fn page_frame(
+    /// Writes the wanted pages of frames that are in order. Frames that follow one another in
+    /// their object are read at once: a read of its own for each would open the object each time,
+    /// and the kernel would never read ahead.
+    fn page_frames(
         &self,
-        wanted: &PageFrame,
+        frames: &[PageFrame],
         open: &[Open<'_>],
         buffers: &mut Buffers,
     ) -> Result<()> {
-        let missing: Vec<WantedPage> = if self.delta {
-            let stale = wanted.pages.iter().filter_map(|page| {
-                let open = open.get(page.target as usize)?;
-                self.is_stale(open, page, wanted.page_size)
-                    .map(|s| s.then_some(*page))
-                    .transpose()
-            });
-            stale.collect::<Result<_>>()?
-        } else {
-            wanted.pages.clone()
-        };
-        self.progress
-            .add(wanted.pages.len() as u64 * u64::from(wanted.page_size));
-        if missing.is_empty() {
-            return Ok(());
+        let mut wanted = Vec::with_capacity(frames.len());
+        for frame in frames {
+            let pages = self.wanted_pages(frame, open)?;
+            if pages.is_empty() {
+                self.progress.add(plain_bytes(frame));
+            } else {
+                wanted.push((frame, pages));
+            }
         }
-        self.backup
-            .frame(wanted.frame, FrameClass::Pages, &mut buffers.plain)?;
+        for run in wanted.chunk_by(|(a, _), (b, _)| a.frame.is_followed_by(b.frame)) {
+            let (Some((first, _)), Some((last, _))) = (run.first(), run.last()) else {
+                continue;
+            };
+            let stored = self.backup.frames(first.frame, last.frame)?;
+            for (frame, pages) in run {
+                self.cancel.check()?;
+                stored.decode(frame.frame, FrameClass::Pages, &mut buffers.plain)?;
+                self.put_pages(frame, pages, open, &buffers.plain)?;
+                self.progress.add(plain_bytes(frame));
+            }
+        }
+        Ok(())
+    }
+
+    /// All pages of a frame, or in a delta restore those that are not right already.
+    fn wanted_pages<'p>(
+        &self,
+        frame: &'p PageFrame,
+        open: &[Open<'_>],
+    ) -> Result<Cow<'p, [WantedPage]>> {
+        if !self.delta {
+            return Ok(Cow::Borrowed(&frame.pages));
+        }
+        let stale = frame.pages.iter().filter_map(|page| {
+            let open = open.get(page.target as usize)?;
+            self.is_stale(open, page, frame.page_size)
+                .map(|s| s.then_some(*page))
+                .transpose()
+        });
+        stale.collect::<Result<_>>().map(Cow::Owned)
+    }
+
+    /// Checks pages against their digests and writes them.
+    fn put_pages(
+        &self,
+        wanted: &PageFrame,
+        pages: &[WantedPage],
+        open: &[Open<'_>],
+        plain: &[u8],
+    ) -> Result<()> {
         let page_size = wanted.page_size as usize;
         let key = self.backup.repository().digest_key();
         let mut run: Option<(WantedPage, usize)> = None;
-        for page in &missing {
+        for page in pages {
             let at = usize::from(page.place) * page_size;
-            let bytes = buffers.plain.get(at..at + page_size);
+            let bytes = plain.get(at..at + page_size);
             let sound = bytes.is_some_and(|b| crate::backup::page_digest(key, b) == page.digest);
             if !sound {
                 return Err(Error::data(
@@ -209,14 +252,14 @@ impl Writer<'_> {
                     Some((first, count + 1))
                 }
                 Some((first, count)) => {
-                    self.put_run(open, &buffers.plain, first, count, page_size)?;
+                    self.put_run(open, plain, first, count, page_size)?;
                     Some((*page, 1))
                 }
                 None => Some((*page, 1)),
             };
         }
         match run {
-            Some((first, count)) => self.put_run(open, &buffers.plain, first, count, page_size),
+            Some((first, count)) => self.put_run(open, plain, first, count, page_size),
             None => Ok(()),
         }
     }
@@ -280,14 +323,20 @@ impl Writer<'_> {
     }
 
     fn put(&self, open: &Open<'_>, bytes: &[u8], offset: u64) -> Result<()> {
-        self.bytes_written
-            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        open.file.write_at(bytes, offset).map_err(|e| {
+        let length = bytes.len() as u64;
+        self.bytes_written.fetch_add(length, Ordering::Relaxed);
+        let error = |e| {
             Error::io(
                 format!("could not write file \"{}\"", open.target.path.display()),
                 e,
             )
-        })
+        };
+        open.file.write_at(bytes, offset).map_err(error)?;
+        let before = open.written.fetch_add(length, Ordering::Relaxed);
+        if before / SYNC_EVERY_BYTES != (before + length) / SYNC_EVERY_BYTES {
+            open.file.sync().map_err(error)?;
+        }
+        Ok(())
     }
 }
 
@@ -297,6 +346,10 @@ struct Buffers {
     chunk: Vec<u8>,
     /// The frame whose plain bytes `chunk` holds: small files share frames.
     held: Option<FrameRef>,
+}
+
+fn plain_bytes(frame: &PageFrame) -> u64 {
+    frame.pages.len() as u64 * u64::from(frame.page_size)
 }
 
 fn read_full(open: &Open<'_>, buffer: &mut [u8], offset: u64) -> Result<usize> {

@@ -50,6 +50,8 @@ pub(super) fn measure<T>(
     operation: impl FnOnce() -> (T, Watch),
 ) -> (T, Cost) {
     let stop = AtomicBool::new(false);
+    // What an earlier operation left running is not this one's.
+    settle(tool, directory, &watch);
     let before = cpu_ticks(&watch);
     std::thread::scope(|scope| {
         let sampler = scope.spawn(|| Sampler::new(tool, directory).run(&stop));

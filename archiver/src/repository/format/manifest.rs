@@ -18,6 +18,22 @@ pub struct FrameRef {
     pub stored_len: u32,
 }
 
+impl FrameRef {
+    /// Where the frame ends in its object.
+    #[must_use]
+    pub const fn end(self) -> u64 {
+        self.offset
+            .saturating_add(self.stored_len as u64)
+            .saturating_add(super::FRAME_OVERHEAD_BYTES)
+    }
+
+    /// Whether `next` begins in the same object where this one ends.
+    #[must_use]
+    pub fn is_followed_by(self, next: Self) -> bool {
+        self.object == next.object && self.end() == next.offset
+    }
+}
+
 /// A piece of a frame's plain bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slice {
