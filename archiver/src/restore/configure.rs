@@ -143,6 +143,8 @@ fn layout_options(postgres: &PostgresInfo, target: &Path) -> Vec<String> {
     if let Some(file) = &postgres.config_file {
         options.push(option("config_file", &place(file)));
         options.push(option("data_directory", target));
+        // Debian's names a file of the original, which a copy must not overwrite.
+        options.push("--external_pid_file=".to_owned());
     }
     for (name, file) in [
         ("hba_file", &postgres.hba_file),
