@@ -120,14 +120,23 @@ pub(crate) fn within<T>(what: &str, limit: Duration, action: impl FnOnce() -> T)
     result
 }
 
-/// Waits until the server has given up on a file for a minute.
+/// Waits until the server's archiver sleeps, for up to a minute, after it has given up on a file.
+///
+/// Its log alone does not tell: a segment that became ready during its last pass makes it go on at
+/// once. So it must be seen asleep, several times running.
 #[track_caller]
 pub(crate) fn wait_until_it_sleeps(cluster: &Cluster<'_>) {
     let times = || cluster.log().text().matches(TRIES_AGAIN).count();
     let before = times();
+    let event = "SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'archiver'";
+    let mut asleep = 0;
     wait_until(
         "Postgres's archiver sleeps",
-        Duration::from_secs(60),
-        || times() > before,
+        Duration::from_secs(90),
+        || {
+            let sleeps = times() > before && cluster.psql(event) == "ArchiverMain";
+            asleep = if sleeps { asleep + 1 } else { 0 };
+            asleep == 10
+        },
     );
 }

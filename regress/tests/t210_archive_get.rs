@@ -244,7 +244,7 @@ fn a_zombie() {
     archive_with(&zombie, &pgark);
     zombie.psql("CREATE TABLE t (n int)");
     let _ = pgark.run(&["backup"]).expect(0);
-    // Two standbys fed from the archive: one asks the repository, one an agent.
+    // A standby fed from the archive alone.
     let mut follower = Cluster::over(&directory, Major::Pg15, "f");
     let target = follower.data().to_str().unwrap();
     let _ = pgark

@@ -83,8 +83,7 @@ fn promoted_while_archiving(major: Major, archive_mode: &str) {
     let digest = ledger::digest(&pair.primary);
     pair.primary.kill();
     pair.standby.promote();
-    let workload = Ledger::start(&directory, &pair.standby, 1, Duration::from_millis(2));
-    drop(workload);
+    assert_eq!(ledger::digest(&pair.standby), digest);
     pair.standby
         .psql("CREATE TABLE after_promotion AS SELECT 1 AS n");
     let last = switch(&pair.standby);
@@ -115,9 +114,7 @@ fn promoted_while_archiving(major: Major, archive_mode: &str) {
     restored.start();
     restored.wait_for("SELECT pg_is_in_recovery()", "f", SOON);
     assert_eq!(restored.psql("SELECT n FROM after_promotion"), "1");
-    restored.psql("DELETE FROM ledger WHERE false");
-    assert_eq!(ledger::digest(&restored), ledger::digest(&pair.standby));
-    assert_ne!(digest, "");
+    assert_eq!(ledger::digest(&restored), digest);
     let timeline = "SELECT timeline_id FROM pg_control_checkpoint()";
     assert_eq!(restored.psql(timeline), "3");
     tools::check_running(&restored, "postgres");
