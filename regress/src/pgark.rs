@@ -279,10 +279,22 @@ pub fn binary() -> &'static Path {
             std::fs::create_dir_all(&folder).unwrap();
             let new = folder.join(format!("pgark.{}", std::process::id()));
             directory::copy_program(&built, &new);
+            require_faults(&new);
             std::fs::rename(&new, &copy).unwrap();
         }
         copy
     })
+}
+
+/// A binary without faults would let a test of a crash pass without a crash.
+fn require_faults(binary: &Path) {
+    let bytes = std::fs::read(binary).unwrap();
+    let mark = b"PGARK_FAULT_CRASH";
+    assert!(
+        bytes.windows(mark.len()).any(|window| window == mark),
+        "{} was built without the feature fault-injection; run make test",
+        binary.display()
+    );
 }
 
 /// Removes copies of earlier builds that nobody can be running any more.

@@ -3,7 +3,7 @@
 //! Postgres that follows a timeline asks for its segment first and, when it does not get it, for the
 //! parent's segment of the same number: it looks at where a timeline begins and never at where its
 //! parent ends (`XLogFileReadAnyTLI`, `xlogrecovery.c`). What an old primary archives after a
-//! promotion would be replayed. `docs/decisions/0010-wal-past-a-fork.md` has the rule.
+//! promotion would be replayed. `docs/decisions/0014-wal-past-a-fork.md` has the rule.
 
 use crate::postgres::control_file::ControlFile;
 use crate::postgres::history_file::TimelineHistory;
