@@ -9,7 +9,7 @@ mod meta;
 mod pages;
 mod run;
 mod scan;
-mod server;
+pub(crate) mod server;
 #[cfg(test)]
 pub(crate) mod testdata;
 mod throttle;

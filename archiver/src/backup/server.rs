@@ -8,6 +8,9 @@ use chrono::{DateTime, Utc};
 use pgark_types::{Lsn, SystemId, TimelineId};
 use std::path::{Path, PathBuf};
 
+/// 4 GiB of 8 KiB blocks.
+const SEGMENT_BLOCKS_MAX: u32 = 524_288;
+
 /// What the server says about itself.
 #[derive(Debug, Clone)]
 pub(super) struct Server {
@@ -77,7 +80,11 @@ pub(super) fn inspect(session: &mut Session, cluster: &Cluster) -> Result<(Serve
     Ok((server, control))
 }
 
-fn check_layout(control: &ControlFile) -> Result<()> {
+/// Refuses servers that were built with block or segment sizes pgark does not handle.
+///
+/// # Errors
+/// Kind Invalid.
+pub(crate) fn check_layout(control: &ControlFile) -> Result<()> {
     if control.block_size as usize != crate::postgres::page::BLOCK_SIZE
         || control.wal_block_size != 8192
     {
@@ -86,6 +93,19 @@ fn check_layout(control: &ControlFile) -> Result<()> {
             format!("block size {} is not supported", control.block_size),
         )
         .with_hint("pgark supports servers built with 8 kB blocks, the default."));
+    }
+    // A layer record of a larger segment file would not fit a frame.
+    if control.segment_blocks > SEGMENT_BLOCKS_MAX {
+        return Err(Error::invalid(
+            "segment_blocks_unsupported",
+            format!(
+                "segment files of {} blocks are not supported",
+                control.segment_blocks
+            ),
+        )
+        .with_hint(
+            "pgark supports servers built with segment files of at most 4 GB; 1 GB is the default.",
+        ));
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::output::{Output, print_json, print_text};
 use crate::agent::client;
+use crate::backup::server::check_layout;
 use crate::backup::wal_wait::{self, Needed};
 use crate::cancel::CancelToken;
 use crate::clock::SystemClock;
@@ -205,6 +206,7 @@ fn data_directory(section: &Cluster, session: &mut Session) -> Result<(ControlFi
         )
         .with_hint("Check conninfo and data_directory in [cluster]."));
     }
+    check_layout(&control)?;
     Ok((control, directory.display().to_string()))
 }
 
