@@ -406,7 +406,7 @@ fn restores(bench: &mut Bench<'_>, config: &Path, cluster: &Cluster<'_>, targets
             config,
             &into("--target-xid 4000000000"),
             10,
-            Form::Plain,
+            Form::Hint,
         )
         .says("4000000000");
     bench
@@ -415,7 +415,7 @@ fn restores(bench: &mut Bench<'_>, config: &Path, cluster: &Cluster<'_>, targets
             config,
             &into("--target-name nope"),
             10,
-            Form::Plain,
+            Form::Hint,
         )
         .says("nope");
     bench.case(
@@ -430,7 +430,7 @@ fn restores(bench: &mut Bench<'_>, config: &Path, cluster: &Cluster<'_>, targets
             "unknown timeline",
             config,
             &into("--target-timeline 9"),
-            30,
+            10,
             Form::Hint,
         )
         .says("9");
