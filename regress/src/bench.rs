@@ -379,8 +379,11 @@ impl<'a> Bench<'a> {
                 };
                 drop_caches();
                 let (argv, cost) = measure(watch, tool.name(), self.directory.path(), || {
-                    let argv = segments.iter().map(|name| fetch(name)).next_back();
-                    (argv.unwrap_or_default(), watch)
+                    let mut argv = Vec::new();
+                    for name in segments {
+                        argv = fetch(name);
+                    }
+                    (argv, watch)
                 });
                 let mut hasher = blake3::Hasher::new();
                 if run == 1 {
