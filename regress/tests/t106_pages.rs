@@ -43,21 +43,26 @@ fn pages(major: Major) {
     handle.read_exact_at(&mut page, BLOCK * 8192).unwrap();
     page[4000] ^= 0x10;
     handle.write_all_at(&page, BLOCK * 8192).unwrap();
+    // Nothing but junk: read as a page its LSN is far ahead, which must not pass for "just written".
+    handle
+        .write_all_at(&[0xAB; 8192], (BLOCK + 1) * 8192)
+        .unwrap();
     let output = pgark
         .run(&["--output", "json", "backup", "--annotate", "why=test"])
         .expect(0);
     let backup = output.json();
-    assert_eq!(backup["corrupt_pages"], 1);
+    assert_eq!(backup["corrupt_pages"], 2);
     for word in [
         "ERROR",
         "page_corrupt",
         quiet.as_str(),
         &format!("block={BLOCK}"),
+        &format!("block={}", BLOCK + 1),
     ] {
         assert!(output.stderr.contains(word), "{word}: {}", output.stderr);
     }
     let text = pgark.run(&["info"]).expect(0).stdout;
-    assert!(text.contains("1 corrupt page"), "{text}");
+    assert!(text.contains("2 corrupt page"), "{text}");
     records(&directory, &pgark, &backup);
     verify(&pgark);
     cluster.stop(StopMode::Fast);
@@ -128,8 +133,8 @@ fn records(directory: &TestDirectory, pgark: &Pgark, backup: &Value) {
     let listed = component["backups"].as_array().unwrap().last().unwrap();
     assert_eq!(listed["repository"], "local");
     assert_eq!(listed["annotations"]["why"], "test");
-    assert_eq!(listed["corrupt_pages"], 1);
-    assert_eq!(stored["corrupt_page_count"], 1);
+    assert_eq!(listed["corrupt_pages"], 2);
+    assert_eq!(stored["corrupt_page_count"], 2);
     for field in [
         "label",
         "started_at",

@@ -252,8 +252,7 @@ fn a_zombie() {
         .expect(0);
     follower.start();
     let mut heir = zombie.standby(&directory, "b");
-    heir.log_mut()
-        .allow("could not receive data from WAL stream");
+    heir.log_mut().allow("terminating walreceiver process");
     let archive = pgark.shell("archive-push %p");
     let flag = directory.join("complete");
     heir.configure(&format!(
@@ -390,4 +389,57 @@ fn a_standby_without_its_repository() {
     standby.wait_for(ROWS, "1,2", Duration::from_secs(30));
     assert_eq!(standby.postmaster(), postmaster);
     assert_eq!(standby.psql("SELECT pg_is_in_recovery()"), "t");
+}
+
+/// pg_rewind reads the old primary's WAL backwards, here from the archive, past the fork too. What
+/// is fetched ahead for it would be junk: the agent does not.
+#[test]
+fn pg_rewind() {
+    let directory = TestDirectory::new("t210_rewind");
+    let mut old = archiving(&directory, Major::Pg15, "a").start();
+    let pgark = Pgark::new(&directory, "p", Some(&old));
+    let _ = pgark.run(&["init", "--no-encryption"]).expect(0);
+    let command = pgark.shell("archive-get %f %p");
+    old.configure(&format!("restore_command = '{command}'\n"));
+    archive_with(&old, &pgark);
+    let mut heir = old.standby(&directory, "b");
+    for cluster in [&mut old, &mut heir] {
+        cluster.log_mut().allow("terminating walreceiver process");
+    }
+    heir.configure("archive_command = '/bin/true'\n");
+    heir.start();
+    old.psql("CREATE TABLE t (n int); INSERT INTO t VALUES (1)");
+    heir.wait_for(ROWS, "1", SOON);
+    heir.promote();
+    // pg_rewind reads the new timeline in the control file.
+    heir.psql("INSERT INTO t VALUES (2); CHECKPOINT");
+    let apart: Vec<String> = (0..5)
+        .map(|_| {
+            old.psql("INSERT INTO t VALUES (666)");
+            switch(&old)
+        })
+        .collect();
+    old.wait_archived(&apart[4], SOON);
+    old.stop(StopMode::Fast);
+    for segment in &apart {
+        // The checkpoint of the shutdown may have recycled it.
+        let _ = std::fs::remove_file(old.data().join("pg_wal").join(segment));
+    }
+    let agent = pgark.agent(&[]);
+    let mut rewind = Major::Pg15.command("pg_rewind");
+    rewind.args(["--restore-target-wal", "--write-recovery-conf"]);
+    rewind.arg("--target-pgdata").arg(old.data());
+    rewind.arg("--source-server").arg(heir.conninfo("postgres"));
+    let output = rewind.current_dir(directory.path()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let count = |name| crate::archive::counter(&directory, &pgark, name);
+    let stats = crate::archive::ask(&directory, &pgark, 0, b"PGARK1 STATS\n");
+    assert!(count("fetched") >= 4, "{stats} {output:?}");
+    assert_eq!(count("prefetch_hits"), 0);
+    let spool = std::fs::read_dir(pgark.state().join("get")).unwrap();
+    assert_eq!(spool.count(), 0, "nothing was fetched ahead");
+    drop(agent);
+    old.start();
+    old.wait_for(ROWS, "1,2", SOON);
+    old.stop(StopMode::Fast);
 }

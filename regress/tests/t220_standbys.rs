@@ -221,6 +221,9 @@ fn standby_only() {
     let mut pair = pair(&directory, Major::Pg15, "on");
     pair.beside
         .configure("[backup]\narchive_timeout_seconds = 3\n");
+    // The backup ends within a segment, which only the primary can end.
+    pair.primary
+        .psql("CREATE TABLE t AS SELECT generate_series(1, 100) AS n");
     caught_up(&pair);
     let failed = pair.beside.run(&["backup"]).expect(20);
     assert!(
@@ -233,19 +236,17 @@ fn standby_only() {
 
     let mut patient = Pgark::new(&directory, "r", Some(&pair.standby));
     patient.configure("[backup]\narchive_timeout_seconds = 60\n");
-    let backup = start_backup(&patient, &[]);
-    let waits = "SELECT pg_sleep(0)";
-    pair.standby.psql(waits);
-    wait_until("the backup waits for its WAL", SOON, || {
+    let mut backup = start_backup(&patient, &[]);
+    wait_until("the second backup has begun", SOON, || {
         let begun = std::fs::read_dir(directory.join("repository/sessions")).unwrap();
         begun.count() >= 2
     });
-    let mut backup = backup;
     wait_until("the backup is done once the primary switches", SOON, || {
         let _ = switch(&pair.primary);
         backup.try_wait().unwrap().is_some()
     });
-    let _ = finish(backup).expect(0);
+    let done = finish(backup).expect(0);
+    assert!(done.stderr.contains("no primary_conninfo"), "{done:?}");
     assert_eq!(labels(&patient), 1);
     let mut restored = Cluster::over(&directory, Major::Pg15, "c");
     let target = restored.data().to_str().unwrap();
@@ -259,7 +260,10 @@ fn standby_only() {
 #[test]
 fn promoted_in_mid_backup() {
     let directory = TestDirectory::new("t220_mid");
-    let pair = pair(&directory, Major::Pg15, "on");
+    let mut pair = pair(&directory, Major::Pg15, "on");
+    pair.standby
+        .log_mut()
+        .allow("aborting backup due to backend exiting");
     caught_up(&pair);
     let backup = start_backup(&pair.beside, &[("PGARK_FAULT_SLEEP", "backup:copied=5")]);
     wait_for_backup(&directory, &pair.standby);

@@ -97,6 +97,8 @@ fn push_and_backup_onto_a_full_disk() {
         .wal_segment_mib(1)
         .init();
     let pgark = install(&directory, &cluster);
+    // archive-push logs into the server's log.
+    cluster.log_mut().allow("(code disk_full)");
     cluster.log_mut().allow("archiv");
     cluster
         .log_mut()

@@ -9,7 +9,7 @@
 
 use pgark_regress::process::{self, wait_until};
 use pgark_regress::recovery::archived;
-use pgark_regress::{Cluster, Major, Output, Pgark, TestDirectory, tools};
+use pgark_regress::{Cluster, Major, Output, Pgark, TestDirectory, account, tools};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -25,8 +25,11 @@ fn a_panic_is_134_in_every_verb() {
         .log_mut()
         .allow("aborting backup due to backend exiting");
     let segment = cluster.archive_all();
+    // A copy: the server removes the file at a checkpoint.
+    let wal = directory.folder("w").join(&segment);
+    std::fs::copy(cluster.data().join("pg_wal").join(&segment), &wal).unwrap();
+    account::give(&wal);
     pgark.backup();
-    let wal = cluster.data().join("pg_wal").join(&segment);
     let (wal, target) = (wal.to_str().unwrap(), directory.folder("r").join("data"));
     let target = target.to_str().unwrap();
     let got = directory.join("r/RECOVERYXLOG");

@@ -212,7 +212,7 @@ fn manifest(finished: &Finished<'_>, session: &Session) -> Manifest {
         tablespace_map: finished.stopped.tablespace_map.clone(),
         tablespaces: finished.tablespaces.clone(),
         corrupt_pages: corrupt
-            .filter_map(|(file, block)| {
+            .filter_map(|(file, block, _)| {
                 Some(CorruptPage {
                     path: path_of(*file)?,
                     block: *block,

@@ -39,7 +39,6 @@ pub(super) struct Shared {
     pub(super) digest_key: [u8; 32],
     pub(super) data_checksums: bool,
     pub(super) segment_blocks: u32,
-    pub(super) start_lsn: Lsn,
     pub(super) compression_level: i32,
 }
 
@@ -65,8 +64,8 @@ pub(super) struct Copy {
     pub(super) files: HashMap<usize, Copied>,
     pub(super) layers: super::meta::Written,
     pub(super) packs: Vec<Sealed>,
-    /// (position, block) of pages that failed their checksum.
-    pub(super) corrupt: Vec<(usize, u32)>,
+    /// (position, block, the LSN it bears) of pages that failed their checksum.
+    pub(super) corrupt: Vec<(usize, u32, Lsn)>,
 }
 
 #[derive(Debug)]
@@ -387,7 +386,7 @@ struct Joiner<'a> {
     meta: MetaWriter,
     open: HashMap<usize, Vec<Part>>,
     files: HashMap<usize, Copied>,
-    corrupt: Vec<(usize, u32)>,
+    corrupt: Vec<(usize, u32, Lsn)>,
 }
 
 impl<'a> Joiner<'a> {
@@ -404,7 +403,7 @@ impl<'a> Joiner<'a> {
     fn part(&mut self, part: Part) -> Result<()> {
         let file = part.file;
         self.corrupt
-            .extend(part.corrupt.iter().map(|block| (file, *block)));
+            .extend(part.corrupt.iter().map(|(block, lsn)| (file, *block, *lsn)));
         let size = self.scan.get(file).map_or(0, |found| found.size);
         let expected = if size > BATCH_BYTES {
             size.div_ceil(TASK_BYTES)
@@ -445,7 +444,7 @@ impl<'a> Joiner<'a> {
     ) -> Result<(
         HashMap<usize, Copied>,
         super::meta::Written,
-        Vec<(usize, u32)>,
+        Vec<(usize, u32, Lsn)>,
     )> {
         Ok((self.files, self.meta.finish()?, self.corrupt))
     }

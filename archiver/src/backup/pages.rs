@@ -6,6 +6,7 @@ use crate::repository::format::layer::PageRun;
 use crate::repository::format::{FRAME_PAGES, FrameClass};
 use crate::repository::layer::{bitmap, set_bit};
 use crate::{Error, Result};
+use pgark_types::Lsn;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -31,8 +32,9 @@ pub(super) struct Part {
     pub(super) tail: Vec<u8>,
     /// CRC-32C of the range.
     pub(super) crc32c: u32,
-    /// Blocks, counted from the file's start, that failed their checksum.
-    pub(super) corrupt: Vec<u32>,
+    /// Blocks, counted from the file's start, that failed their checksum and did not change, with
+    /// the LSN they bear.
+    pub(super) corrupt: Vec<(u32, Lsn)>,
     /// False when the file has vanished since the scan.
     pub(super) present: bool,
 }
@@ -148,15 +150,16 @@ impl PagePacker {
         let (pages, tail) = bytes.as_chunks_mut::<BLOCK_SIZE>();
         for (at, page) in (0..).zip(pages.iter_mut()) {
             let zero = page::is_zero(page);
-            let corrupt = !zero && !check.page(page, at)?;
+            let sound = zero || check.page(page, at)?;
             let Some(part) = self.parts.get_mut(number) else {
                 continue;
             };
             let local = part.blocks;
             part.blocks += 1;
             set_bit(&mut part.bitmap, local);
-            if corrupt {
-                part.corrupt.push(check.block + at);
+            if !sound {
+                let lsn = page::PageHeader::parse(page).lsn;
+                part.corrupt.push((check.block + at, lsn));
             }
             if zero {
                 set_bit(&mut part.zero_bitmap, local);
@@ -236,8 +239,9 @@ struct PageCheck<'a> {
 
 impl PageCheck<'_> {
     /// Checks the page's checksum. A page that is being written is read again: it is sound once
-    /// its checksum matches, and harmless when it keeps changing or is newer than the backup's
-    /// start, since WAL replay then replaces it. False: corrupt in the data directory itself.
+    /// its checksum matches, and harmless when it keeps changing, since WAL replay then replaces
+    /// it. False: corrupt in the data directory itself, unless its LSN shows that replay will
+    /// replace it.
     fn page(&self, page: &mut [u8; BLOCK_SIZE], at: u32) -> Result<bool> {
         let number = self
             .relation_block
@@ -260,7 +264,7 @@ impl PageCheck<'_> {
                 return Ok(true);
             }
         }
-        Ok(page::PageHeader::parse(page).lsn >= self.shared.start_lsn)
+        Ok(false)
     }
 }
 

@@ -21,7 +21,7 @@ use crate::wal::commit_index::relmap;
 use crate::wal::covered::{self, Sample};
 use crate::wal::relnames;
 use crate::{Error, Result};
-use pgark_types::{BackupLabel, SegmentName};
+use pgark_types::{BackupLabel, Lsn, SegmentName};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -144,7 +144,7 @@ impl Job<'_> {
         })?;
         crate::fault::point("backup:started");
         let scan = self.scan()?;
-        let copy = self.copy(&scan, started.lsn)?;
+        let mut copy = self.copy(&scan)?;
         crate::fault::point("backup:copied");
         // pg_control comes last: on a standby its minRecoveryPoint is where the copy becomes
         // consistent.
@@ -158,6 +158,10 @@ impl Job<'_> {
         let timeline = label_file.start_timeline;
         let last = size.segment_no_before(stopped.lsn);
         let last_segment = SegmentName::new(timeline, last, size)?;
+        // A page changed since the start is written whole in the backup's WAL, and replay replaces it.
+        // An LSN beyond the stop is no proof of that but damage itself.
+        let replaced = started.lsn..=stopped.lsn;
+        copy.corrupt.retain(|(_, _, lsn)| !replaced.contains(lsn));
         report_corrupt(&scan.entries, &copy.corrupt);
         self.wait_for_wal(&label_file, last)?;
         let sample = Sample {
@@ -215,7 +219,7 @@ impl Job<'_> {
         Ok(scan)
     }
 
-    fn copy(&mut self, scan: &Scan, start_lsn: pgark_types::Lsn) -> Result<copy::Copy> {
+    fn copy(&mut self, scan: &Scan) -> Result<copy::Copy> {
         let total = scan.entries.iter().map(|found| found.size).sum();
         let limit = self.options.read_bytes_per_second_max;
         let cancel = CancelToken::default();
@@ -228,7 +232,6 @@ impl Job<'_> {
             digest_key: *self.repository.digest_key(),
             data_checksums: self.control.data_checksum_version != 0,
             segment_blocks: self.control.segment_blocks,
-            start_lsn,
             compression_level: self.config.backup.compression_level,
         };
         let threads = threads(self.options.parallel.unwrap_or(self.config.backup.parallel));
@@ -373,8 +376,8 @@ fn config_file(path: &Path) -> Result<Option<Found>> {
     }))
 }
 
-fn report_corrupt(scan: &[Found], corrupt: &[(usize, u32)]) {
-    for (file, block) in corrupt {
+fn report_corrupt(scan: &[Found], corrupt: &[(usize, u32, Lsn)]) {
+    for (file, block, _) in corrupt {
         let path = scan.get(*file).map_or("?", |found| found.path.0.as_str());
         tracing::error!(
             code = "page_corrupt",

@@ -260,7 +260,6 @@ fn shared(repository: &Repository, clock: &SharedClock, control: &ControlFile) -
         digest_key: *repository.digest_key(),
         data_checksums: true,
         segment_blocks: control.segment_blocks,
-        start_lsn: START,
         compression_level: 1,
     }
 }

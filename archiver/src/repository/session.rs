@@ -182,7 +182,8 @@ impl Session {
             let stands = read_end(&self.repository, self.ulid);
             let ours = matches!(&stands, Ok(Some(stands)) if *stands == end);
             match put {
-                _ if ours => {}
+                // It can be read, which does not make it durable: the put may have failed in its fsync.
+                _ if ours => self.repository.storage().make_durable(&key)?,
                 Ok(_) => return stands.and(Err(fenced(self.ulid))),
                 Err(error) => return Err(error),
             }

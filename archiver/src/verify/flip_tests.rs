@@ -71,15 +71,7 @@ fn repository() -> SharedStorage {
         &sealed::seal(&serde_json::json!({"at": clock.now()})).unwrap(),
     );
     let aborted = BackupLabel::new(clock.now(), 9);
-    drop(
-        Session::begin(
-            &repository,
-            crate::clock::SharedClock::clone(&clock),
-            NAME,
-            &aborted,
-        )
-        .unwrap(),
-    );
+    drop(Session::begin(&repository, Arc::clone(&clock), NAME, &aborted).unwrap());
     let map = relmap::RelationMap {
         lsn: Lsn(0x90_0100),
         time: clock.now(),
