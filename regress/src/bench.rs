@@ -322,9 +322,7 @@ impl<'a> Bench<'a> {
         } else {
             (tool.archive_command(), "")
         };
-        // The archiver that loads a library is a new process: it is there before the clock starts.
-        self.archiving.set("", library);
-        std::thread::sleep(Duration::from_secs(1));
+        self.archiving.use_library(library);
         let watch = Watch {
             agent: tool.agent(),
             archiver: Some(self.archiving.archiver()),
