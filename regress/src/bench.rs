@@ -322,9 +322,7 @@ impl<'a> Bench<'a> {
         } else {
             (tool.archive_command(), "")
         };
-        // The archiver that loads a library is a new process: it is there before the clock starts.
-        self.archiving.set("", library);
-        std::thread::sleep(Duration::from_secs(1));
+        self.archiving.use_library(library);
         let watch = Watch {
             agent: tool.agent(),
             archiver: Some(self.archiving.archiver()),
@@ -379,8 +377,11 @@ impl<'a> Bench<'a> {
                 };
                 drop_caches();
                 let (argv, cost) = measure(watch, tool.name(), self.directory.path(), || {
-                    let argv = segments.iter().map(|name| fetch(name)).next_back();
-                    (argv.unwrap_or_default(), watch)
+                    let mut argv = Vec::new();
+                    for name in segments {
+                        argv = fetch(name);
+                    }
+                    (argv, watch)
                 });
                 let mut hasher = blake3::Hasher::new();
                 if run == 1 {

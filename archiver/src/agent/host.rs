@@ -54,8 +54,14 @@ impl WalFile {
     }
 
     /// Its bytes, as many as it had when it was opened.
-    pub(super) fn read(mut self) -> Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(usize::try_from(self.key.size).unwrap_or(0));
+    pub(super) fn read(self) -> Result<Vec<u8>> {
+        self.read_into(Vec::new())
+    }
+
+    /// As [`WalFile::read`], in the memory of `bytes`, whose content is lost.
+    pub(super) fn read_into(mut self, mut bytes: Vec<u8>) -> Result<Vec<u8>> {
+        bytes.clear();
+        bytes.reserve_exact(usize::try_from(self.key.size).unwrap_or(0));
         (&mut self.file)
             .take(self.key.size.saturating_add(1))
             .read_to_end(&mut bytes)

@@ -267,12 +267,16 @@ impl Pusher {
     }
 
     fn work(&self) {
+        // One segment after another goes through the same memory while there is work: fresh pages
+        // for each cost as much as compressing it.
+        let mut buffer = Vec::new();
         loop {
             let mut tasks = self.lock();
             let key = loop {
                 if let Some(key) = tasks.queue.pop_front() {
                     break key;
                 }
+                buffer = Vec::new();
                 let waited = self.changed.wait(tasks);
                 tasks = waited.unwrap_or_else(PoisonError::into_inner);
             };
@@ -280,12 +284,12 @@ impl Pusher {
                 task.state = State::Running;
             }
             drop(tasks);
-            self.store(key);
+            self.store(key, &mut buffer);
         }
     }
 
-    fn store(&self, key: FileKey) {
-        match self.store_file(key) {
+    fn store(&self, key: FileKey, buffer: &mut Vec<u8>) {
+        match self.store_file(key, buffer) {
             Ok((outcome, repos)) => {
                 fault::point("push:before_ack");
                 self.finish(key, Ok(()));
@@ -323,7 +327,7 @@ impl Pusher {
         !known
     }
 
-    fn store_file(&self, key: FileKey) -> Result<Pushed> {
+    fn store_file(&self, key: FileKey, buffer: &mut Vec<u8>) -> Result<Pushed> {
         let file = self.host.open_wal(key.file)?;
         if file.key != key {
             return Err(Error::unavailable(
@@ -335,11 +339,16 @@ impl Pusher {
             level: self.config.wal.compression_level,
             identity: Some(file.identity),
         };
-        let bytes = Arc::new(file.read()?);
+        let bytes = Arc::new(file.read_into(std::mem::take(buffer))?);
         let repos = Repositories::open(&self.config)?;
         let name = self.config.cluster_name();
         let clock: SharedClock = Arc::new(SystemClock);
-        push::push_all(repos, name, key.file, &bytes, options, &clock)
+        let pushed = push::push_all(repos, name, key.file, &bytes, options, &clock);
+        // A slow best-effort repository may still be reading it.
+        if let Ok(bytes) = Arc::try_unwrap(bytes) {
+            *buffer = bytes;
+        }
+        pushed
     }
 
     fn finish(&self, key: FileKey, result: Result<(), &Error>) {

@@ -44,20 +44,38 @@ impl<'a> Archiving<'a> {
         names
     }
 
-    /// The archiver's process id.
+    /// The archiver's process id. After it has ended, to change its library, the postmaster may
+    /// take a minute until it starts another.
     pub(super) fn archiver(&mut self) -> i32 {
-        let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'archiver';";
         let mut pid = None;
-        process::wait_until("the archiver runs", Duration::from_secs(20), || {
-            pid = self.session.query(sql).unwrap().trim().parse().ok();
+        process::wait_until("the archiver runs", Duration::from_secs(120), || {
+            pid = self.archiver_now();
             pid.is_some()
         });
         pid.unwrap()
     }
 
+    fn archiver_now(&mut self) -> Option<i32> {
+        let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'archiver';";
+        self.session.query(sql).unwrap().trim().parse().ok()
+    }
+
+    /// The server's `archive_library` is `library` from now on, and an archiver that loads it runs.
+    pub(super) fn use_library(&mut self, library: &str) {
+        let before = self.session.query("SHOW archive_library;").unwrap();
+        let old = self.archiver();
+        self.set("", library);
+        if before.trim() != library {
+            process::wait_until("the old archiver ends", Duration::from_secs(120), || {
+                self.archiver_now() != Some(old)
+            });
+        }
+        self.archiver();
+    }
+
     /// Nothing is archived from now on.
     pub(super) fn off(&mut self) {
-        self.set("", "");
+        self.use_library("");
         std::thread::sleep(RELOAD);
     }
 
