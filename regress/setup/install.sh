@@ -11,7 +11,7 @@ packages="postgresql-15 gcc"
 case $want in
 demo) ;;
 test) packages="$packages postgresql-server-dev-15 libclang-14-dev binutils debootstrap" ;;
-bench) packages="$packages pgbackrest" ;;
+bench) packages="$packages postgresql-server-dev-15 libclang-14-dev binutils pgbackrest" ;;
 *)
     echo "usage: install.sh [demo|test|bench]" >&2
     exit 2
