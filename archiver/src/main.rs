@@ -49,9 +49,8 @@ fn abort_on_panic() {
 }
 
 fn trace(cli: &Cli) {
-    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log_level).unwrap_or_default();
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(tracing::Level::from(cli.log_level))
         // It would complain on standard error, and panic when that is what does not work: a full
         // disk under a log must not end the agent.
         .log_internal_errors(false)

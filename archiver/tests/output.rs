@@ -59,3 +59,16 @@ fn errors_that_are_lost_keep_their_exit_code() {
         assert_eq!(status.code(), Some(code), "{arguments:?}");
     }
 }
+
+/// With a level that nobody knows nothing at all would be logged, and archive-get says what it has to
+/// say in the log.
+#[test]
+fn a_misspelt_log_level_is_an_error() {
+    let output = pgark("/nowhere".as_ref(), &["archive-get", "x", "y"])
+        .env("PGARK_LOG_LEVEL", "warning")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(209));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("--log-level"), "{told}");
+}
