@@ -21,16 +21,17 @@ pub struct Cli {
     /// Print results as text or as one JSON object.
     #[arg(long, global = true, help_heading = GLOBAL, value_name = "FORMAT", value_enum, default_value = "text")]
     pub output: Output,
-    /// How much to log to standard error: error, warn, info, debug, trace.
+    /// How much to log to standard error.
     #[arg(
         long,
         global = true,
         help_heading = GLOBAL,
         value_name = "LEVEL",
+        value_enum,
         env = "PGARK_LOG_LEVEL",
         default_value = "info"
     )]
-    pub log_level: String,
+    pub log_level: LogLevel,
     /// Log as text or as JSON lines.
     #[arg(
         long,
@@ -45,6 +46,33 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// The least important log lines that are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogLevel {
+    /// What failed.
+    Error,
+    /// And what may fail soon.
+    Warn,
+    /// And what happened.
+    Info,
+    /// And why.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl From<LogLevel> for tracing::Level {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+            LogLevel::Trace => Self::TRACE,
+        }
+    }
 }
 
 /// How log lines look.

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Where the time and random numbers come from.
 pub trait Clock: Send + Sync {
@@ -33,6 +33,14 @@ impl Clock for SystemClock {
         let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
         bytes
     }
+}
+
+/// The instant `timeout` from now, or one in a far future for a timeout that no clock can hold.
+#[must_use]
+pub fn deadline(timeout: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+    let now = Instant::now();
+    now.checked_add(timeout.min(FAR)).unwrap_or(now)
 }
 
 /// A shared clock.

@@ -245,6 +245,15 @@ impl Config {
                 _ => return invalid(format!("repository.{name}.path must be an absolute path")),
             }
         }
+        let mut places = BTreeMap::new();
+        for (name, repository) in &self.repository {
+            let place = crate::places::resolve(repository.path.as_deref().unwrap_or(Path::new("")));
+            if let Some(other) = places.insert(place, name) {
+                return invalid(format!(
+                    "repositories \"{other}\" and \"{name}\" are one directory: two copies there are one"
+                ));
+            }
+        }
         for (key, level) in [
             ("wal.compression_level", self.wal.compression_level),
             ("backup.compression_level", self.backup.compression_level),

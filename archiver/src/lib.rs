@@ -15,6 +15,7 @@ pub mod crashsafe;
 pub mod error;
 pub mod exit_code;
 pub mod fault;
+pub mod places;
 pub mod postgres;
 pub mod progress;
 pub mod repository;

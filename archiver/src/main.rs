@@ -5,6 +5,7 @@ use pgark_archiver::cancel::CancelToken;
 use pgark_archiver::cli::{Cli, Command, ConfigCommand, LogFormat};
 use pgark_archiver::config::Config;
 use pgark_archiver::{Error, Result, commands, exit_code};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -24,7 +25,13 @@ fn main() -> ExitCode {
     };
     trace(&cli);
     match run(&cli) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => ExitCode::from(match commands::lost() {
+            Some(error) => {
+                report(&error);
+                code.max(exit_code::of(&error))
+            }
+            None => code,
+        }),
         Err(error) => {
             report(&error);
             ExitCode::from(exit_code::of(&error))
@@ -42,9 +49,11 @@ fn abort_on_panic() {
 }
 
 fn trace(cli: &Cli) {
-    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log_level).unwrap_or_default();
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(tracing::Level::from(cli.log_level))
+        // It would complain on standard error, and panic when that is what does not work: a full
+        // disk under a log must not end the agent.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     let builder = builder.with_target(false);
     match cli.log_format {
@@ -82,7 +91,9 @@ fn run(cli: &Cli) -> Result<u8> {
             commands::config::check(&cli.config, output)?;
         }
         Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "pgark", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "pgark", &mut script);
+            commands::print_text(String::from_utf8_lossy(&script).trim_end());
         }
     }
     Ok(exit_code::DONE)
@@ -120,13 +131,14 @@ fn cancel_on_signal() -> Result<CancelToken> {
     Ok(token)
 }
 
-#[expect(clippy::print_stderr, reason = "errors go to the user")]
+/// Errors go to the user. When they cannot, the exit code still says which kind it was.
 fn report(error: &Error) {
-    eprintln!("ERROR:  {error} (code {})", error.code());
+    let mut text = format!("ERROR:  {error} (code {})\n", error.code());
     if let Some(detail) = error.detail() {
-        eprintln!("DETAIL:  {detail}");
+        text += &format!("DETAIL:  {detail}\n");
     }
     if let Some(hint) = error.hint() {
-        eprintln!("HINT:  {hint}");
+        text += &format!("HINT:  {hint}\n");
     }
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }

@@ -595,6 +595,23 @@ fn servers(bench: &mut Bench<'_>, pgark: &Pgark, cluster: &Cluster<'_>, other: &
             Form::Hint,
         )
         .says("system identifier");
+    let control = std::fs::read(cluster.data().join("global/pg_control")).unwrap();
+    let copy = bench.directory.folder("copy");
+    bench.directory.folder("copy/global");
+    std::fs::write(copy.join("global/pg_control"), control).unwrap();
+    let copy = bench.config(
+        "copied",
+        &text.replace(&data(cluster), &copy.display().to_string()),
+    );
+    bench
+        .case(
+            "a copy of the server's data directory",
+            &copy,
+            "backup",
+            10,
+            Form::Hint,
+        )
+        .says("the server runs in");
     let foreign = text
         .replace(&data(cluster), &data(other))
         .replace(&conninfo(cluster), &conninfo(other));
@@ -642,6 +659,30 @@ fn servers(bench: &mut Bench<'_>, pgark: &Pgark, cluster: &Cluster<'_>, other: &
             Form::Hint,
         )
         .says("data directory");
+    let repository = bench.directory.join("repository");
+    bench
+        .case(
+            "a target within the repository",
+            pgark.config(),
+            &format!("restore --target-dir {}/new", repository.display()),
+            10,
+            Form::Hint,
+        )
+        .says("within a repository");
+    let twice = format!(
+        "{text}\n[repository.second]\nkind = \"posix\"\npath = \"{}/../repository\"\n",
+        repository.display()
+    );
+    let twice = bench.config("twice", &twice);
+    bench
+        .case(
+            "two repositories in one directory",
+            &twice,
+            "info",
+            10,
+            Form::Hint,
+        )
+        .says("one directory");
 }
 
 #[test]
@@ -680,7 +721,7 @@ fn bad_input() {
     restores(&mut bench, pgark.config(), &cluster, &targets);
     verbs(&mut bench, pgark.config());
     servers(&mut bench, &pgark, &cluster, &other);
-    assert_eq!(bench.cases.len(), 72, "cases");
+    assert_eq!(bench.cases.len(), 75, "cases");
     let before = snapshot(&directory);
     let mut wrong = Vec::new();
     for case in &bench.cases {

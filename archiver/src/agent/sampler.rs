@@ -5,6 +5,7 @@ use super::host::Host;
 use super::quiet_tail;
 use super::spawn;
 use super::stats::Stats;
+use crate::clock;
 use crate::config::Config;
 use crate::postgres::session::{self, Session};
 use crate::repository::{Repository, layout};
@@ -74,7 +75,7 @@ impl Sampler {
         let mut due = Instant::now();
         loop {
             if Instant::now() >= due {
-                due = Instant::now() + every;
+                due = clock::deadline(every);
                 if let Err(error) = self.sample() {
                     // Postgres may be down, restarting or being restored: not our alarm.
                     tracing::debug!("no coverage sample: {error}");

@@ -67,6 +67,7 @@ pub fn run(
     let section = config.require_cluster()?;
     let mut sql = SqlSession::connect(&section.conninfo, "pgark backup")?;
     let (server, control) = server::inspect(&mut sql, section)?;
+    crate::places::holds_no_repository(config, &server.data_directory)?;
     register(repository, config, &server, &control, clock)?;
     let label = new_label(clock);
     let session = Session::begin(repository, SharedClock::clone(clock), &section.name, &label)?;

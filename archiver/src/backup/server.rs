@@ -6,6 +6,7 @@ use crate::postgres::session::{Session, column};
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
 use pgark_types::{Lsn, SystemId, TimelineId};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// 4 GiB of 8 KiB blocks.
@@ -39,7 +40,7 @@ pub(super) fn inspect(session: &mut Session, cluster: &Cluster) -> Result<(Serve
         .with_hint("pgark supports Postgres 15 to 18."));
     }
     let shown = PathBuf::from(session.show("data_directory")?);
-    let data_directory = cluster.data_directory.clone().unwrap_or(shown);
+    let data_directory = cluster.data_directory.clone().unwrap_or(shown.clone());
     let (control, _) = ControlFile::read(&data_directory)?;
     let reported: SystemId = text(
         session,
@@ -60,6 +61,7 @@ pub(super) fn inspect(session: &mut Session, cluster: &Cluster) -> Result<(Serve
         ))
         .with_hint("Check conninfo and data_directory in [cluster]."));
     }
+    same_directory(session, &shown, &data_directory)?;
     check_layout(&control)?;
     let config_files = config_files(session, &data_directory)?;
     let config_file = session.show("config_file")?;
@@ -78,6 +80,48 @@ pub(super) fn inspect(session: &mut Session, cluster: &Cluster) -> Result<(Serve
             .with_hint("Set archive_mode = on and archive_command = 'pgark archive-push %p', then restart the server."));
     }
     Ok((server, control))
+}
+
+/// Makes sure that `data_directory` is the one the server runs in. A restored copy has the same
+/// system identifier, and a backup of its files with the server's LSNs would be worthless. A
+/// container may know the directory by another name (`shown`): the content of `postmaster.pid`
+/// tells then.
+///
+/// # Errors
+/// Kind Invalid, code `data_directory_mismatch`.
+pub(crate) fn same_directory(
+    session: &mut Session,
+    shown: &Path,
+    data_directory: &Path,
+) -> Result<()> {
+    let inode = |path: &Path| {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    };
+    if inode(data_directory).is_some_and(|own| inode(shown) == Some(own)) {
+        return Ok(());
+    }
+    // Process, directory and start time; what follows may change.
+    let start = |text: &str| text.lines().take(3).collect::<Vec<_>>().join("\n");
+    let here = std::fs::read_to_string(data_directory.join("postmaster.pid")).ok();
+    let there = text(session, "SELECT pg_read_file('postmaster.pid')").ok();
+    if let (Some(here), Some(there)) = (here, there)
+        && start(&here) == start(&there)
+    {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "data_directory_mismatch",
+        format!(
+            "\"{}\" is not the data directory of the server",
+            data_directory.display()
+        ),
+    )
+    .with_detail(format!(
+        "It is a copy: the server runs in \"{}\".",
+        shown.display()
+    ))
+    .with_hint("Check conninfo and data_directory in [cluster]."))
 }
 
 /// Refuses servers that were built with block or segment sizes pgark does not handle.

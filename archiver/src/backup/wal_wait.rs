@@ -1,6 +1,7 @@
 //! Waiting until the WAL that a backup needs is in the repository.
 
 use crate::cancel::CancelToken;
+use crate::clock::deadline;
 use crate::repository::Repository;
 use crate::wal::inventory::Inventory;
 use crate::{Error, Result};
@@ -30,21 +31,21 @@ pub(crate) fn wait(
     timeout: Duration,
     cancel: &CancelToken,
 ) -> Result<()> {
-    let deadline = Instant::now() + timeout;
+    let give_up = deadline(timeout);
     let mut pause = POLL_FIRST;
     loop {
         cancel.check()?;
         let Some(missing) = first_missing(repository, needed)? else {
             return Ok(());
         };
-        if Instant::now() >= deadline {
+        if Instant::now() >= give_up {
             return Err(Error::unavailable(
                 "wal_not_archived",
                 format!("WAL segment \"{missing}\" did not reach repository \"{}\" within {} s", repository.name(), timeout.as_secs()),
             )
             .with_hint("Look at archive_command in the server's log and at pg_stat_archiver; \"pgark check\" tries it."));
         }
-        std::thread::sleep(pause.min(deadline.saturating_duration_since(Instant::now())));
+        std::thread::sleep(pause.min(give_up.saturating_duration_since(Instant::now())));
         pause = (pause * 2).min(POLL_MAX);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::output::{Output, print_json, print_text};
 use crate::agent::client;
-use crate::backup::server::check_layout;
+use crate::backup::server::{check_layout, same_directory};
 use crate::backup::wal_wait::{self, Needed};
 use crate::cancel::CancelToken;
 use crate::clock::SystemClock;
@@ -189,7 +189,7 @@ fn server(
 
 fn data_directory(section: &Cluster, session: &mut Session) -> Result<(ControlFile, String)> {
     let shown = PathBuf::from(session.show("data_directory")?);
-    let directory = section.data_directory.clone().unwrap_or(shown);
+    let directory = section.data_directory.clone().unwrap_or(shown.clone());
     let (control, _) = ControlFile::read(&directory)?;
     let row = session.query_one(
         "SELECT system_identifier::text FROM pg_control_system()",
@@ -206,6 +206,7 @@ fn data_directory(section: &Cluster, session: &mut Session) -> Result<(ControlFi
         )
         .with_hint("Check conninfo and data_directory in [cluster]."));
     }
+    same_directory(session, &shown, &directory)?;
     check_layout(&control)?;
     Ok((control, directory.display().to_string()))
 }

@@ -4,7 +4,7 @@ use super::output::{Output, print_json, print_text, repository_unknown};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::storage::posix::PosixStorage;
-use crate::{Error, Result, repository};
+use crate::{Error, Result, places, repository};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -45,18 +45,9 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
     let mut there_already = None;
     for (name, section, _) in wanted {
         let path = section.path.clone().unwrap_or_default();
-        if let Some(data_directory) = config
-            .cluster
-            .as_ref()
-            .and_then(|c| c.data_directory.as_ref())
-            && path.starts_with(data_directory)
-        {
-            return Err(Error::invalid(
-                "repository_in_data_directory",
-                "a repository must not lie within the data directory it backs up",
-            )
-            .with_hint("Choose a path outside, best on another disk or host."));
-        }
+        let cluster = config.cluster.as_ref();
+        let data_directory = cluster.and_then(|c| c.data_directory.as_deref());
+        places::outside_data_directories(&path, data_directory)?;
         let storage: crate::storage::SharedStorage = Arc::new(PosixStorage::create(path.clone())?);
         match repository::create(&storage, &SystemClock) {
             Err(e) if e.code() == "repository_exists" && args.repository.is_none() => {

@@ -4,6 +4,8 @@ use crate::config::Config;
 use crate::repository::Repository;
 use crate::{Error, Result};
 use serde_json::{Value, json};
+use std::io::{self, Write as _};
+use std::sync::{Mutex, PoisonError};
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -15,19 +17,41 @@ pub enum Output {
     Json,
 }
 
+/// Why a result could not be printed; the first failure.
+static LOST: Mutex<Option<io::Error>> = Mutex::new(None);
+
+/// The failure to print a result, if there was one. A reader that has seen enough and closed the
+/// pipe is none.
+#[must_use]
+pub fn lost() -> Option<Error> {
+    let lost = LOST.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+    if lost.kind() == io::ErrorKind::BrokenPipe {
+        return None;
+    }
+    let error = Error::io("could not print the result", lost);
+    Some(error.with_hint("What was to be done is done: only its report is lost."))
+}
+
+/// Prints a line. What fails is kept for [`lost`]: nobody's backup ends because of the output, and
+/// `println!` would panic.
+fn print_line(line: &dyn std::fmt::Display) {
+    let mut lost = LOST.lock().unwrap_or_else(PoisonError::into_inner);
+    if lost.is_none() {
+        *lost = writeln!(io::stdout().lock(), "{line}").err();
+    }
+}
+
 /// Prints `value`, an object, with `"format": 1` added.
-#[expect(clippy::print_stdout, reason = "the one place that prints results")]
 pub(super) fn print_json(mut value: Value) {
     if let Value::Object(fields) = &mut value {
         fields.insert("format".to_owned(), json!(1));
     }
-    println!("{value:#}");
+    print_line(&format_args!("{value:#}"));
 }
 
 /// Prints lines for people.
-#[expect(clippy::print_stdout, reason = "the one place that prints results")]
-pub(super) fn print_text(text: impl std::fmt::Display) {
-    println!("{text}");
+pub fn print_text(text: impl std::fmt::Display) {
+    print_line(&text);
 }
 
 /// Opens the repository called `name`; without a name the first required one.

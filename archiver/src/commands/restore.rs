@@ -5,7 +5,7 @@ use crate::cancel::CancelToken;
 use crate::config::{self, Config};
 use crate::crashsafe::{RealFs, SharedFs};
 use crate::restore::{self, Archiving, Destination, Execution, Outcome, Plan, Request};
-use crate::{Error, Result};
+use crate::{Error, Result, places};
 use pgark_types::{BackupLabel, Lsn, RecoveryTarget, TargetAction, TargetTimeline};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -110,6 +110,7 @@ pub fn run(
     let (plan, backup) = restore::plan(&repository, &request)?;
     let map: BTreeMap<String, PathBuf> = args.tablespace_map.iter().cloned().collect();
     let destination = Destination::new(&target, &plan.manifest.tablespaces, &map)?;
+    places::apart_from_repositories(config, &target, destination.tablespaces.values())?;
     if output == Output::Text {
         print_plan(&plan, &destination, args);
     }

@@ -21,6 +21,20 @@ const STALE: &[&str] = &[
     "archive_cleanup_command",
 ];
 
+/// Settings that the configuration files of the original may hold from an earlier recovery, or from
+/// its life as a standby. Postgres allows one target alone, and a stale one would end recovery
+/// early. Emptied before ours is set: Postgres applies them in the order of the file, and an empty
+/// one behind ours counts as a second target.
+const EMPTIED: &[&str] = &[
+    "recovery_target",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_xid",
+    "recovery_target_lsn",
+    "recovery_end_command",
+    "archive_cleanup_command",
+];
+
 /// What to do about `archive_mode` and the like in the restored cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Archiving {
@@ -51,6 +65,12 @@ pub(super) fn auto_conf(
     let mut set = |name: &str, value: &str| {
         let _ = writeln!(text, "{name} = '{}'", value.replace('\'', "''"));
     };
+    for name in EMPTIED {
+        set(name, "");
+    }
+    if standby.is_none() {
+        set("recovery_min_apply_delay", "0");
+    }
     set("restore_command", restore_command);
     // A recovery gets the number that was planned; a standby must be able to follow a promotion.
     let timeline = match standby {
