@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::repository::Repository;
 use crate::{Error, Result};
 use serde_json::{Value, json};
+use std::io::Write;
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -16,18 +17,26 @@ pub enum Output {
 }
 
 /// Prints `value`, an object, with `"format": 1` added.
-#[expect(clippy::print_stdout, reason = "the one place that prints results")]
 pub(super) fn print_json(mut value: Value) {
     if let Value::Object(fields) = &mut value {
         fields.insert("format".to_owned(), json!(1));
     }
-    println!("{value:#}");
+    print_text(format_args!("{value:#}"));
 }
 
-/// Prints lines for people.
-#[expect(clippy::print_stdout, reason = "the one place that prints results")]
+/// Prints lines for people. Whoever reads them may have read enough (`pgark info | head -1`): that
+/// ends neither the work nor the exit code.
 pub(super) fn print_text(text: impl std::fmt::Display) {
-    println!("{text}");
+    if let Err(e) = write_line(&mut std::io::stdout().lock(), text) {
+        tracing::error!("could not write to standard output: {e}");
+    }
+}
+
+fn write_line(out: &mut impl Write, text: impl std::fmt::Display) -> std::io::Result<()> {
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
 }
 
 /// Opens the repository called `name`; without a name the first required one.
@@ -62,4 +71,32 @@ pub(super) fn repository_unknown(name: &str) -> Error {
 /// Bytes for people.
 pub(super) fn human_bytes(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+
+    struct Failing(ErrorKind);
+
+    impl Write for Failing {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_left_is_no_error() {
+        assert!(write_line(&mut Failing(ErrorKind::BrokenPipe), "x").is_ok());
+        let full = write_line(&mut Failing(ErrorKind::StorageFull), "x");
+        assert_eq!(full.unwrap_err().kind(), ErrorKind::StorageFull);
+        let mut out = Vec::new();
+        write_line(&mut out, "x").unwrap();
+        assert_eq!(out, b"x\n");
+    }
 }
