@@ -7,6 +7,8 @@ pub mod branch;
 mod configure;
 #[cfg(test)]
 mod crash_tests;
+#[cfg(test)]
+mod delta_tests;
 mod destination;
 mod fetch;
 mod files;

@@ -3,17 +3,18 @@
 use super::MARKER_FILE_NAME;
 use super::destination::Destination;
 use super::run::Marker;
+use crate::places::resolve;
 use crate::postgres::control_file::ControlFile;
 use crate::repository::format::manifest::Manifest;
 use crate::{Error, Result};
 use pgark_types::SystemId;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Checks the destination.
 ///
 /// # Errors
-/// Kind Invalid: a directory in use, a running server, a delta restore over another cluster;
-/// Unavailable: not enough room.
+/// Kind Invalid: a directory in use, a running server, a delta restore over another cluster or over
+/// tablespaces that are not the target's, two tablespaces in one directory; Unavailable: not enough room.
 pub fn preflight(manifest: &Manifest, destination: &Destination, delta: bool) -> Result<()> {
     let target = &destination.target;
     refuse_running_server(target)?;
@@ -30,9 +31,42 @@ pub fn preflight(manifest: &Manifest, destination: &Destination, delta: bool) ->
             "Choose an empty directory, or use --delta to bring this one to the backup's state.",
         ));
     }
+    tablespaces(manifest, destination, delta)?;
+    if delta {
+        Ok(())
+    } else {
+        enough_room(manifest, target)
+    }
+}
+
+/// Checks the places of the tablespaces. A delta restore overwrites only those that belong to its
+/// target: a copy's tablespaces go where the original's are unless they are mapped, and the original
+/// may be running there.
+fn tablespaces(manifest: &Manifest, destination: &Destination, delta: bool) -> Result<()> {
+    let target = &destination.target;
+    let own = if delta {
+        own_places(target)?
+    } else {
+        Vec::new()
+    };
+    let mut taken = Vec::new();
     for (oid, place) in &destination.tablespaces {
+        let resolved = resolve(place);
+        if resolved.starts_with(resolve(target)) {
+            return Err(Error::invalid(
+                "tablespace_map",
+                format!("tablespace {oid} must not lie within the target directory"),
+            ));
+        }
+        if taken.contains(&resolved) {
+            return Err(Error::invalid(
+                "tablespace_map",
+                format!("two tablespaces would share \"{}\"", resolved.display()),
+            ));
+        }
         let version = place.join(version_directory(manifest));
-        if !delta && !is_empty(&version)? {
+        let empty = is_empty(&version)?;
+        if !empty && !delta {
             return Err(Error::invalid(
                 "tablespace_not_empty",
                 format!(
@@ -42,13 +76,45 @@ pub fn preflight(manifest: &Manifest, destination: &Destination, delta: bool) ->
             )
             .with_hint("Give it another place with --tablespace-map OLD=NEW, or use --delta."));
         }
+        if !empty && !own.contains(&resolved) {
+            return Err(Error::invalid(
+                "tablespace_foreign",
+                format!(
+                    "the place of tablespace {oid}, \"{}\", is not empty and does not belong to \"{}\"",
+                    version.display(),
+                    target.display()
+                ),
+            )
+            .with_hint("It may be in use by the original: give it another place with --tablespace-map OLD=NEW, the one it had before in this copy. If no server uses it any more, empty it first."));
+        }
+        taken.push(resolved);
         parent_exists(place)?;
     }
-    if delta {
-        Ok(())
-    } else {
-        enough_room(manifest, target)
+    Ok(())
+}
+
+/// The places of the tablespaces that `target` has: by its links, and by its marker, since an
+/// interrupted restore may have lost a link and kept what it wrote.
+fn own_places(target: &Path) -> Result<Vec<PathBuf>> {
+    let links = target.join("pg_tblspc");
+    let error = |e| {
+        Error::io(
+            format!("could not read directory \"{}\"", links.display()),
+            e,
+        )
+    };
+    let mut places = Marker::read(target)?.map_or_else(Vec::new, |marker| marker.tablespaces);
+    match std::fs::read_dir(&links) {
+        Ok(entries) => {
+            for entry in entries {
+                // What is no link is a tablespace in place, below the target anyway.
+                places.extend(std::fs::read_link(entry.map_err(error)?.path()));
+            }
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(error(e)),
     }
+    Ok(places.iter().map(|place| resolve(place)).collect())
 }
 
 /// The name of the directory that one server version has in a tablespace.

@@ -27,6 +27,9 @@ use std::time::{Duration, Instant};
 pub(super) struct Marker {
     pub(super) system_identifier: SystemId,
     pub(super) backup: BackupLabel,
+    /// Where it puts tablespaces: what is there belongs to this directory from now on.
+    #[serde(default)]
+    pub(super) tablespaces: Vec<PathBuf>,
 }
 
 impl Marker {
@@ -122,9 +125,17 @@ impl Job<'_> {
         let fs = self.execution.fs.as_ref();
         let target = &self.execution.destination.target;
         create_directory(fs, target, 0o700)?;
+        sync_parent(fs, target)?;
         let marker = Marker {
             system_identifier: self.backup.manifest.postgres.system_identifier,
             backup: self.backup.manifest.label.clone(),
+            tablespaces: self
+                .execution
+                .destination
+                .tablespaces
+                .values()
+                .cloned()
+                .collect(),
         };
         write_durable(
             fs,
@@ -243,6 +254,13 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// Whether a link stands for a directory of the data directory; a tablespace's does not: of that
+    /// only this version's directory counts.
+    fn leads_inside(&self, link: &Path) -> bool {
+        let tablespaces = self.execution.destination.target.join("pg_tblspc");
+        link.parent() != Some(tablespaces.as_path()) && link.is_dir()
+    }
+
     fn sweep(&self, directory: &Path, kept: &HashSet<PathBuf>) -> Result<()> {
         let fs = self.execution.fs.as_ref();
         let error = |e| Error::io(format!("could not clean \"{}\"", directory.display()), e);
@@ -250,9 +268,15 @@ impl Job<'_> {
             self.cancel.check()?;
             let entry = entry.map_err(error)?;
             let path = entry.path();
-            let is_dir = entry.file_type().map_err(error)?.is_dir();
+            let kind = entry.file_type().map_err(error)?;
+            let is_dir = kind.is_dir();
             if is_dir {
                 self.sweep(&path, kept)?;
+            } else if kind.is_symlink() && kept.contains(&path) && self.leads_inside(&path) {
+                // pg_wal on a disk of its own, say. Old WAL there would be replayed past the end of
+                // the plan; and that disk is not synced with the target's.
+                self.sweep(&path, kept)?;
+                fs.sync_file_system(&path).map_err(error)?;
             }
             if kept.contains(&path) || path.file_name().is_some_and(|n| n == MARKER_FILE_NAME) {
                 continue;
@@ -265,6 +289,22 @@ impl Job<'_> {
             .map_err(error)?;
         }
         Ok(())
+    }
+}
+
+/// Makes the entry of `target` itself durable: without it a crash would lose the marker with the
+/// directory, and keep what had gone to a tablespace.
+fn sync_parent(fs: &dyn crate::crashsafe::Fs, target: &Path) -> Result<()> {
+    let Some(parent) = target.parent() else {
+        return Ok(());
+    };
+    match fs.sync_dir(parent) {
+        // One that may not be read: the directory was made by somebody else, before.
+        Err(e) if e.kind() != std::io::ErrorKind::PermissionDenied => Err(Error::io(
+            format!("could not sync directory \"{}\"", parent.display()),
+            e,
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -5,6 +5,7 @@
 mod existing;
 
 use crate::clock::SharedClock;
+use crate::postgres::history_file::TimelineHistory;
 use crate::postgres::wal_page;
 use crate::repository::{Repository, layout};
 use crate::storage::Put;
@@ -54,7 +55,7 @@ pub struct PushOutcome {
 /// required is waited for no longer than [`patience::LIMIT`].
 ///
 /// # Errors
-/// Kind Data when a segment's header does not fit its name; Conflict, `cluster_mismatch` or
+/// Kind Data when a segment's header does not fit its name, or a history file cannot be read; Conflict, `cluster_mismatch` or
 /// `wal_conflict`; or the first error of a required repository, once all have been tried.
 pub fn push_bytes(
     repos: &[(Repository, bool)],
@@ -264,6 +265,10 @@ fn identify(
             "wal_empty",
             format!("WAL file {file} is empty"),
         ));
+    }
+    if let ArchiveFile::History(timeline) = file {
+        // One that cannot be read would stand in the way of every restore, and nothing is replaced.
+        TimelineHistory::parse(timeline, bytes)?;
     }
     if let ArchiveFile::Segment(segment) | ArchiveFile::Partial(segment) = file {
         let header = wal_page::validate_segment(bytes, segment)?;

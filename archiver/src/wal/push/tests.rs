@@ -131,6 +131,26 @@ fn a_foreign_segment_is_refused() {
     );
 }
 
+/// Nothing stored is ever replaced, and every restore reads the histories.
+#[test]
+fn history_files_that_cannot_be_read_are_refused() {
+    let repo = repository();
+    push(&repo, SEGMENT, &segment(77, 3, 1)).unwrap();
+    let refused = [
+        ("00000002.history", "garbage"),
+        ("00000002.history", "2\t0/300000\tx\n"),
+        ("00000001.history", "1\t0/300000\tx\n"),
+        ("00000003.history", "1\t0/300000\tx\n2\t0/200000\tx\n"),
+    ];
+    for (name, text) in refused {
+        let error = push(&repo, name, text.as_bytes()).unwrap_err();
+        assert_eq!(error.code(), "history_file_unreadable", "{name} {text:?}");
+    }
+    let key = layout::wal(ID, "00000002.history".parse().unwrap()).unwrap();
+    assert!(repo.storage().head(&key).unwrap().is_none());
+    push(&repo, "00000002.history", b"1\t0/300000\tx\n").unwrap();
+}
+
 #[test]
 fn history_files_take_their_identity_from_elsewhere() {
     let repo = repository();
