@@ -1,16 +1,18 @@
 //! `pgark info`.
 
 use super::output::{Output, human_bytes, print_json, print_text, repository_unknown};
-use crate::Result;
+use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::repository::Repository;
-use crate::repository::backups;
+use crate::repository::backups::{self, Found};
 use crate::repository::format::manifest::Label;
+use crate::repository::unfinished::{Sessions, Unfinished};
 use crate::restore::branch;
 use crate::wal::cluster;
 use crate::wal::inventory::{Inventory, TimelineWal};
 use crate::wal::target::{self, Archive, Window};
-use pgark_types::{SegmentSize, SystemId};
+use crate::{Error, Result};
+use pgark_types::{BackupLabel, SegmentSize, SystemId};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -30,6 +32,8 @@ struct Component {
     name: String,
     repository: String,
     labels: Vec<Label>,
+    unfinished: Vec<Unfinished>,
+    damaged: Vec<(BackupLabel, Error)>,
     wal: Vec<TimelineWal>,
     window: Option<Window>,
     conflicts: usize,
@@ -57,7 +61,8 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
             continue;
         }
         let repository = Repository::open(&name, storage)?;
-        let mut names: BTreeSet<String> = backups::components(&repository)?.into_iter().collect();
+        let sessions = Sessions::list(&repository)?;
+        let mut names: BTreeSet<String> = sessions.components(&repository)?.into_iter().collect();
         if cluster::current(&repository, config.cluster_name())?.is_some() {
             names.insert(config.cluster_name().to_owned());
         }
@@ -67,7 +72,7 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
                 .as_ref()
                 .is_none_or(|wanted| *wanted == component)
             {
-                found.push(describe(&repository, component)?);
+                found.push(describe(&repository, &sessions, component)?);
             }
         }
     }
@@ -78,8 +83,17 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
     Ok(())
 }
 
-fn describe(repository: &Repository, name: String) -> Result<Component> {
-    let labels = backups::committed(repository, &name)?;
+fn describe(repository: &Repository, sessions: &Sessions, name: String) -> Result<Component> {
+    let found = backups::list(repository, &name)?;
+    let unfinished = sessions.unfinished(repository, &name, &found, SystemClock.now())?;
+    let (mut labels, mut damaged) = (Vec::new(), Vec::new());
+    for found in found {
+        match found {
+            Found::Committed(label) => labels.push(*label),
+            Found::Damaged(label, error) => damaged.push((label, error)),
+            Found::Uncommitted(..) => {}
+        }
+    }
     let identity = match (labels.last(), cluster::current(repository, &name)?) {
         (_, Some(registered)) => Some((registered.system_identifier, registered.segment_size)),
         (Some(label), None) => Some((label.system_identifier, label.segment_size)),
@@ -89,6 +103,8 @@ fn describe(repository: &Repository, name: String) -> Result<Component> {
         name,
         repository: repository.name().to_owned(),
         labels,
+        unfinished,
+        damaged,
         wal: Vec::new(),
         window: None,
         conflicts: 0,
@@ -157,6 +173,8 @@ fn merge(found: &[Component]) -> Vec<Value> {
             "window": window.map(|w| json!({
                 "from": w.from_time, "to": w.to_time, "from_lsn": w.from_lsn, "to_lsn": w.to_lsn,
             })),
+            "unfinished": same.iter().flat_map(|c| c.unfinished.iter().map(|u| unfinished(c, u))).collect::<Vec<_>>(),
+            "damaged": same.iter().flat_map(|c| c.damaged.iter().map(|d| damaged(c, d))).collect::<Vec<_>>(),
             "conflicts": same.iter().map(|c| c.conflicts).sum::<usize>(),
         })
     });
@@ -177,6 +195,24 @@ fn backup(component: &Component, label: &Label) -> Value {
         "root_digest": label.root_digest,
         "annotations": label.annotations,
         "corrupt_pages": label.corrupt_page_count,
+    })
+}
+
+fn unfinished(component: &Component, unfinished: &Unfinished) -> Value {
+    json!({
+        "label": unfinished.label,
+        "repository": component.repository,
+        "kind": unfinished.kind,
+        "detail": unfinished.detail,
+    })
+}
+
+fn damaged(component: &Component, (label, error): &(BackupLabel, Error)) -> Value {
+    json!({
+        "label": label,
+        "repository": component.repository,
+        "code": error.code(),
+        "detail": error.to_string(),
     })
 }
 
@@ -226,6 +262,7 @@ fn text(found: &[Component]) -> String {
                 );
             }
         }
+        unfinished_text(&mut text, component);
         for wal in &component.wal {
             let _ = writeln!(
                 text,
@@ -258,4 +295,24 @@ fn text(found: &[Component]) -> String {
         }
     }
     text
+}
+
+fn unfinished_text(text: &mut String, component: &Component) {
+    for (label, error) in &component.damaged {
+        let _ = writeln!(
+            text,
+            "  ALERT: backup {label} is damaged: {error} (code {})",
+            error.code()
+        );
+    }
+    for unfinished in &component.unfinished {
+        let word = if unfinished.kind.is_finding() {
+            "ALERT"
+        } else {
+            "note"
+        };
+        let (label, detail) = (&unfinished.label, &unfinished.detail);
+        let kind = unfinished.kind.as_str();
+        let _ = writeln!(text, "  {word}: backup {label}: {detail} (code {kind})");
+    }
 }

@@ -185,6 +185,12 @@ pub fn cluster_prefix(name: &str) -> String {
     format!("clusters/{name}.json.")
 }
 
+/// `sessions/`.
+#[must_use]
+pub fn sessions_prefix() -> &'static str {
+    "sessions/"
+}
+
 /// `sessions/<ulid>/<what>`; `what` is `begin`, `hb-<n>`, `wal-pin` or `end`.
 ///
 /// # Errors

@@ -48,6 +48,10 @@ fn full() -> bool {
     std::env::var_os("PGARK_TEST_TIER").is_some_and(|tier| tier == "full")
 }
 
+fn now() -> DateTime<Utc> {
+    SeededClock::shared(0).now()
+}
+
 fn open(storage: &SharedStorage) -> Result<Repository> {
     Repository::open("flips", SharedStorage::clone(storage))
 }
@@ -227,7 +231,7 @@ fn examine(storage: &SharedStorage, truth: &Truth, flip: &Flip) -> bool {
         }
     };
     let cancel = CancelToken::default();
-    let report = verify(&repository, &Scope::All, Level::Bytes, &cancel).unwrap();
+    let report = verify(&repository, &Scope::All, Level::Bytes, now(), &cancel).unwrap();
     let named = |finding: &Finding| finding.object == flip.key.as_str();
     assert!(
         report.findings.iter().any(named),
@@ -263,7 +267,14 @@ fn examine(storage: &SharedStorage, truth: &Truth, flip: &Flip) -> bool {
 fn no_flip_goes_unnoticed() {
     let storage = repository();
     let whole = open(&storage).unwrap();
-    let sound = verify(&whole, &Scope::All, Level::Pages, &CancelToken::default()).unwrap();
+    let sound = verify(
+        &whole,
+        &Scope::All,
+        Level::Pages,
+        now(),
+        &CancelToken::default(),
+    )
+    .unwrap();
     assert_eq!(sound.findings, []);
     let (result, tree, startable) = restored(&whole);
     result.unwrap();
