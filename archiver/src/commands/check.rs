@@ -9,10 +9,11 @@ use crate::clock::{Clock as _, SystemClock};
 use crate::config::{Cluster, Config};
 use crate::postgres::control_file::ControlFile;
 use crate::postgres::session::{Session, column};
+use crate::repository::Repository;
 use crate::repository::backups::{self, Found};
 use crate::repository::unfinished::Sessions;
-use crate::repository::{Repository, layout};
 use crate::wal::cluster::{self, Identity, Reason};
+use crate::wal::conflicts;
 use crate::{Error, Result, exit_code};
 use pgark_types::{Lsn, SegmentName, TimelineId};
 use serde::Serialize;
@@ -105,7 +106,7 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
         checks.add(format!("backups {}", repository.name()), known);
         checks.add(
             format!("conflicts {}", repository.name()),
-            conflicts(config, repository),
+            quarantine(config, repository),
         );
     }
     let failed = checks.0.iter().any(|check| !check.ok);
@@ -331,15 +332,22 @@ fn backups(component: &str, repository: &Repository) -> Result<((), String)> {
 }
 
 /// A second content of a name, in quarantine, is an alert until an operator has looked.
-fn conflicts(config: &Config, repository: &Repository) -> Result<((), String)> {
-    let mut names = Vec::new();
+fn quarantine(config: &Config, repository: &Repository) -> Result<((), String)> {
+    let (mut names, mut acknowledged) = (Vec::new(), 0_usize);
     for registration in cluster::all(repository, config.cluster_name())? {
-        let prefix = layout::wal_conflict_prefix(registration.system_identifier);
-        let objects = repository.storage().list(&prefix)?;
-        names.extend(objects.into_iter().map(|o| o.key.to_string()));
+        let found = conflicts::list(repository, registration.system_identifier)?;
+        acknowledged += conflicts::count(&found).acknowledged;
+        let open = found.iter().filter(|c| c.acknowledgement.is_none());
+        names.extend(open.map(|conflict| conflict.key.to_string()));
     }
     if names.is_empty() {
-        return Ok(((), "no WAL is in quarantine".to_owned()));
+        return Ok((
+            (),
+            match acknowledged {
+                0 => "no WAL is in quarantine".to_owned(),
+                n => format!("{n} WAL files in quarantine, all acknowledged"),
+            },
+        ));
     }
     Err(Error::conflict(
         "wal_conflict",
@@ -349,5 +357,5 @@ fn conflicts(config: &Config, repository: &Repository) -> Result<((), String)> {
             names.join(", ")
         ),
     )
-    .with_hint("Two servers archive under one name: see docs/runbooks/wal-conflict.md."))
+    .with_hint("Two servers archive under one name: see docs/runbooks/wal-conflict.md. \"pgark wal conflicts\" lists them."))
 }

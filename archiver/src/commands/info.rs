@@ -9,6 +9,7 @@ use crate::repository::format::manifest::Label;
 use crate::repository::unfinished::{Sessions, Unfinished};
 use crate::restore::branch;
 use crate::wal::cluster;
+use crate::wal::conflicts::{self, Count};
 use crate::wal::inventory::{Inventory, TimelineWal};
 use crate::wal::target::{self, Archive, Window};
 use crate::{Error, Result};
@@ -36,7 +37,7 @@ struct Component {
     damaged: Vec<(BackupLabel, Error)>,
     wal: Vec<TimelineWal>,
     window: Option<Window>,
-    conflicts: usize,
+    conflicts: Count,
 }
 
 /// Prints what the repositories hold.
@@ -107,7 +108,7 @@ fn describe(repository: &Repository, sessions: &Sessions, name: String) -> Resul
         damaged,
         wal: Vec::new(),
         window: None,
-        conflicts: 0,
+        conflicts: Count::default(),
     };
     if let Some((system_id, size)) = identity {
         component.add_wal(repository, system_id, size)?;
@@ -124,8 +125,7 @@ impl Component {
     ) -> Result<()> {
         let inventory = Inventory::load(repository, system_id)?;
         self.wal = inventory.by_timeline(size);
-        let prefix = crate::repository::layout::wal_conflict_prefix(system_id);
-        self.conflicts = repository.storage().list(&prefix)?.len();
+        self.conflicts = conflicts::count(&conflicts::list(repository, system_id)?);
         let own = |label: &&Label| label.system_identifier == system_id;
         let labels: Vec<Label> = self.labels.iter().filter(own).cloned().collect();
         // The window that a restore without further arguments has.
@@ -175,7 +175,8 @@ fn merge(found: &[Component]) -> Vec<Value> {
             })),
             "unfinished": same.iter().flat_map(|c| c.unfinished.iter().map(|u| unfinished(c, u))).collect::<Vec<_>>(),
             "damaged": same.iter().flat_map(|c| c.damaged.iter().map(|d| damaged(c, d))).collect::<Vec<_>>(),
-            "conflicts": same.iter().map(|c| c.conflicts).sum::<usize>(),
+            "conflicts": same.iter().map(|c| c.conflicts.open).sum::<usize>(),
+            "conflicts_acknowledged": same.iter().map(|c| c.conflicts.acknowledged).sum::<usize>(),
         })
     });
     entries.collect()
@@ -286,11 +287,18 @@ fn text(found: &[Component]) -> String {
                 window.to_lsn
             );
         }
-        if component.conflicts > 0 {
+        if component.conflicts.acknowledged > 0 {
+            let acknowledged = component.conflicts.acknowledged;
+            let _ = writeln!(
+                text,
+                "  {acknowledged} WAL files in quarantine, acknowledged"
+            );
+        }
+        if component.conflicts.open > 0 {
             let _ = writeln!(
                 text,
                 "  ALERT: {} WAL files in quarantine (code wal_conflict)",
-                component.conflicts
+                component.conflicts.open
             );
         }
     }
