@@ -7,6 +7,7 @@ mod copy;
 mod crash_tests;
 mod meta;
 mod pages;
+mod plan;
 mod run;
 mod scan;
 pub(crate) mod server;
@@ -16,4 +17,5 @@ mod throttle;
 pub(crate) mod wal_wait;
 
 pub(crate) use pages::page_digest;
+pub use plan::{Plan, plan};
 pub use run::{Options, Outcome, run};

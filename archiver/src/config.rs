@@ -44,7 +44,9 @@ pub struct Cluster {
     #[serde(default = "default_cluster_name")]
     pub name: String,
     /// A libpq connection string: a unix socket or TCP, without TLS. Needed by backup, check and the
-    /// agent's samples; the role should be a superuser.
+    /// agent's samples; the role should be a superuser. A password that it does not hold comes from
+    /// PGPASSWORD, else from the file that PGPASSFILE names, else from ~/.pgpass, by libpq's rules
+    /// (mode 0600 or tighter). service, passfile and other PG* variables are not read.
     #[serde(default)]
     pub conninfo: String,
     /// The data directory; asked from the server when absent.

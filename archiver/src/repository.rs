@@ -10,6 +10,7 @@ pub mod pack;
 pub mod reader;
 pub mod sealed;
 pub mod session;
+pub mod unfinished;
 
 mod open;
 

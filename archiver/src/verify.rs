@@ -11,8 +11,10 @@ mod objects;
 use crate::cancel::CancelToken;
 use crate::repository::Repository;
 use crate::repository::backups::{self, Found};
+use crate::repository::unfinished::{Sessions, Unfinished};
 use crate::storage::{Key, ObjectMeta};
 use crate::{Error, ErrorKind, Result};
+use chrono::{DateTime, Utc};
 use pgark_types::BackupLabel;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -34,7 +36,8 @@ pub enum Level {
 pub struct Finding {
     /// The object.
     pub object: String,
-    /// `missing`, `size`, `damaged`, `unreadable`, `unexpected`, `wal_gap`, `page`.
+    /// `missing`, `size`, `damaged`, `page`, `wal_gap`, `uncommitted_backup`; of notes
+    /// `backup_under_way`, `backup_interrupted`.
     pub kind: &'static str,
     /// What is wrong.
     pub detail: String,
@@ -49,6 +52,8 @@ pub struct Report {
     pub bytes: u64,
     /// What is wrong.
     pub findings: Vec<Finding>,
+    /// What is worth knowing and not wrong: backups under way or interrupted.
+    pub notes: Vec<Finding>,
 }
 
 impl Report {
@@ -96,7 +101,7 @@ pub enum Scope {
     Backup(String, BackupLabel),
 }
 
-/// Verifies `scope` of `repository`.
+/// Verifies `scope` of `repository`. `now` tells sessions that live from those that are silent.
 ///
 /// # Errors
 /// The storage's; damage is a finding, not an error.
@@ -104,6 +109,7 @@ pub fn verify(
     repository: &Repository,
     scope: &Scope,
     level: Level,
+    now: DateTime<Utc>,
     cancel: &CancelToken,
 ) -> Result<Report> {
     let mut report = Report::default();
@@ -115,6 +121,7 @@ pub fn verify(
     let mut verification = Verification {
         repository,
         level,
+        now,
         cancel,
         listing,
         report: &mut report,
@@ -129,6 +136,7 @@ pub fn verify(
 struct Verification<'a> {
     repository: &'a Repository,
     level: Level,
+    now: DateTime<Utc>,
     cancel: &'a CancelToken,
     listing: BTreeMap<Key, ObjectMeta>,
     report: &'a mut Report,
@@ -136,8 +144,14 @@ struct Verification<'a> {
 
 impl Verification<'_> {
     fn all(&mut self) -> Result<()> {
-        for component in backups::components(self.repository)? {
-            for found in backups::list(self.repository, &component)? {
+        let sessions = Sessions::list(self.repository)?;
+        for component in sessions.components(self.repository)? {
+            let found = backups::list(self.repository, &component)?;
+            let unfinished = sessions.unfinished(self.repository, &component, &found, self.now)?;
+            for unfinished in &unfinished {
+                self.unfinished(&component, unfinished)?;
+            }
+            for found in found {
                 match found {
                     Found::Committed(label) => self.backup(&component, &label)?,
                     Found::Damaged(label, error) => {
@@ -145,7 +159,7 @@ impl Verification<'_> {
                         self.report.find(key.as_str(), "damaged", error.to_string());
                         self.manifest_only(&component, &label)?;
                     }
-                    Found::Uncommitted(_) => {}
+                    Found::Uncommitted(..) => {}
                 }
             }
         }
@@ -158,8 +172,29 @@ impl Verification<'_> {
         Ok(())
     }
 
+    /// A finding where somebody has to look, else a note.
+    fn unfinished(&mut self, component: &str, unfinished: &Unfinished) -> Result<()> {
+        let key = crate::repository::layout::label(component, &unfinished.label)?;
+        let (kind, detail) = (unfinished.kind, &unfinished.detail);
+        if kind.is_finding() {
+            self.report.find(key.as_str(), kind.as_str(), detail);
+        } else {
+            self.report.notes.push(Finding {
+                object: key.to_string(),
+                kind: kind.as_str(),
+                detail: detail.clone(),
+            });
+        }
+        Ok(())
+    }
+
     fn one(&mut self, component: &str, label: &BackupLabel) -> Result<()> {
         let found = backups::list(self.repository, component)?;
+        let sessions = Sessions::list(self.repository)?;
+        let unfinished = sessions.unfinished(self.repository, component, &found, self.now)?;
+        if let Some(asked) = unfinished.iter().find(|u| &u.label == label) {
+            return self.unfinished(component, asked);
+        }
         let record = found.into_iter().find_map(|found| match found {
             Found::Committed(record) if &record.label == label => Some(Ok(record)),
             Found::Damaged(damaged, error) if &damaged == label => Some(Err(error)),

@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod cluster;
 pub mod commit_index;
+pub mod conflicts;
 pub mod container;
 pub mod covered;
 pub mod fork;

@@ -14,6 +14,7 @@ mod t103_in_place;
 mod t104_contents;
 mod t105_layouts;
 mod t106_pages;
+mod t107_bare_config;
 mod t200_archiving;
 mod t201_outages;
 mod t202_conflicts;

@@ -79,7 +79,11 @@ fn two_copies_of_one_cluster() {
     let id = system_id(&first);
     let repository = directory.join("repository");
     let quarantine = repository.join(format!("wal/{id}/conflict/{name}"));
-    assert_eq!(names(&quarantine, "").len(), 1, "kept once");
+    assert_eq!(
+        names(&quarantine, "").len(),
+        2,
+        "kept once, with a note of who pushed it"
+    );
     let info = pgark.run(&["info", "--output", "json"]).expect(0).json();
     assert_eq!(info["components"][0]["conflicts"], 1);
     assert!(pgark.run(&["info"]).stdout.contains("wal_conflict"));
@@ -92,6 +96,57 @@ fn two_copies_of_one_cluster() {
         .unwrap();
     assert_eq!(conflict["ok"], false);
     assert!(conflict["detail"].as_str().unwrap().contains(&name));
+
+    let listed = pgark
+        .run(&["wal", "conflicts", "--output", "json"])
+        .expect(0)
+        .json();
+    let pushed = &listed["conflicts"][0]["pushed"];
+    assert_eq!(pushed["plain_bytes"], one_bytes.len());
+    let difference = pushed["difference"].as_str().unwrap();
+    assert!(
+        difference.contains(&format!("byte {from} on")),
+        "{difference}"
+    );
+    let _ = pgark
+        .run(&["wal", "conflicts", "--acknowledge", &name])
+        .expect(2);
+    let acknowledge = [
+        "wal",
+        "conflicts",
+        "--acknowledge",
+        &name,
+        "--reason",
+        "a copy",
+    ];
+    let settled = pgark.run(&acknowledge).expect(0);
+    assert!(settled.stdout.contains(": a copy"), "{settled:?}");
+    let conflict_line = || {
+        let check = pgark
+            .run(&["check", "--no-switch", "--output", "json"])
+            .json();
+        let checks = check["checks"].as_array().unwrap().clone();
+        checks
+            .into_iter()
+            .find(|c| c["name"] == "conflicts local")
+            .unwrap()
+    };
+    let line = conflict_line();
+    assert_eq!(
+        (&line["ok"], &line["detail"]),
+        (
+            &true.into(),
+            &"1 WAL files in quarantine, all acknowledged".into()
+        )
+    );
+    // The copy goes on archiving: the operator hears of it again.
+    let _ = push(&two).expect(40);
+    assert_eq!(conflict_line()["ok"], false);
+    assert_eq!(
+        names(&quarantine, "").len(),
+        5,
+        "two contents, two notes, one acknowledgement"
+    );
 
     // The stored copy is damaged: it is served to nobody until a good one lies beside it.
     let stored = object(&repository, &id, &name);

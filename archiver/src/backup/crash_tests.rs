@@ -53,6 +53,7 @@ impl Machine {
             &self.open(),
             &Scope::All,
             Level::Pages,
+            self.clock.now(),
             &CancelToken::default(),
         )
         .unwrap();

@@ -108,11 +108,7 @@ fn register(
     control: &ControlFile,
     clock: &SharedClock,
 ) -> Result<()> {
-    let identity = Identity {
-        system_identifier: control.system_identifier,
-        segment_size: control.wal_segment_size,
-        postgres_major: Some(server.version_num / 10_000),
-    };
+    let identity = identity(server, control);
     let name = config.cluster_name();
     cluster::register_or_check(
         repository,
@@ -121,6 +117,29 @@ fn register(
         Reason::FirstBackup,
         clock.as_ref(),
     )
+}
+
+/// Who the server is.
+pub(super) fn identity(server: &Server, control: &ControlFile) -> Identity {
+    Identity {
+        system_identifier: control.system_identifier,
+        segment_size: control.wal_segment_size,
+        postgres_major: Some(server.version_num / 10_000),
+    }
+}
+
+/// Everything that belongs into a backup, sorted by path.
+///
+/// # Errors
+/// As [`scan::scan`].
+pub(super) fn scan_all(server: &Server, control: &ControlFile) -> Result<Scan> {
+    let version = server::version_directory(server, control);
+    let mut scan = scan::scan(&server.data_directory, &version)?;
+    for path in &server.config_files {
+        scan.entries.extend(config_file(path)?);
+    }
+    scan.entries.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(scan)
 }
 
 struct Job<'a> {
@@ -144,7 +163,7 @@ impl Job<'_> {
             start_lsn: started.lsn,
         })?;
         crate::fault::point("backup:started");
-        let scan = self.scan()?;
+        let scan = scan_all(&self.server, &self.control)?;
         let mut copy = self.copy(&scan)?;
         crate::fault::point("backup:copied");
         // pg_control comes last: on a standby its minRecoveryPoint is where the copy becomes
@@ -208,16 +227,6 @@ impl Job<'_> {
             self.cancel.check()?;
             result
         })
-    }
-
-    fn scan(&self) -> Result<Scan> {
-        let version = server::version_directory(&self.server, &self.control);
-        let mut scan = scan::scan(&self.server.data_directory, &version)?;
-        for path in &self.server.config_files {
-            scan.entries.extend(config_file(path)?);
-        }
-        scan.entries.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(scan)
     }
 
     fn copy(&mut self, scan: &Scan) -> Result<copy::Copy> {

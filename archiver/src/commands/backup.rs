@@ -17,6 +17,9 @@ pub struct Args {
     /// The repository [default: the first required one]
     #[arg(long, value_name = "NAME")]
     pub repository: Option<String>,
+    /// Print what would be read, and take no backup.
+    #[arg(long)]
+    pub plan: bool,
     /// A note to keep with the backup, as KEY=VALUE; may be repeated.
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_annotation)]
     pub annotate: Vec<(String, String)>,
@@ -52,6 +55,9 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
         .with_hint(format!("The cluster's component is \"{}\".", cluster.name)));
     }
     let repository = open_repository(config, args.repository.as_deref())?;
+    if args.plan {
+        return plan(&backup::plan(config, &repository)?, output);
+    }
     let options = backup::Options {
         annotations: args.annotate.iter().cloned().collect(),
         spread_checkpoint: args.spread_checkpoint,
@@ -94,6 +100,44 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
                 ));
             }
         }
+    }
+    Ok(())
+}
+
+fn plan(plan: &backup::Plan, output: Output) -> Result<()> {
+    if output == Output::Json {
+        let value = serde_json::to_value(plan);
+        print_json(value.map_err(|e| {
+            Error::internal("serialize", "could not serialize the answer").with_source(e)
+        })?);
+        return Ok(());
+    }
+    print_text(format_args!(
+        "backup of \"{}\" ({}) into repository {}",
+        plan.component,
+        plan.data_directory.display(),
+        plan.repository
+    ));
+    let source = if plan.from_standby {
+        "a standby"
+    } else {
+        "a primary"
+    };
+    print_text(format_args!(
+        "  from {source}, server version {}, timeline {}",
+        plan.server_version_num, plan.timeline
+    ));
+    print_text(format_args!(
+        "  {} files, {}, all of them read",
+        plan.files,
+        human_bytes(plan.bytes_source)
+    ));
+    for tablespace in &plan.tablespaces {
+        let (oid, path) = (tablespace.oid, &tablespace.path);
+        print_text(format_args!("  tablespace {oid} at {path}"));
+    }
+    if !plan.registered {
+        print_text("  the first of this cluster in this repository");
     }
     Ok(())
 }

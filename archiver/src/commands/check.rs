@@ -5,16 +5,20 @@ use crate::agent::client;
 use crate::backup::server::{check_layout, same_directory};
 use crate::backup::wal_wait::{self, Needed};
 use crate::cancel::CancelToken;
-use crate::clock::SystemClock;
+use crate::clock::{Clock as _, SystemClock};
 use crate::config::{Cluster, Config};
 use crate::postgres::control_file::ControlFile;
 use crate::postgres::session::{Session, column};
-use crate::repository::{Repository, layout};
+use crate::repository::Repository;
+use crate::repository::backups::{self, Found};
+use crate::repository::unfinished::Sessions;
 use crate::wal::cluster::{self, Identity, Reason};
+use crate::wal::conflicts;
 use crate::{Error, Result, exit_code};
 use pgark_types::{Lsn, SegmentName, TimelineId};
 use serde::Serialize;
 use serde_json::json;
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -98,9 +102,11 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
         server(section, &repositories, args, &mut checks, cancel);
     }
     for repository in &repositories {
+        let known = backups(config.cluster_name(), repository);
+        checks.add(format!("backups {}", repository.name()), known);
         checks.add(
             format!("conflicts {}", repository.name()),
-            conflicts(config, repository),
+            quarantine(config, repository),
         );
     }
     let failed = checks.0.iter().any(|check| !check.ok);
@@ -294,16 +300,54 @@ fn arrives(
     Ok(((), format!("segment {segment} is in the repository")))
 }
 
+/// Whether what is stored as backups counts as such.
+fn backups(component: &str, repository: &Repository) -> Result<((), String)> {
+    let found = backups::list(repository, component)?;
+    let sessions = Sessions::list(repository)?;
+    let unfinished = sessions.unfinished(repository, component, &found, SystemClock.now())?;
+    let mut problems = Vec::new();
+    let mut committed = 0_u64;
+    for found in &found {
+        match found {
+            Found::Committed(_) => committed += 1,
+            Found::Damaged(label, error) => problems.push(format!("{label} is damaged: {error}")),
+            Found::Uncommitted(..) => {}
+        }
+    }
+    let (bad, fine): (Vec<_>, Vec<_>) = unfinished.iter().partition(|u| u.kind.is_finding());
+    problems.extend(bad.iter().map(|u| format!("{}: {}", u.label, u.detail)));
+    if !problems.is_empty() {
+        let problems = problems.join("; ");
+        return Err(Error::data(
+            "backup_damaged",
+            format!("not every backup is sound: {problems}"),
+        )
+        .with_hint("Take a backup, then see docs/runbooks/damaged-object.md."));
+    }
+    let mut detail = format!("{committed} committed");
+    for note in fine {
+        let _ = write!(detail, "; {}: {}", note.label, note.detail);
+    }
+    Ok(((), detail))
+}
+
 /// A second content of a name, in quarantine, is an alert until an operator has looked.
-fn conflicts(config: &Config, repository: &Repository) -> Result<((), String)> {
-    let mut names = Vec::new();
+fn quarantine(config: &Config, repository: &Repository) -> Result<((), String)> {
+    let (mut names, mut acknowledged) = (Vec::new(), 0_usize);
     for registration in cluster::all(repository, config.cluster_name())? {
-        let prefix = layout::wal_conflict_prefix(registration.system_identifier);
-        let objects = repository.storage().list(&prefix)?;
-        names.extend(objects.into_iter().map(|o| o.key.to_string()));
+        let found = conflicts::list(repository, registration.system_identifier)?;
+        acknowledged += conflicts::count(&found).acknowledged;
+        let open = found.iter().filter(|c| c.acknowledgement.is_none());
+        names.extend(open.map(|conflict| conflict.key.to_string()));
     }
     if names.is_empty() {
-        return Ok(((), "no WAL is in quarantine".to_owned()));
+        return Ok((
+            (),
+            match acknowledged {
+                0 => "no WAL is in quarantine".to_owned(),
+                n => format!("{n} WAL files in quarantine, all acknowledged"),
+            },
+        ));
     }
     Err(Error::conflict(
         "wal_conflict",
@@ -313,5 +357,5 @@ fn conflicts(config: &Config, repository: &Repository) -> Result<((), String)> {
             names.join(", ")
         ),
     )
-    .with_hint("Two servers archive under one name: see docs/runbooks/wal-conflict.md."))
+    .with_hint("Two servers archive under one name: see docs/runbooks/wal-conflict.md. \"pgark wal conflicts\" lists them."))
 }

@@ -1,16 +1,19 @@
 //! `pgark info`.
 
 use super::output::{Output, human_bytes, print_json, print_text, repository_unknown};
-use crate::Result;
+use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::repository::Repository;
-use crate::repository::backups;
+use crate::repository::backups::{self, Found};
 use crate::repository::format::manifest::Label;
+use crate::repository::unfinished::{Sessions, Unfinished};
 use crate::restore::branch;
 use crate::wal::cluster;
+use crate::wal::conflicts::{self, Count};
 use crate::wal::inventory::{Inventory, TimelineWal};
 use crate::wal::target::{self, Archive, Window};
-use pgark_types::{SegmentSize, SystemId};
+use crate::{Error, Result};
+use pgark_types::{BackupLabel, SegmentSize, SystemId};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -30,9 +33,11 @@ struct Component {
     name: String,
     repository: String,
     labels: Vec<Label>,
+    unfinished: Vec<Unfinished>,
+    damaged: Vec<(BackupLabel, Error)>,
     wal: Vec<TimelineWal>,
     window: Option<Window>,
-    conflicts: usize,
+    conflicts: Count,
 }
 
 /// Prints what the repositories hold.
@@ -57,7 +62,8 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
             continue;
         }
         let repository = Repository::open(&name, storage)?;
-        let mut names: BTreeSet<String> = backups::components(&repository)?.into_iter().collect();
+        let sessions = Sessions::list(&repository)?;
+        let mut names: BTreeSet<String> = sessions.components(&repository)?.into_iter().collect();
         if cluster::current(&repository, config.cluster_name())?.is_some() {
             names.insert(config.cluster_name().to_owned());
         }
@@ -67,7 +73,7 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
                 .as_ref()
                 .is_none_or(|wanted| *wanted == component)
             {
-                found.push(describe(&repository, component)?);
+                found.push(describe(&repository, &sessions, component)?);
             }
         }
     }
@@ -78,8 +84,17 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
     Ok(())
 }
 
-fn describe(repository: &Repository, name: String) -> Result<Component> {
-    let labels = backups::committed(repository, &name)?;
+fn describe(repository: &Repository, sessions: &Sessions, name: String) -> Result<Component> {
+    let found = backups::list(repository, &name)?;
+    let unfinished = sessions.unfinished(repository, &name, &found, SystemClock.now())?;
+    let (mut labels, mut damaged) = (Vec::new(), Vec::new());
+    for found in found {
+        match found {
+            Found::Committed(label) => labels.push(*label),
+            Found::Damaged(label, error) => damaged.push((label, error)),
+            Found::Uncommitted(..) => {}
+        }
+    }
     let identity = match (labels.last(), cluster::current(repository, &name)?) {
         (_, Some(registered)) => Some((registered.system_identifier, registered.segment_size)),
         (Some(label), None) => Some((label.system_identifier, label.segment_size)),
@@ -89,9 +104,11 @@ fn describe(repository: &Repository, name: String) -> Result<Component> {
         name,
         repository: repository.name().to_owned(),
         labels,
+        unfinished,
+        damaged,
         wal: Vec::new(),
         window: None,
-        conflicts: 0,
+        conflicts: Count::default(),
     };
     if let Some((system_id, size)) = identity {
         component.add_wal(repository, system_id, size)?;
@@ -108,8 +125,7 @@ impl Component {
     ) -> Result<()> {
         let inventory = Inventory::load(repository, system_id)?;
         self.wal = inventory.by_timeline(size);
-        let prefix = crate::repository::layout::wal_conflict_prefix(system_id);
-        self.conflicts = repository.storage().list(&prefix)?.len();
+        self.conflicts = conflicts::count(&conflicts::list(repository, system_id)?);
         let own = |label: &&Label| label.system_identifier == system_id;
         let labels: Vec<Label> = self.labels.iter().filter(own).cloned().collect();
         // The window that a restore without further arguments has.
@@ -157,7 +173,10 @@ fn merge(found: &[Component]) -> Vec<Value> {
             "window": window.map(|w| json!({
                 "from": w.from_time, "to": w.to_time, "from_lsn": w.from_lsn, "to_lsn": w.to_lsn,
             })),
-            "conflicts": same.iter().map(|c| c.conflicts).sum::<usize>(),
+            "unfinished": same.iter().flat_map(|c| c.unfinished.iter().map(|u| unfinished(c, u))).collect::<Vec<_>>(),
+            "damaged": same.iter().flat_map(|c| c.damaged.iter().map(|d| damaged(c, d))).collect::<Vec<_>>(),
+            "conflicts": same.iter().map(|c| c.conflicts.open).sum::<usize>(),
+            "conflicts_acknowledged": same.iter().map(|c| c.conflicts.acknowledged).sum::<usize>(),
         })
     });
     entries.collect()
@@ -177,6 +196,24 @@ fn backup(component: &Component, label: &Label) -> Value {
         "root_digest": label.root_digest,
         "annotations": label.annotations,
         "corrupt_pages": label.corrupt_page_count,
+    })
+}
+
+fn unfinished(component: &Component, unfinished: &Unfinished) -> Value {
+    json!({
+        "label": unfinished.label,
+        "repository": component.repository,
+        "kind": unfinished.kind,
+        "detail": unfinished.detail,
+    })
+}
+
+fn damaged(component: &Component, (label, error): &(BackupLabel, Error)) -> Value {
+    json!({
+        "label": label,
+        "repository": component.repository,
+        "code": error.code(),
+        "detail": error.to_string(),
     })
 }
 
@@ -226,6 +263,7 @@ fn text(found: &[Component]) -> String {
                 );
             }
         }
+        unfinished_text(&mut text, component);
         for wal in &component.wal {
             let _ = writeln!(
                 text,
@@ -249,13 +287,40 @@ fn text(found: &[Component]) -> String {
                 window.to_lsn
             );
         }
-        if component.conflicts > 0 {
+        if component.conflicts.acknowledged > 0 {
+            let acknowledged = component.conflicts.acknowledged;
+            let _ = writeln!(
+                text,
+                "  {acknowledged} WAL files in quarantine, acknowledged"
+            );
+        }
+        if component.conflicts.open > 0 {
             let _ = writeln!(
                 text,
                 "  ALERT: {} WAL files in quarantine (code wal_conflict)",
-                component.conflicts
+                component.conflicts.open
             );
         }
     }
     text
+}
+
+fn unfinished_text(text: &mut String, component: &Component) {
+    for (label, error) in &component.damaged {
+        let _ = writeln!(
+            text,
+            "  ALERT: backup {label} is damaged: {error} (code {})",
+            error.code()
+        );
+    }
+    for unfinished in &component.unfinished {
+        let word = if unfinished.kind.is_finding() {
+            "ALERT"
+        } else {
+            "note"
+        };
+        let (label, detail) = (&unfinished.label, &unfinished.detail);
+        let kind = unfinished.kind.as_str();
+        let _ = writeln!(text, "  {word}: backup {label}: {detail} (code {kind})");
+    }
 }

@@ -114,7 +114,7 @@ pub fn run(
     if output == Output::Text {
         print_plan(&plan, &destination, args);
     }
-    restore::preflight(&plan.manifest, &destination, args.delta)?;
+    restore::preflight(&backup, &destination, args.delta)?;
     if args.dry_run {
         if output == Output::Json {
             print_json(plan_json(&plan));

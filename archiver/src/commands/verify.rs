@@ -2,6 +2,7 @@
 
 use super::output::{Output, human_bytes, open_repository, print_json, print_text};
 use crate::cancel::CancelToken;
+use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::verify::{self, Level, Scope};
 use crate::{Result, exit_code};
@@ -65,10 +66,12 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
             )
         }
     };
-    let report = verify::verify(&repository, &scope, args.level.into(), cancel)?;
+    let now = SystemClock.now();
+    let report = verify::verify(&repository, &scope, args.level.into(), now, cancel)?;
     match output {
         Output::Json => print_json(json!({
             "objects": report.objects, "bytes": report.bytes, "findings": report.findings,
+            "notes": report.notes,
         })),
         Output::Text => {
             for finding in &report.findings {
@@ -76,6 +79,9 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
                     "{}: {}: {}",
                     finding.kind, finding.object, finding.detail
                 ));
+            }
+            for note in &report.notes {
+                print_text(format_args!("note: {}: {}", note.object, note.detail));
             }
             print_text(format_args!(
                 "{} objects, {}: {}",

@@ -1,5 +1,7 @@
 //! `pgark wal`: what is archived, and what happened to a relation in it.
 
+mod conflicts;
+
 use super::Output;
 use crate::config::Config;
 use crate::repository::Repository;
@@ -29,6 +31,8 @@ enum Verb {
     Find(FindArgs),
     /// Show which WAL is archived, and its gaps
     Ranges(RangesArgs),
+    /// Show refused WAL files in quarantine, or say that somebody has looked at them
+    Conflicts(conflicts::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -71,6 +75,7 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
     let text = match &args.verb {
         Verb::Find(args) => find(config, args, output)?,
         Verb::Ranges(args) => ranges(config, args, output)?,
+        Verb::Conflicts(args) => conflicts::run(config, args, output)?,
     };
     let written = std::io::stdout().lock().write_all(text.as_bytes());
     written.map_err(|e| Error::io("could not write to standard output", e))
@@ -341,6 +346,7 @@ mod tests {
         match &cli.args.verb {
             Verb::Find(args) => find(config, args, output),
             Verb::Ranges(args) => ranges(config, args, output),
+            Verb::Conflicts(args) => conflicts::run(config, args, output),
         }
     }
 

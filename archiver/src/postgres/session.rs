@@ -2,8 +2,10 @@
 //! own: one worker thread reads the socket, so a dead connection shows without a query.
 
 mod errors;
+mod password;
 
 use self::errors::{from_server, is_connection_state, is_lost, lost, unreachable};
+use self::password::Environment;
 use crate::{Error, Result};
 use std::fmt;
 use std::path::Path;
@@ -63,13 +65,15 @@ impl Session {
     /// Connects with a libpq conninfo string or URL (`host` may be a socket directory; without one
     /// the usual directories are tried) and sets the session up: no statement, idle or transaction
     /// time-out, `lock_timeout` 10 s, `synchronous_commit = local`, `search_path = pg_catalog,
-    /// pg_temp` (so name the schema of everything else), time zone UTC.
+    /// pg_temp` (so name the schema of everything else), time zone UTC. A password that it does not
+    /// hold comes from `PGPASSWORD` or the password file, as with libpq.
     ///
     /// # Errors
     /// Kind Unavailable, code `server_unreachable`: no server, refused, not authenticated, starting
-    /// up, too many connections. Kind Invalid, code `invalid_conninfo`.
+    /// up, too many connections. Kind Invalid, code `invalid_conninfo` or `passfile_ambiguous`.
     pub fn connect(conninfo: &str, application_name: &str) -> Result<Self> {
-        let config = parse_conninfo(conninfo, application_name)?;
+        let mut config = parse_conninfo(conninfo, application_name)?;
+        password::fill(&mut config, &Environment::of_process(), default_host())?;
         let target = describe(&config);
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)

@@ -23,8 +23,18 @@ pub enum Found {
     Committed(Box<Label>),
     /// A backup whose session committed, but whose label cannot be read.
     Damaged(BackupLabel, Error),
-    /// Not committed (yet): a backup under way, or what a crash left.
-    Uncommitted(BackupLabel),
+    /// Not committed (yet): a backup under way, or what a crash left. With its session where that
+    /// has no `end`: see [`super::unfinished`].
+    Uncommitted(BackupLabel, Option<Ulid>),
+}
+
+/// What the records under one label say.
+enum State {
+    Committed(Box<Label>),
+    /// Its session has no `end`.
+    Undecided(Ulid),
+    /// Aborted, or never written.
+    Nothing,
 }
 
 /// Every label under `component`, oldest first.
@@ -68,7 +78,7 @@ pub fn committed(repository: &Repository, component: &str) -> Result<Vec<Label>>
                 tracing::error!(code = "backup_damaged", backup = %label, %error, "backup is damaged");
                 None
             }
-            Found::Uncommitted(_) => None,
+            Found::Uncommitted(..) => None,
         })
         .collect())
 }
@@ -90,15 +100,15 @@ pub fn components(repository: &Repository) -> Result<Vec<String>> {
 
 fn find(repository: &Repository, component: &str, label: BackupLabel) -> Result<Found> {
     match examine(repository, component, &label) {
-        Ok(Some(record)) => Ok(Found::Committed(Box::new(record))),
-        Ok(None) => Ok(Found::Uncommitted(label)),
+        Ok(State::Committed(record)) => Ok(Found::Committed(record)),
+        Ok(State::Undecided(session)) => Ok(Found::Uncommitted(label, Some(session))),
+        Ok(State::Nothing) => Ok(Found::Uncommitted(label, None)),
         Err(e) if e.kind() == crate::ErrorKind::Data => Ok(Found::Damaged(label, e)),
         Err(e) => Err(e),
     }
 }
 
-/// The record of a committed backup; `None` when it was not committed.
-fn examine(repository: &Repository, component: &str, label: &BackupLabel) -> Result<Option<Label>> {
+fn examine(repository: &Repository, component: &str, label: &BackupLabel) -> Result<State> {
     let Some(record) = read_label(repository, component, label)? else {
         return without_label(repository, component, label);
     };
@@ -112,26 +122,48 @@ fn examine(repository: &Repository, component: &str, label: &BackupLabel) -> Res
         Some(End::Commit {
             root_digest,
             manifest,
-        }) if root_digest == record.root_digest && manifest == key.as_str() => Ok(Some(record)),
+        }) if root_digest == record.root_digest && manifest == key.as_str() => {
+            Ok(State::Committed(Box::new(record)))
+        }
         Some(End::Commit { .. }) => Err(Error::data(
             "label_mismatch",
             "label.json does not match its session",
         )),
-        Some(End::Abort { .. }) | None => Ok(None),
+        Some(End::Abort { .. }) => Ok(State::Nothing),
+        None => Ok(State::Undecided(record.session)),
     }
 }
 
 /// A backup without its label record is either unfinished or has lost it: the manifest tells.
-fn without_label(
+fn without_label(repository: &Repository, component: &str, label: &BackupLabel) -> Result<State> {
+    let Some((manifest, _)) = stored_manifest(repository, component, label)? else {
+        return Ok(State::Nothing);
+    };
+    match read_end(repository, manifest.session)? {
+        Some(End::Commit { .. }) => Err(Error::data("label_missing", "label.json is missing")),
+        Some(End::Abort { .. }) => Ok(State::Nothing),
+        None => Ok(State::Undecided(manifest.session)),
+    }
+}
+
+/// The manifest under a label, whoever committed it or not, and the digest of its stored bytes.
+fn stored_manifest(
     repository: &Repository,
     component: &str,
     label: &BackupLabel,
-) -> Result<Option<Label>> {
-    match Backup::open(repository, component, label) {
-        Ok(_) => Err(Error::data("label_missing", "label.json is missing")),
-        Err(e) if e.code() == "backup_missing" => Ok(None),
-        Err(e) => Err(e),
-    }
+) -> Result<Option<(Manifest, blake3::Hash)>> {
+    let key = layout::manifest(component, label)?;
+    let stored = match repository.storage().get(&key, MANIFEST_BYTES_MAX) {
+        Err(e) if e.code() == "object_not_found" => return Ok(None),
+        other => other?,
+    };
+    let manifest = read_manifest(repository, &key, &stored)?;
+    check_identity(
+        manifest.format,
+        (&manifest.component, &manifest.label),
+        (component, label),
+    )?;
+    Ok(Some((manifest, blake3::hash(&stored))))
 }
 
 /// Refuses a record of another format, or one that belongs elsewhere.
@@ -200,17 +232,8 @@ impl Backup {
             )
             .with_hint("\"pgark info\" lists the backups there are.")
         };
-        let stored = match repository.storage().get(&key, MANIFEST_BYTES_MAX) {
-            Err(e) if e.code() == "object_not_found" => return Err(absent()),
-            other => other?,
-        };
-        let root_digest = blake3::hash(&stored);
-        let manifest = read_manifest(repository, &key, &stored)?;
-        check_identity(
-            manifest.format,
-            (&manifest.component, &manifest.label),
-            (component, label),
-        )?;
+        let (manifest, root_digest) =
+            stored_manifest(repository, component, label)?.ok_or_else(absent)?;
         match read_end(repository, manifest.session)? {
             Some(End::Commit {
                 root_digest: committed,

@@ -148,6 +148,22 @@ pub fn wal_conflict_prefix(system_id: SystemId) -> String {
     format!("wal/{system_id}/conflict/")
 }
 
+/// `<quarantined object>.json`: who pushed it.
+///
+/// # Errors
+/// None in fact.
+pub fn wal_conflict_refusal(conflict: &Key) -> Result<Key> {
+    Key::new(format!("{conflict}.json"))
+}
+
+/// `<quarantined object>.ack`: somebody has looked at it.
+///
+/// # Errors
+/// None in fact.
+pub fn wal_conflict_acknowledgement(conflict: &Key) -> Result<Key> {
+    Key::new(format!("{conflict}.ack"))
+}
+
 /// `wal/<sysid>/<tli>/covered/<lsn>-<unix_ms>.json`, the LSN as 16 hex digits, the milliseconds as
 /// 15 decimal ones: "at this instant of the database's clock, WAL had been inserted up to this LSN".
 /// The time is in the name because an idle cluster has many samples of one LSN.
@@ -183,6 +199,12 @@ pub fn cluster(name: &str, n: u32) -> Result<Key> {
 #[must_use]
 pub fn cluster_prefix(name: &str) -> String {
     format!("clusters/{name}.json.")
+}
+
+/// `sessions/`.
+#[must_use]
+pub fn sessions_prefix() -> &'static str {
+    "sessions/"
 }
 
 /// `sessions/<ulid>/<what>`; `what` is `begin`, `hb-<n>`, `wal-pin` or `end`.

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use ulid::Ulid;
 
 const HEARTBEAT: Duration = Duration::from_secs(600);
-/// A session that could not say that it lives for this long must not commit any more.
-const SELF_FENCE: Duration = Duration::from_secs(7200);
+/// A session that could not say that it lives for this long does not commit any more.
+pub const SELF_FENCE: Duration = Duration::from_secs(7200);
 
 /// `begin`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -47,9 +47,10 @@ pub struct WalPin {
     pub start_lsn: Lsn,
 }
 
+/// `hb-<n>`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Heartbeat {
-    at: DateTime<Utc>,
+pub(super) struct Heartbeat {
+    pub(super) at: DateTime<Utc>,
 }
 
 /// `end`: the one decision about a session.

@@ -6,3 +6,4 @@ mod fixture;
 mod flips;
 mod objects;
 mod sessions;
+mod unfinished;

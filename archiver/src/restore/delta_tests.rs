@@ -87,7 +87,7 @@ fn the_originals_tablespace_is_refused() {
         let map = BTreeMap::from([(TABLESPACE.to_string(), place.to_path_buf())]);
         let target = copy.join("target");
         let destination = Destination::new(&target, &plan.manifest.tablespaces, &map).unwrap();
-        preflight(&plan.manifest, &destination, true)
+        preflight(&backup, &destination, true)
     };
     check(&own).unwrap();
     check(&moved).unwrap();
@@ -101,7 +101,7 @@ fn the_originals_tablespace_is_refused() {
 fn two_paths_to_one_directory_are_refused() {
     let directory = in_memory();
     let (repository, _source) = repository(directory.path());
-    let (plan, _) = plan(&repository).unwrap();
+    let (_, backup) = plan(&repository).unwrap();
     let target = directory.path().join("target");
     let (place, link) = (directory.path().join("a"), directory.path().join("b"));
     fs::create_dir(&place).unwrap();
@@ -114,7 +114,7 @@ fn two_paths_to_one_directory_are_refused() {
         let map = [("7", place.as_path()), ("8", eight)];
         let map = map.map(|(oid, place)| (oid.to_owned(), place.to_path_buf()));
         let destination = Destination::new(&target, &tablespaces, &BTreeMap::from(map)).unwrap();
-        preflight(&plan.manifest, &destination, false)
+        preflight(&backup, &destination, false)
     };
     assert_eq!(check(&link).unwrap_err().code(), "tablespace_map");
     assert_eq!(check(&link.join("x")).map_err(|e| e.code()), Ok(()));

@@ -102,14 +102,9 @@ impl Destination {
                 format!("the backup holds a malformed path \"{}\"", path.0),
             ));
         }
-        let mut parts = relative.components();
-        if parts.next().is_some_and(|c| c.as_os_str() == "pg_tblspc")
-            && let Some(oid) = parts
-                .next()
-                .and_then(|c| c.as_os_str().to_str()?.parse::<u32>().ok())
-            && let Some(place) = self.tablespaces.get(&oid)
-        {
-            return Ok(place.join(parts.as_path()));
+        if let Some(place) = oid_of(&relative).and_then(|oid| self.tablespaces.get(&oid)) {
+            let within: PathBuf = relative.components().skip(2).collect();
+            return Ok(place.join(within));
         }
         Ok(self.target.join(relative))
     }
@@ -133,6 +128,21 @@ impl Destination {
         }
         Ok(self.target.join(CONFIG_DIRECTORY).join(below))
     }
+}
+
+/// The tablespace that a path of the data directory leads into.
+///
+/// # Errors
+/// Kind Data when it is malformed.
+pub(super) fn tablespace_of(path: &PathText) -> Result<Option<u32>> {
+    decode(path).map(|path| oid_of(&path))
+}
+
+fn oid_of(relative: &Path) -> Option<u32> {
+    let mut parts = relative.components();
+    let first = parts.next()?;
+    let oid = parts.next()?.as_os_str().to_str()?;
+    (first.as_os_str() == "pg_tblspc").then(|| oid.parse().ok())?
 }
 
 /// The path that `text` stands for.

@@ -1,13 +1,16 @@
 //! What makes a restore refuse before it has written anything.
 
 use super::MARKER_FILE_NAME;
-use super::destination::Destination;
+use super::destination::{Destination, tablespace_of};
 use super::run::Marker;
 use crate::places::resolve;
 use crate::postgres::control_file::ControlFile;
+use crate::repository::backups::Backup;
 use crate::repository::format::manifest::Manifest;
 use crate::{Error, Result};
 use pgark_types::SystemId;
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// Checks the destination.
@@ -15,7 +18,8 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// Kind Invalid: a directory in use, a running server, a delta restore over another cluster or over
 /// tablespaces that are not the target's, two tablespaces in one directory; Unavailable: not enough room.
-pub fn preflight(manifest: &Manifest, destination: &Destination, delta: bool) -> Result<()> {
+pub fn preflight(backup: &Backup, destination: &Destination, delta: bool) -> Result<()> {
+    let manifest = &backup.manifest;
     let target = &destination.target;
     refuse_running_server(target)?;
     if is_empty(target)? {
@@ -35,7 +39,7 @@ pub fn preflight(manifest: &Manifest, destination: &Destination, delta: bool) ->
     if delta {
         Ok(())
     } else {
-        enough_room(manifest, target)
+        enough_room(backup, destination, &device)
     }
 }
 
@@ -240,31 +244,160 @@ fn only_begun(target: &Path) -> Result<bool> {
     Ok(true)
 }
 
-fn enough_room(manifest: &Manifest, target: &Path) -> Result<()> {
-    let existing = target
+/// A file system, as far as a restore asks.
+#[derive(Debug, Clone, Copy)]
+struct Device {
+    id: u64,
+    free_bytes: u64,
+}
+
+/// What one file system must take.
+struct Need {
+    device: Device,
+    /// The first directory that lies there.
+    place: PathBuf,
+    bytes: u64,
+}
+
+/// Every file system that the target directory and the tablespaces lie on has room for its share.
+fn enough_room(
+    backup: &Backup,
+    destination: &Destination,
+    device: &dyn Fn(&Path) -> Result<Device>,
+) -> Result<()> {
+    for need in needs(backup, destination, device)? {
+        let (place, free) = (need.place.display(), need.device.free_bytes);
+        if free < need.bytes {
+            return Err(Error::unavailable(
+                "disk_full",
+                format!("not enough room for the restore in \"{place}\""),
+            )
+            .with_detail(format!(
+                "It needs {} bytes on that file system, {free} are free.",
+                need.bytes
+            ))
+            .with_hint(
+                "Free space there, or choose another target directory or --tablespace-map. Nothing was written.",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn needs(
+    backup: &Backup,
+    destination: &Destination,
+    device: &dyn Fn(&Path) -> Result<Device>,
+) -> Result<Vec<Need>> {
+    let mut needs = vec![Need {
+        device: device(&destination.target)?,
+        place: destination.target.clone(),
+        bytes: 0,
+    }];
+    let mut by_oid = BTreeMap::new();
+    for (oid, place) in &destination.tablespaces {
+        let device = device(place)?;
+        let at = needs.iter().position(|need| need.device.id == device.id);
+        by_oid.insert(*oid, at.unwrap_or(needs.len()));
+        if at.is_none() {
+            needs.push(Need {
+                device,
+                place: place.clone(),
+                bytes: 0,
+            });
+        }
+    }
+    if let [only] = needs.as_mut_slice() {
+        only.bytes = backup.manifest.bytes_source;
+        return Ok(needs);
+    }
+    backup.for_each_file(&mut |entry| {
+        let oid = tablespace_of(&entry.path)?;
+        let at = oid.and_then(|oid| by_oid.get(&oid)).copied().unwrap_or(0);
+        if let Some(need) = needs.get_mut(at) {
+            need.bytes = need.bytes.saturating_add(entry.size);
+        }
+        Ok(())
+    })?;
+    Ok(needs)
+}
+
+/// Asks the system about the nearest directory that exists.
+fn device(place: &Path) -> Result<Device> {
+    let existing = place
         .ancestors()
         .find(|path| path.exists())
         .unwrap_or(Path::new("/"));
-    let stat = rustix::fs::statvfs(existing).map_err(|e| {
-        Error::io(
-            format!("could not examine \"{}\"", existing.display()),
-            e.into(),
-        )
-    })?;
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    if free >= manifest.bytes_source {
-        return Ok(());
+    let failed =
+        |e: std::io::Error| Error::io(format!("could not examine \"{}\"", existing.display()), e);
+    let stat = rustix::fs::statvfs(existing).map_err(|e| failed(e.into()))?;
+    Ok(Device {
+        id: std::fs::metadata(existing).map_err(failed)?.dev(),
+        free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::testdata::{self, SeededClock, Source, TABLESPACE};
+    use crate::restore::testdata as restore;
+    use crate::storage::SharedStorage;
+    use crate::storage::memory::MemoryStorage;
+    use std::sync::Arc;
+
+    fn backup() -> Backup {
+        let storage: SharedStorage = Arc::new(MemoryStorage::new());
+        let clock = SeededClock::shared(5);
+        crate::repository::create(&storage, clock.as_ref()).unwrap();
+        let repository = crate::repository::Repository::open("test", storage).unwrap();
+        for (file, bytes) in testdata::wal_files() {
+            testdata::push(&repository, file, &bytes, &clock).unwrap();
+        }
+        Source::new().back_up(&repository, &clock).unwrap();
+        restore::plan(&repository).unwrap().1
     }
-    Err(Error::unavailable(
-        "disk_full",
-        format!(
-            "not enough room for the restore in \"{}\"",
-            existing.display()
-        ),
-    )
-    .with_detail(format!(
-        "The backup needs {} bytes, {free} are free.",
-        manifest.bytes_source
-    ))
-    .with_hint("Free space there, or choose another target directory. Nothing was written."))
+
+    /// `free` bytes under /data and under /space, on one file system or on two.
+    fn check(backup: &Backup, free: [u64; 2], ids: [u64; 2]) -> Result<()> {
+        let places = BTreeMap::from([(TABLESPACE.to_string(), PathBuf::from("/space/t"))]);
+        let tablespaces = &backup.manifest.tablespaces;
+        let destination = Destination::new(Path::new("/data/d"), tablespaces, &places).unwrap();
+        enough_room(backup, &destination, &|place| {
+            let at = usize::from(place.starts_with("/space"));
+            Ok(Device {
+                id: ids[at],
+                free_bytes: free[at],
+            })
+        })
+    }
+
+    /// The trap is a sum that is asked of the data directory's file system alone.
+    #[test]
+    fn each_file_system_takes_its_share() {
+        let backup = backup();
+        let total = backup.manifest.bytes_source;
+        // Four pages, as the source made them.
+        let outside = 4 * 8192;
+        let inside = total - outside;
+        check(&backup, [inside, outside], [1, 2]).unwrap();
+        let error = check(&backup, [total, outside - 1], [1, 2]).unwrap_err();
+        assert_eq!(error.code(), "disk_full");
+        assert!(error.to_string().contains("\"/space/t\""), "{error}");
+        let expected = format!(
+            "needs {outside} bytes on that file system, {} are",
+            outside - 1
+        );
+        assert!(
+            error.detail().unwrap().contains(&expected),
+            "{:?}",
+            error.detail()
+        );
+        let error = check(&backup, [inside - 1, total], [1, 2]).unwrap_err();
+        assert!(error.to_string().contains("\"/data/d\""), "{error}");
+        // One file system: all of it.
+        check(&backup, [total, total], [1, 1]).unwrap();
+        let error = check(&backup, [total - 1, total - 1], [1, 1]).unwrap_err();
+        assert!(error.to_string().contains("\"/data/d\""), "{error}");
+    }
 }

@@ -88,7 +88,7 @@ pub struct Outcome {
 /// started until a restore with `--delta` has completed.
 pub fn run(backup: &Backup, execution: &Execution<'_>, cancel: &CancelToken) -> Result<Outcome> {
     let began = Instant::now();
-    preflight::preflight(&backup.manifest, execution.destination, execution.delta)?;
+    preflight::preflight(backup, execution.destination, execution.delta)?;
     let job = Job {
         backup,
         execution,

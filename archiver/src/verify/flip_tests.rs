@@ -12,18 +12,20 @@ use crate::restore::testdata::{self as restore, Tree};
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{Put, SharedStorage};
 use crate::wal::commit_index::{relmap, testdata as wal};
-use crate::wal::{container, get};
+use crate::wal::{conflicts, container, get};
 use pgark_types::{ArchiveFile, BackupLabel, Lsn};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Every class; a flip test that lost one would pass for nothing.
-const CLASSES: [&str; 18] = [
+const CLASSES: [&str; 20] = [
     "begin",
     "cluster",
     "commit",
     "abort",
     "conflict",
+    "refusal",
+    "acknowledgement",
     "covered",
     "backup",
     "heartbeat",
@@ -46,6 +48,10 @@ const EDGE: usize = 256;
 
 fn full() -> bool {
     std::env::var_os("PGARK_TEST_TIER").is_some_and(|tier| tier == "full")
+}
+
+fn now() -> DateTime<Utc> {
+    SeededClock::shared(0).now()
 }
 
 fn open(storage: &SharedStorage) -> Result<Repository> {
@@ -90,6 +96,10 @@ fn repository() -> SharedStorage {
     *bytes.last_mut().unwrap() ^= 1;
     let refused = testdata::push(&repository, ArchiveFile::Segment(segment), &bytes, &clock);
     assert_eq!(refused.unwrap_err().code(), "wal_conflict");
+    for conflict in conflicts::list(&repository, id).unwrap() {
+        let first = conflicts::acknowledge(&repository, &conflict, "a test", clock.as_ref());
+        assert!(first.unwrap());
+    }
     storage
 }
 
@@ -108,6 +118,8 @@ fn class(key: &Key, bytes: &[u8]) -> &'static str {
         ["sessions", _, "end"] if bytes.windows(5).any(|w| w == b"ABORT") => "abort",
         ["sessions", _, "end"] => "commit",
         ["sessions", _, _] => "heartbeat",
+        ["wal", _, "conflict", .., name] if name.ends_with(".json") => "refusal",
+        ["wal", _, "conflict", .., name] if name.ends_with(".ack") => "acknowledgement",
         ["wal", _, "conflict", ..] => "conflict",
         ["wal", _, "history", _] => "history",
         ["wal", _, _, "covered", _] => "covered",
@@ -227,7 +239,7 @@ fn examine(storage: &SharedStorage, truth: &Truth, flip: &Flip) -> bool {
         }
     };
     let cancel = CancelToken::default();
-    let report = verify(&repository, &Scope::All, Level::Bytes, &cancel).unwrap();
+    let report = verify(&repository, &Scope::All, Level::Bytes, now(), &cancel).unwrap();
     let named = |finding: &Finding| finding.object == flip.key.as_str();
     assert!(
         report.findings.iter().any(named),
@@ -263,7 +275,14 @@ fn examine(storage: &SharedStorage, truth: &Truth, flip: &Flip) -> bool {
 fn no_flip_goes_unnoticed() {
     let storage = repository();
     let whole = open(&storage).unwrap();
-    let sound = verify(&whole, &Scope::All, Level::Pages, &CancelToken::default()).unwrap();
+    let sound = verify(
+        &whole,
+        &Scope::All,
+        Level::Pages,
+        now(),
+        &CancelToken::default(),
+    )
+    .unwrap();
     assert_eq!(sound.findings, []);
     let (result, tree, startable) = restored(&whole);
     result.unwrap();

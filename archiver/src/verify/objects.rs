@@ -61,6 +61,9 @@ impl Verification<'_> {
         let storage = self.repository.storage();
         match rest {
             [_, "covered", _] => self.sealed(key),
+            ["conflict", _, name] if name.ends_with(".json") || name.ends_with(".ack") => {
+                self.sealed(key)
+            }
             [_, _, name] if name.contains(".idx") => {
                 let bytes = storage.get(key, SMALL_BYTES_MAX)?;
                 commit_index::verify(&bytes).map(drop)

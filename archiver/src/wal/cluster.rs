@@ -200,7 +200,11 @@ fn put(
         .put_if_absent(&layout::cluster(name, n)?, &sealed::seal(&record)?)
 }
 
-fn check(repo: &Repository, known: &Registration, identity: Identity) -> Result<()> {
+/// Checks that `identity` is the cluster that `known` records.
+///
+/// # Errors
+/// Kind Conflict: `cluster_mismatch`, `segment_size_mismatch`.
+pub fn check(repo: &Repository, known: &Registration, identity: Identity) -> Result<()> {
     if known.system_identifier != identity.system_identifier {
         return Err(Error::conflict(
             "cluster_mismatch",

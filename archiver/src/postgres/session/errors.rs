@@ -30,7 +30,7 @@ pub(super) fn unreachable(target: &str, error: tokio_postgres::Error) -> Error {
     };
     let hint = match server.code().code() {
         code if code.starts_with("28") => {
-            "Check the user and the password in \"conninfo\", and the server's pg_hba.conf."
+            "Check the user in \"conninfo\", the password there, in PGPASSWORD or in the password file, and the server's pg_hba.conf."
         }
         "57P03" => "The server is starting up or shutting down: try again in a moment.",
         "53300" => {

@@ -19,7 +19,7 @@ fn codes(repository: &Repository) -> Vec<&'static str> {
     let code = |found: &Found| match found {
         Found::Committed(_) => "committed",
         Found::Damaged(_, error) => error.code(),
-        Found::Uncommitted(_) => "uncommitted",
+        Found::Uncommitted(..) => "uncommitted",
     };
     list(repository, COMPONENT)
         .unwrap()

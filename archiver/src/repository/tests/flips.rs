@@ -8,9 +8,15 @@ use crate::verify::{Finding, Level, Scope, verify};
 use std::sync::Arc;
 
 fn findings(repository: &Repository, level: Level) -> Vec<Finding> {
-    verify(repository, &Scope::All, level, &CancelToken::default())
-        .unwrap()
-        .findings
+    verify(
+        repository,
+        &Scope::All,
+        level,
+        clock().now(),
+        &CancelToken::default(),
+    )
+    .unwrap()
+    .findings
 }
 
 #[test]

@@ -3,9 +3,10 @@
 use super::{Job, Stored, alert};
 use crate::repository::{Repository, layout};
 use crate::storage::{Key, Put};
+use crate::wal::conflicts::{self, Refusal};
 use crate::wal::container::{self, CONTAINER_BYTES_MAX};
 use crate::wal::get;
-use crate::{Error, ErrorKind, Result, clock};
+use crate::{Error, ErrorKind, Result};
 use pgark_types::ArchiveFile;
 
 /// Settles the push of `sealed` (the container of `job`'s content) whose key exists.
@@ -99,7 +100,16 @@ fn check_variants(job: &Job, repo: &Repository, sealed: &[u8]) -> Result<bool> {
 
 /// Quarantines the refused content, alerts, and returns the refusal.
 fn conflict(job: &Job, repo: &Repository, sealed: &[u8], stored: &[u8]) -> Error {
-    let kept = match quarantine(job, repo, sealed) {
+    let difference = first_difference(job, stored);
+    let refusal = Refusal {
+        node: conflicts::node_name(),
+        tool: env!("CARGO_PKG_VERSION").to_owned(),
+        refused_at: job.clock.now(),
+        plain_bytes: job.plain.len() as u64,
+        difference: difference.clone(),
+    };
+    let of = (job.system_id(), job.file);
+    let kept = match conflicts::quarantine(repo, of, sealed, &refusal, job.clock.as_ref()) {
         Ok(key) => format!("The refused content is kept as \"{key}\"."),
         Err(error) => format!("The refused content could not be kept: {error}."),
     };
@@ -110,7 +120,7 @@ fn conflict(job: &Job, repo: &Repository, sealed: &[u8], stored: &[u8]) -> Error
             job.file
         ),
     )
-    .with_detail(format!("{} {kept}", first_difference(job, stored)))
+    .with_detail(format!("{difference} {kept}"))
     .with_hint("Two servers archive under one identity: find the one that must not, and stop it.");
     alert(
         error.code(),
@@ -121,21 +131,6 @@ fn conflict(job: &Job, repo: &Repository, sealed: &[u8], stored: &[u8]) -> Error
         ),
     );
     error
-}
-
-/// Postgres tries a refused file again and again: the same content is kept once.
-fn quarantine(job: &Job, repo: &Repository, sealed: &[u8]) -> Result<Key> {
-    let b3 = layout::short_digest(&blake3::hash(sealed));
-    let (id, file) = (job.system_id(), job.file);
-    let prefix = format!("{}{file}/", layout::wal_conflict_prefix(id));
-    let kept = repo.storage().list(&prefix)?;
-    if let Some(object) = kept.into_iter().find(|o| o.key.as_str().ends_with(&b3)) {
-        return Ok(object.key);
-    }
-    let key = layout::wal_conflict(id, file, clock::new_ulid(job.clock.as_ref()), &b3)?;
-    match repo.storage().put_if_absent(&key, sealed)? {
-        Put::Created | Put::Exists => Ok(key),
-    }
 }
 
 fn first_difference(job: &Job, stored: &[u8]) -> String {

@@ -59,8 +59,7 @@ fn main_key() -> crate::storage::Key {
 }
 
 fn conflicts(repo: &Repository) -> usize {
-    let prefix = layout::wal_conflict_prefix(ID);
-    repo.storage().list(&prefix).unwrap().len()
+    crate::wal::conflicts::list(repo, ID).unwrap().len()
 }
 
 #[test]
