@@ -58,4 +58,5 @@ fi
 
 if [ "$want" = test ]; then
     "$(dirname "$0")/chroot.sh" >/dev/null
+    "$(dirname "$0")/python.sh" >/dev/null
 fi

@@ -15,6 +15,7 @@ mod t104_contents;
 mod t105_layouts;
 mod t106_pages;
 mod t107_bare_config;
+mod t108_reader;
 mod t200_archiving;
 mod t201_outages;
 mod t202_conflicts;
