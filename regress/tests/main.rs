@@ -21,6 +21,7 @@ mod t201_outages;
 mod t202_conflicts;
 mod t203_socket;
 mod t210_archive_get;
+mod t211_prefetch;
 mod t220_standbys;
 mod t300_bad_input;
 mod t310_crashes;
