@@ -28,3 +28,6 @@ mod t310_crashes;
 mod t320_flips;
 mod t330_full_disk;
 mod t340_panic_and_cancel;
+// A part of the full tier of its own.
+#[cfg(feature = "pg18")]
+mod t400_postgres_18;
