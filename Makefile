@@ -31,7 +31,7 @@ setup:
 lint:
 	cargo fmt --all --check
 	cargo clippy --locked $(PLAIN) --all-targets -- -D warnings
-	cargo clippy --locked -p pgark-regress --all-targets -- -D warnings
+	cargo clippy --locked -p pgark-regress --all-targets --all-features -- -D warnings
 	$(EXTENSION_LINT) -- -D warnings
 
 unit:

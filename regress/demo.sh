@@ -8,8 +8,15 @@
 set -euo pipefail
 
 bin=/usr/lib/postgresql/15/bin
+# A locale that a terminal brings may not exist here, and PGUSER and the like are not the demo's.
+export LC_ALL=C.UTF-8
+for name in "${!PG@}"; do
+    if [ "$name" != PGARK_DEMO_KEEP ]; then unset "$name"; fi
+done
 if [ "$(id -u)" = 0 ]; then
-    stage=$(mktemp -d "${TMPDIR:-/tmp}/pgark-demo-bin.XXXXXX")
+    # Root's own TMPDIR may be closed to others.
+    unset TMPDIR
+    stage=$(mktemp -d /tmp/pgark-demo-bin.XXXXXX)
     trap 'rm -rf "$stage"' EXIT
     install -m 755 "$1" "$stage/pgark"
     install -m 755 "$2" "$stage/pgark_archive.so"

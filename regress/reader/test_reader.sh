@@ -2,7 +2,7 @@
 # Takes a backup of a real cluster, copies the reader alone into an empty folder, and restores with it:
 # the same files as "pgark restore" writes, a cluster that starts and answers, and no damage delivered.
 #
-#   test_reader.sh PGARK POSTGRES_BINDIR PYTHON        (not as root; PYTHON has requirements.txt)
+#   test_reader.sh PGARK POSTGRES_BINDIR PYTHON        (not as root; PYTHON comes from ../setup/python.sh)
 set -euo pipefail
 export LC_ALL=C
 pgark=$1 bin=$2 python=$3
@@ -87,6 +87,7 @@ sql "CREATE EXTENSION amcheck" && sql "SELECT bt_index_check('a_md5_idx', true)"
 "$bin/pg_ctl" -D restored -m fast -w stop >/dev/null
 
 # A flipped bit anywhere in what the backup needs: refused.
+flips=0
 for object in repo/packs/*/* repo/meta/*/* "repo/components/main/backups/$label/manifest" repo/sessions/*/end repo/repository.json; do
     size=$(stat -c %s "$object")
     cp "$object" saved
@@ -105,5 +106,7 @@ P
     [[ ! -e refused/global/pg_control ]] || fail "a flip in $object: a control file was written"
     rm -rf refused
     cat saved > "$object"
+    flips=$((flips + 1))
 done
+echo "cases: flips for the reader $flips"
 echo "ok"

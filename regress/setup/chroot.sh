@@ -1,23 +1,43 @@
 #!/bin/sh
-# Makes the Debian trixie chroot that the end-to-end tests run Postgres 17 in, and prints its path.
+# Makes a Debian chroot that the end-to-end tests run a newer Postgres in, and prints its path.
 #
-# Trixie's binaries need a newer glibc than bookworm has, so they cannot run on the host directly.
-# The chroot lives outside the clone, under a name that holds the hash of everything it is made of:
-# the same recipe is made once per host, and a changed recipe gets a directory of its own.
+# A newer Debian's binaries need a newer glibc than bookworm has, so they cannot run on the host
+# directly. The chroot lives outside the clone, under a name that holds the hash of everything it is
+# made of: the same recipe is made once per host, and a changed recipe gets a directory of its own.
 #
-# usage: chroot.sh [--path]     --path prints where it is (exit 1: not made yet) and makes nothing
+# usage: chroot.sh [--path] [MAJOR]
+#   --path   prints where it is (exit 1: not made yet) and makes nothing
+#   MAJOR    17 (default), in trixie; 18, in sid, for that part of the full tier alone
 set -eu
 
-suite=trixie
-packages="postgresql-17 postgresql-17-pgvector"
-headers="postgresql-server-dev-17"
+print_only=
+if [ "${1:-}" = "--path" ]; then
+    print_only=yes
+    shift
+fi
+major=${1:-17}
+case $major in
+17)
+    suite=trixie
+    packages="postgresql-17 postgresql-17-pgvector"
+    ;;
+18)
+    suite=sid
+    packages="postgresql-18"
+    ;;
+*)
+    echo "usage: chroot.sh [--path] [17|18]" >&2
+    exit 2
+    ;;
+esac
+headers="postgresql-server-dev-$major"
 recipe=3
 
 cache="${PGARK_CACHE:-/var/cache/pgark}"
 hash=$(printf '%s|%s|%s|%s' "$recipe" "$suite" "$packages" "$headers" | sha256sum | cut -c1-12)
 root="$cache/$suite-$hash"
 
-if [ "${1:-}" = "--path" ]; then
+if [ -n "$print_only" ]; then
     echo "$root"
     [ -e "$root/.pgark-ready" ]
     exit
@@ -27,7 +47,7 @@ if [ -e "$root/.pgark-ready" ]; then
     exit 0
 fi
 if [ "$(id -u)" != 0 ]; then
-    echo "chroot.sh: only root can make the $suite chroot; run: sudo PGARK_CACHE=$cache $0" >&2
+    echo "chroot.sh: only root can make the $suite chroot; run: sudo PGARK_CACHE=$cache $0 $major" >&2
     exit 1
 fi
 
@@ -83,8 +103,8 @@ trap unmount EXIT
     # Headers alone, to build the extension for this major: the package itself would pull in clang.
     # shellcheck disable=SC2086
     in_chroot sh -c "cd /tmp && apt-get download $headers && for deb in *.deb; do dpkg -x \$deb /; done && rm *.deb"
-    # Trixie's pg_config does not run on the host; its answers, paths below the chroot, do.
-    in_chroot /usr/lib/postgresql/17/bin/pg_config >"$work/pg_config.txt"
+    # Its pg_config does not run on the host; its answers, paths below the chroot, do.
+    in_chroot "/usr/lib/postgresql/$major/bin/pg_config" >"$work/pg_config.txt"
     cat >"$work/pg_config" <<'SCRIPT'
 #!/bin/sh
 # pg_config of the Postgres in this chroot, with paths as the host sees them.

@@ -7,10 +7,14 @@ set -eu
 
 want=${1:-test}
 
-packages="postgresql-15 gcc"
+# libc6-dev by name: gcc only recommends it, and nothing links without it.
+packages="postgresql-15 gcc libc6-dev"
 case $want in
 demo) ;;
-test) packages="$packages postgresql-server-dev-15 libclang-14-dev binutils debootstrap" ;;
+test)
+    packages="$packages postgresql-server-dev-15 libclang-14-dev binutils debootstrap"
+    packages="$packages python3-venv python3-zstandard"
+    ;;
 bench) packages="$packages postgresql-server-dev-15 libclang-14-dev binutils pgbackrest" ;;
 *)
     echo "usage: install.sh [demo|test|bench]" >&2
@@ -54,4 +58,5 @@ fi
 
 if [ "$want" = test ]; then
     "$(dirname "$0")/chroot.sh" >/dev/null
+    "$(dirname "$0")/python.sh" >/dev/null
 fi

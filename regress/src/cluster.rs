@@ -77,8 +77,10 @@ impl<'a> ClusterBuilder<'a> {
             "-N",
         ]);
         initdb.arg(format!("--wal-segsize={}", self.wal_segment_mib));
-        if self.checksums {
-            initdb.arg("-k");
+        match (self.checksums, self.major.checksums_by_default()) {
+            (true, false) => drop(initdb.arg("-k")),
+            (false, true) => drop(initdb.arg("--no-data-checksums")),
+            (true, true) | (false, false) => {}
         }
         run(&mut initdb);
         let mut text = String::from(

@@ -4,6 +4,7 @@
 //! passes when every test that it names ran: fewer than expected, or one that was ignored and is
 //! not in `docs/untested.md`, is a failure.
 
+use crate::Major;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,8 +16,10 @@ use std::time::Instant;
 pub enum Run {
     /// The unit and in-process tests of types and archiver.
     Unit,
-    /// End-to-end tests whose names contain one of these.
+    /// The modules of end-to-end tests whose names begin with one of these.
     EndToEnd(&'static [&'static str]),
+    /// The modules that need Postgres 18: in a chroot that nothing else needs.
+    Postgres18(&'static [&'static str]),
     /// Every fuzz target, this many seconds in all, from this seed.
     Fuzz(u64, u64),
 }
@@ -30,61 +33,94 @@ pub struct Part {
     pub about: &'static str,
     /// How.
     pub run: Run,
-    /// The fewest tests (fuzz targets) that must have run.
-    pub tests_min: usize,
 }
 
+/// The fewest tests of the part `unit`: what it had once. They are spread over many binaries; those
+/// of the other parts are counted in the sources.
+const UNIT_TESTS_MIN: usize = 225;
+
 /// All parts, in order: `make test-full PART=1` is the first.
-pub const PARTS: [Part; 8] = [
+pub const PARTS: [Part; 9] = [
     Part {
         name: "unit",
         about: "bytes, storage, engine; crashes at every operation with 8 seeds; 18,000 flips",
         run: Run::Unit,
-        tests_min: 220,
     },
     Part {
         name: "servers",
         about: "the harness, the extension, the archive module",
         run: Run::EndToEnd(&["t0"]),
-        tests_min: 12,
     },
     Part {
         name: "recovery",
         about: "recovery targets, timelines, contents of clusters",
         run: Run::EndToEnd(&["t1"]),
-        tests_min: 2,
     },
     Part {
         name: "archive",
         about: "archiving, outages of full length, conflicts, the socket, archive-get, standbys",
         run: Run::EndToEnd(&["t2"]),
-        tests_min: 0,
     },
     Part {
         name: "damage",
         about: "bad input, 300 flips through the commands, full disks, panics and Ctrl-C",
         run: Run::EndToEnd(&["t300", "t320", "t330", "t340"]),
-        tests_min: 8,
     },
     Part {
         name: "crashes",
         about: "SIGKILL at every fault point, and 100 rounds at any time",
         run: Run::EndToEnd(&["t310"]),
-        tests_min: 3,
     },
     Part {
         name: "fuzz-1",
         about: "every fuzz target, 30 minutes in all",
         run: Run::Fuzz(1800, 1),
-        tests_min: 8,
     },
     Part {
         name: "fuzz-2",
         about: "the same from another seed",
         run: Run::Fuzz(1800, 2),
-        tests_min: 8,
+    },
+    Part {
+        name: "postgres-18",
+        about: "the core of all this on Postgres 18",
+        run: Run::Postgres18(&["t400"]),
     },
 ];
+
+impl Part {
+    /// The fewest tests (fuzz targets) that must have run: all that there are.
+    pub fn tests_min(&self) -> usize {
+        match self.run {
+            Run::Unit => UNIT_TESTS_MIN,
+            Run::Fuzz(..) => crate::fuzz::TARGETS.len(),
+            Run::EndToEnd(modules) | Run::Postgres18(modules) => declared(modules),
+        }
+    }
+}
+
+/// How many tests the end-to-end modules have whose names begin with one of `prefixes`.
+fn declared(prefixes: &[&str]) -> usize {
+    let sources = end_to_end_modules().into_iter();
+    let wanted = sources.filter(|module| prefixes.iter().any(|p| module.starts_with(p)));
+    wanted
+        .map(|module| {
+            let path = root().join(format!("regress/tests/{module}.rs"));
+            let text = std::fs::read_to_string(path).unwrap();
+            text.lines().filter(|line| *line == "#[test]").count()
+        })
+        .sum()
+}
+
+/// The modules of the end-to-end binary.
+fn end_to_end_modules() -> Vec<String> {
+    let main = root().join("regress/tests/main.rs");
+    let text = std::fs::read_to_string(main).unwrap();
+    let names = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("mod t")?.strip_suffix(';'));
+    names.map(|name| format!("t{name}")).collect()
+}
 
 /// What a run of tests printed, counted.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -127,8 +163,9 @@ impl Tally {
         tally
     }
 
-    /// Why this does not show what the part is to show; `untested` is `docs/untested.md`.
-    pub fn objection(&self, part: &Part, untested: &str) -> Option<String> {
+    /// Why this does not show what a part of `least` tests is to show; `untested` is
+    /// `docs/untested.md`.
+    pub fn objection(&self, least: usize, untested: &str) -> Option<String> {
         if let Some(name) = self.failed.first() {
             return Some(format!("{name} failed"));
         }
@@ -136,7 +173,7 @@ impl Tally {
         if let Some(name) = self.ignored.iter().find(unlisted) {
             return Some(format!("{name} was skipped and is not in docs/untested.md"));
         }
-        let (ran, least) = (self.passed.len(), part.tests_min);
+        let ran = self.passed.len();
         (ran < least).then(|| format!("{ran} tests ran, at least {least} were expected"))
     }
 }
@@ -174,20 +211,11 @@ impl Run {
                 "--nocapture",
                 "--test-threads=1",
             ])],
-            Self::EndToEnd(filters) => {
-                let mut command = cargo(&[
-                    "test",
-                    "--locked",
-                    "-p",
-                    "pgark-regress",
-                    "--test",
-                    "main",
-                    "--",
-                ]);
-                command
-                    .args(["--show-output", "--test-threads=2"])
-                    .args(filters);
-                vec![command]
+            Self::EndToEnd(modules) => vec![end_to_end(cargo, &[], modules)],
+            Self::Postgres18(modules) => {
+                let mut chroot = Command::new(root().join("regress/setup/chroot.sh"));
+                chroot.arg("18");
+                vec![chroot, end_to_end(cargo, &["--features", "pg18"], modules)]
             }
             Self::Fuzz(seconds, seed) => {
                 let each = seconds / crate::fuzz::TARGETS.len() as u64;
@@ -212,9 +240,18 @@ impl Run {
         match self {
             Self::Fuzz(_, seed) => seed,
             // The seeds of the other suites are constants in their sources.
-            Self::Unit | Self::EndToEnd(_) => 0,
+            Self::Unit | Self::EndToEnd(_) | Self::Postgres18(_) => 0,
         }
     }
+}
+
+fn end_to_end(cargo: impl Fn(&[&str]) -> Command, features: &[&str], modules: &[&str]) -> Command {
+    let mut command = cargo(&["test", "--locked", "-p", "pgark-regress", "--test", "main"]);
+    command.args(features).arg("--");
+    command
+        .args(["--show-output", "--test-threads=2"])
+        .args(modules);
+    command
 }
 
 /// Runs a part and writes its evidence.
@@ -240,7 +277,7 @@ pub fn run(part: &Part) -> Result<(), String> {
         tally.passed.extend(names.map(str::to_owned));
     }
     let untested = std::fs::read_to_string(root().join("docs/untested.md")).unwrap_or_default();
-    if let Some(objection) = tally.objection(part, &untested) {
+    if let Some(objection) = tally.objection(part.tests_min(), &untested) {
         return Err(objection);
     }
     let cases: u64 = tally.cases.values().sum();
@@ -254,7 +291,7 @@ pub fn run(part: &Part) -> Result<(), String> {
         "cases": tally.cases,
         "seed": part.run.seed(),
         "duration_seconds": started.elapsed().as_secs(),
-        "versions": versions(),
+        "versions": versions(part.run),
         "finished_at": chrono::Utc::now().to_rfc3339(),
     });
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("evidence");
@@ -296,14 +333,18 @@ fn commit() -> String {
     }
 }
 
-fn versions() -> Value {
-    let postgres = [crate::Major::Pg15, crate::Major::Pg17].map(|major| {
+fn versions(run: Run) -> Value {
+    let majors: &[Major] = match run {
+        Run::Postgres18(_) => &[Major::Pg18],
+        Run::Unit | Run::EndToEnd(_) | Run::Fuzz(..) => &Major::ALL,
+    };
+    let version = |major: &Major| {
         let mut command = major.command("postgres");
         let output = command.arg("--version").output().unwrap();
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    });
+    };
     json!({
-        "postgres": postgres,
+        "postgres": majors.iter().map(version).collect::<Vec<_>>(),
         "rustc": first_line("rustc", &["--version"]),
         "kernel": first_line("uname", &["-r"]),
         "pgbackrest": first_line("pgbackrest", &["version"]),
@@ -336,31 +377,35 @@ test a::five ... FAILED
     #[test]
     fn a_skip_needs_an_entry() {
         let mut tally = Tally::read(OUTPUT);
-        let part = Part {
-            tests_min: 2,
-            ..PARTS[0]
-        };
-        assert_eq!(tally.objection(&part, "").unwrap(), "a::five failed");
+        assert_eq!(tally.objection(2, "").unwrap(), "a::five failed");
         tally.failed.clear();
-        assert!(tally.objection(&part, "").unwrap().contains("a::three"));
-        let fewer = tally.objection(&part, "- `a::three`: why").unwrap();
+        assert!(tally.objection(2, "").unwrap().contains("a::three"));
+        let fewer = tally.objection(2, "- `a::three`: why").unwrap();
         assert!(fewer.contains("1 tests ran"), "{fewer}");
     }
 
     /// A module of end-to-end tests that no part runs would never count as evidence.
     #[test]
     fn every_end_to_end_module_is_in_one_part() {
-        let main = root().join("regress/tests/main.rs");
-        let text = std::fs::read_to_string(main).unwrap();
-        let modules = text
-            .lines()
-            .filter_map(|line| line.strip_prefix("mod t")?.strip_suffix(';'));
-        for module in modules.map(|module| format!("t{module}")) {
+        for module in end_to_end_modules() {
             let holds = |part: &&Part| match part.run {
-                Run::EndToEnd(filters) => filters.iter().any(|f| module.starts_with(f)),
+                Run::EndToEnd(modules) | Run::Postgres18(modules) => {
+                    modules.iter().any(|prefix| module.starts_with(prefix))
+                }
                 Run::Unit | Run::Fuzz(..) => false,
             };
             assert_eq!(PARTS.iter().filter(holds).count(), 1, "{module}");
+            assert!(declared(&[module.as_str()]) > 0, "{module} has no tests");
+        }
+    }
+
+    /// What a part expects is what the sources have; a number that falls is looked into.
+    #[test]
+    fn parts_expect_every_test() {
+        let least = [225, 11, 17, 25, 8, 3, 19, 19, 7];
+        for (part, least) in PARTS.iter().zip(least) {
+            let expected = part.tests_min();
+            assert!(expected >= least, "{}: {expected}", part.name);
         }
     }
 }

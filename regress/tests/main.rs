@@ -15,14 +15,19 @@ mod t104_contents;
 mod t105_layouts;
 mod t106_pages;
 mod t107_bare_config;
+mod t108_reader;
 mod t200_archiving;
 mod t201_outages;
 mod t202_conflicts;
 mod t203_socket;
 mod t210_archive_get;
+mod t211_prefetch;
 mod t220_standbys;
 mod t300_bad_input;
 mod t310_crashes;
 mod t320_flips;
 mod t330_full_disk;
 mod t340_panic_and_cancel;
+// A part of the full tier of its own.
+#[cfg(feature = "pg18")]
+mod t400_postgres_18;

@@ -5,7 +5,7 @@ use pgark_regress::{Cluster, Ledger, Major, StopMode, TestDirectory, ledger, too
 use std::time::Duration;
 
 /// A primary under load is killed; after its recovery every commit that was reported is there.
-fn crash_and_recover(major: Major) {
+pub(crate) fn crash_and_recover(major: Major) {
     let directory = TestDirectory::new(&format!("t000_crash_{major}"));
     let mut cluster = Cluster::builder(&directory, major, "a")
         .wal_segment_mib(1)
@@ -56,7 +56,7 @@ fn crash_and_recover_17() {
 }
 
 /// A standby follows, is promoted, and the ledger's mark tells what it holds.
-fn promote(major: Major) {
+pub(crate) fn promote(major: Major) {
     let directory = TestDirectory::new(&format!("t000_promote_{major}"));
     let mut primary = Cluster::builder(&directory, major, "a")
         .checksums(false)

@@ -53,7 +53,7 @@ struct Case<'a> {
     event: bool,
 }
 
-fn targets(major: Major) {
+pub(crate) fn targets(major: Major) {
     let directory = TestDirectory::new(&format!("t100_targets_{major}"));
     let builder = Cluster::builder(&directory, major, "a")
         .wal_segment_mib(1)

@@ -36,7 +36,7 @@ fn judge(mut cluster: Cluster<'_>, counts: &Counts, expected_timeline: &str) {
     std::fs::remove_dir_all(cluster.data()).unwrap();
 }
 
-fn timelines(major: Major) {
+pub(crate) fn timelines(major: Major) {
     let directory = TestDirectory::new(&format!("t102_timelines_{major}"));
     let builder = Cluster::builder(&directory, major, "a").wal_segment_mib(1);
     let (mut first, mut pgark) = archived(&directory, builder);

@@ -13,7 +13,7 @@ use pgark_regress::{Cluster, Major, StopMode, TestDirectory, tools};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-fn contents(major: Major) {
+pub(crate) fn contents(major: Major) {
     let directory = TestDirectory::new(&format!("t104_contents_{major}"));
     let builder = Cluster::builder(&directory, major, "a")
         .wal_segment_mib(64)

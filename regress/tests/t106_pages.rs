@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 const BLOCK: u64 = 300;
 
-fn pages(major: Major) {
+pub(crate) fn pages(major: Major) {
     let directory = TestDirectory::new(&format!("t106_pages_{major}"));
     let builder = Cluster::builder(&directory, major, "a")
         .setting("max_wal_size = 128MB")
@@ -72,11 +72,13 @@ fn pages(major: Major) {
     assert!(std::fs::read(restored.data().join(&quiet)).unwrap() == std::fs::read(&file).unwrap());
     restored.recover();
     restored.log_mut().allow("page verification failed");
-    restored.log_mut().allow("invalid page in block 300");
+    // "invalid page in block 300", or from 18 on "2 invalid pages among blocks 291..302 …".
+    restored.log_mut().allow("invalid page");
     let refused = restored
         .try_psql("postgres", "SELECT count(*) FROM quiet")
         .unwrap_err();
-    assert!(refused.contains("invalid page in block 300"), "{refused}");
+    assert!(refused.contains("invalid page"), "{refused}");
+    assert!(refused.to_lowercase().contains("block 300"), "{refused}");
     assert_eq!(restored.psql("SELECT count(*) FROM busy"), "60000");
     restored.stop(StopMode::Fast);
 }
