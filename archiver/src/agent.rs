@@ -18,6 +18,7 @@ mod stats;
 mod wake;
 
 use crate::config::Config;
+use crate::signals::Signals;
 use crate::{Error, Result};
 use host::Host;
 use pusher::Pusher;
@@ -27,6 +28,7 @@ use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
+use tokio::signal::unix::SignalKind;
 
 /// What all threads of the agent share.
 struct Agent {
@@ -37,7 +39,8 @@ struct Agent {
     spool: Arc<Spool>,
 }
 
-/// Runs the agent until SIGTERM or SIGINT.
+/// Runs the agent until SIGTERM or SIGINT. SIGHUP does nothing: a terminal that closes, or a
+/// "reload" of the service, must not end archiving.
 ///
 /// # Errors
 /// Kind Invalid: no `[cluster]`, an unsafe socket directory; Conflict, `agent_running`, when
@@ -47,8 +50,9 @@ pub fn run(config: Config) -> Result<()> {
     let _lock = lock_state_directory(&config.agent.state_dir)?;
     let config = Arc::new(config);
     let agent = start(&config)?;
+    // Before the socket: a signal must not leave it behind.
+    let mut signals = Signals::new()?;
     let socket = server::bind(&config.agent.socket)?;
-    let signals = Signals::new()?;
     sampler::start(&agent.config, &agent.host, &agent.stats)?;
     let (host, stats) = (Arc::clone(&agent.host), Arc::clone(&agent.stats));
     names::start(&agent.config, &agent.host)?;
@@ -62,7 +66,9 @@ pub fn run(config: Config) -> Result<()> {
         "agent of cluster \"{}\" is ready",
         config.cluster_name()
     );
-    signals.wait();
+    while signals.wait() == SignalKind::hangup() {
+        tracing::info!("ignored SIGHUP: a changed configuration needs a restart of the agent");
+    }
     // What is under way needs no farewell: an object is whole or absent, and Postgres asks again.
     let _ = std::fs::remove_file(&config.agent.socket);
     tracing::info!("agent stopped");
@@ -120,47 +126,6 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
         .spawn(work)
         .map(drop)
         .map_err(|e| Error::io("could not start a thread", e))
-}
-
-/// SIGTERM and SIGINT, caught from construction on.
-struct Signals {
-    runtime: tokio::runtime::Runtime,
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let io = |e| Error::io("could not set up signal handling", e);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(io)?;
-        let guard = runtime.enter();
-        let terminate = signal(SignalKind::terminate()).map_err(io)?;
-        let interrupt = signal(SignalKind::interrupt()).map_err(io)?;
-        drop(guard);
-        Ok(Self {
-            runtime,
-            terminate,
-            interrupt,
-        })
-    }
-
-    fn wait(self) {
-        let Self {
-            runtime,
-            mut terminate,
-            mut interrupt,
-        } = self;
-        runtime.block_on(async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        });
-    }
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub mod postgres;
 pub mod progress;
 pub mod repository;
 pub mod restore;
+pub mod signals;
 pub mod storage;
 pub mod verify;
 pub mod wal;

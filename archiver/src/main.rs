@@ -1,9 +1,9 @@
 //! The `pgark` binary: parse, trace, run, and turn the error into an exit code.
 
 use clap::{CommandFactory, Parser};
-use pgark_archiver::cancel::CancelToken;
 use pgark_archiver::cli::{Cli, Command, ConfigCommand, LogFormat};
 use pgark_archiver::config::Config;
+use pgark_archiver::signals::cancel_on_signal;
 use pgark_archiver::{Error, Result, commands, exit_code};
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -75,17 +75,20 @@ fn run(cli: &Cli) -> Result<u8> {
         Command::Wal(args) => commands::wal::run(&Config::load(path)?, args, output)?,
         Command::Cluster(args) => commands::cluster::run(&Config::load(path)?, args, output)?,
         Command::Check(args) => {
-            return commands::check::run(&Config::load(path)?, args, output, &cancel_on_signal()?);
+            let cancel = cancel_on_signal()?;
+            return commands::check::run(&Config::load(path)?, args, output, &cancel);
         }
         Command::Verify(args) => {
-            return commands::verify::run(&Config::load(path)?, args, output, &cancel_on_signal()?);
+            let cancel = cancel_on_signal()?;
+            return commands::verify::run(&Config::load(path)?, args, output, &cancel);
         }
         Command::Backup(args) => {
-            commands::backup::run(&Config::load(path)?, args, output, &cancel_on_signal()?)?;
+            let cancel = cancel_on_signal()?;
+            commands::backup::run(&Config::load(path)?, args, output, &cancel)?;
         }
         Command::Restore(args) => {
-            let config = Config::load(path)?;
-            commands::restore::run(&config, path, args, output, &cancel_on_signal()?)?;
+            let cancel = cancel_on_signal()?;
+            commands::restore::run(&Config::load(path)?, path, args, output, &cancel)?;
         }
         Command::Config(ConfigCommand::Check) => {
             commands::config::check(&cli.config, output)?;
@@ -97,38 +100,6 @@ fn run(cli: &Cli) -> Result<u8> {
         }
     }
     Ok(exit_code::DONE)
-}
-
-/// SIGINT and SIGTERM ask the work to stop at the next safe place.
-fn cancel_on_signal() -> Result<CancelToken> {
-    let token = CancelToken::default();
-    let on_signal = token.clone();
-    let error = |e| Error::io("could not install signal handlers", e);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(error)?;
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            runtime.block_on(async {
-                use tokio::signal::unix::{SignalKind, signal};
-                let (Ok(mut interrupt), Ok(mut terminate)) = (
-                    signal(SignalKind::interrupt()),
-                    signal(SignalKind::terminate()),
-                ) else {
-                    return;
-                };
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                }
-                tracing::info!("stopping");
-                on_signal.cancel();
-            });
-        })
-        .map_err(error)?;
-    Ok(token)
 }
 
 /// Errors go to the user. When they cannot, the exit code still says which kind it was.

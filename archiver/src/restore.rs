@@ -14,10 +14,13 @@ mod fetch;
 mod files;
 mod finish;
 mod plan;
+#[cfg(test)]
+mod plan_tests;
 mod preflight;
 mod run;
 #[cfg(test)]
 pub(crate) mod testdata;
+mod warnings;
 
 pub use configure::{Archiving, restore_command};
 pub use destination::Destination;

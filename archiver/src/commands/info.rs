@@ -4,7 +4,7 @@ use super::output::{Output, human_bytes, print_json, print_text, repository_unkn
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::repository::Repository;
-use crate::repository::backups::{self, Found};
+use crate::repository::backups;
 use crate::repository::format::manifest::Label;
 use crate::repository::unfinished::{Sessions, Unfinished};
 use crate::restore::branch;
@@ -87,14 +87,7 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
 fn describe(repository: &Repository, sessions: &Sessions, name: String) -> Result<Component> {
     let found = backups::list(repository, &name)?;
     let unfinished = sessions.unfinished(repository, &name, &found, SystemClock.now())?;
-    let (mut labels, mut damaged) = (Vec::new(), Vec::new());
-    for found in found {
-        match found {
-            Found::Committed(label) => labels.push(*label),
-            Found::Damaged(label, error) => damaged.push((label, error)),
-            Found::Uncommitted(..) => {}
-        }
-    }
+    let (labels, damaged) = backups::sound_and_damaged(found);
     let identity = match (labels.last(), cluster::current(repository, &name)?) {
         (_, Some(registered)) => Some((registered.system_identifier, registered.segment_size)),
         (Some(label), None) => Some((label.system_identifier, label.segment_size)),

@@ -223,6 +223,7 @@ fn plan_json(plan: &Plan) -> Value {
         },
         "bytes": plan.bytes,
         "seconds_estimate": plan.seconds_estimate,
+        "warnings": plan.warnings,
     })
 }
 
@@ -247,6 +248,13 @@ fn print_plan(plan: &Plan, destination: &Destination, args: &Args) {
             "  tablespace {oid} goes to {}",
             place.display()
         ));
+    }
+    match plan.fork() {
+        Some((parent, lsn)) => print_text(format_args!(
+            "  timeline: {}, which left timeline {parent} at LSN {lsn}",
+            plan.timeline
+        )),
+        None => print_text(format_args!("  timeline: {}", plan.timeline)),
     }
     print_text(format_args!("  recovery ends: {}", plan.description));
     if let Some(lsn) = plan.target_lsn {
@@ -275,6 +283,9 @@ fn print_plan(plan: &Plan, destination: &Destination, args: &Args) {
         ArchiveArg::Keep => "kept as it was in the restored cluster",
     };
     print_text(format_args!("  archive_mode is {archiving}"));
+    for warning in &plan.warnings {
+        print_text(format_args!("  WARNING: {warning}"));
+    }
 }
 
 fn print_outcome(outcome: &Outcome, args: &Args) {

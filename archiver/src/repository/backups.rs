@@ -69,18 +69,31 @@ pub fn list(repository: &Repository, component: &str) -> Result<Vec<Found>> {
 /// # Errors
 /// The storage's.
 pub fn committed(repository: &Repository, component: &str) -> Result<Vec<Label>> {
-    let found = list(repository, component)?;
-    Ok(found
-        .into_iter()
-        .filter_map(|found| match found {
-            Found::Committed(label) => Some(*label),
-            Found::Damaged(label, error) => {
-                tracing::error!(code = "backup_damaged", backup = %label, %error, "backup is damaged");
-                None
-            }
-            Found::Uncommitted(..) => None,
-        })
-        .collect())
+    let (labels, damaged) = sound_and_damaged(list(repository, component)?);
+    for (label, error) in damaged {
+        tracing::error!(code = "backup_damaged", backup = %label, %error, "backup is damaged");
+    }
+    Ok(labels)
+}
+
+/// The committed backups of a listing, oldest first, and the damaged ones.
+#[must_use]
+pub fn sound_and_damaged(found: Vec<Found>) -> (Vec<Label>, Vec<(BackupLabel, Error)>) {
+    let (mut labels, mut damaged) = (Vec::new(), Vec::new());
+    for found in found {
+        match found {
+            Found::Committed(label) => labels.push(*label),
+            Found::Damaged(label, error) => damaged.push((label, error)),
+            Found::Uncommitted(..) => {}
+        }
+    }
+    // Labels know seconds alone: within one the four random characters say nothing.
+    labels.sort_by(|a, b| {
+        let key = |label: &Label| (label.timeline, label.start_lsn, label.started_at);
+        let second = a.label.second().cmp(b.label.second());
+        second.then_with(|| key(a).cmp(&key(b)))
+    });
+    (labels, damaged)
 }
 
 /// Every component that has backups.

@@ -1,9 +1,9 @@
 //! The plan of a restore: which backup, which timeline, which WAL, where recovery stops.
 
-use super::branch;
-use crate::repository::Repository;
+use super::{branch, warnings};
 use crate::repository::backups::{self, Backup};
 use crate::repository::format::manifest::{Label, Manifest};
+use crate::repository::{Repository, layout};
 use crate::wal::inventory::{Inventory, Lineage};
 use crate::wal::recovery_file::{RecoveryFile, Span};
 use crate::wal::target::{self, Archive, Resolved};
@@ -65,12 +65,22 @@ pub struct Plan {
     pub bytes: u64,
     /// How long it will take, in seconds, by a rule of thumb.
     pub seconds_estimate: u64,
+    /// What the user should know before: newer state that is not used.
+    pub warnings: Vec<String>,
     cluster: String,
     lineage: Lineage,
     open_ended: bool,
 }
 
 impl Plan {
+    /// The timeline that the followed one left, and where; `None` when it left none.
+    #[must_use]
+    pub fn fork(&self) -> Option<(TimelineId, Lsn)> {
+        let parents = self.lineage.spans.iter().rev().skip(1);
+        let mut forks = parents.filter_map(|span| Some((span.timeline, span.end?)));
+        forks.next()
+    }
+
     /// The `pgark_recovery.json` that makes archive-get serve this plan.
     #[must_use]
     pub fn recovery_file(&self) -> RecoveryFile {
@@ -129,8 +139,9 @@ fn segment_spans(
 /// Kind Invalid: no backup, a target outside the window (both ends are in the DETAIL) or not to
 /// be found; Data: WAL is missing or damaged; or the storage's error.
 pub fn plan(repository: &Repository, request: &Request) -> Result<(Plan, Backup)> {
-    let labels = backups::committed(repository, &request.component)?;
-    let system_id = system_identifier(repository, request, &labels)?;
+    let found = backups::list(repository, &request.component)?;
+    let (labels, damaged) = backups::sound_and_damaged(found);
+    let (system_id, damaged) = system_identifier(repository, request, &labels, damaged)?;
     let labels: Vec<Label> = labels
         .into_iter()
         .filter(|label| label.system_identifier == system_id)
@@ -145,23 +156,44 @@ pub fn plan(repository: &Repository, request: &Request) -> Result<(Plan, Backup)
     };
     let (label, lineage, resolved) = chooser.choose()?;
     let backup = Backup::open(repository, &request.component, &label.label)?;
-    Ok((chooser.plan(&backup, label, lineage, resolved)?, backup))
+    let mut warnings = Vec::new();
+    if request.backup.is_none() {
+        warnings.extend(warnings::damaged(&damaged, label));
+    }
+    if request.timeline == TargetTimeline::Latest {
+        let others = warnings::other_timelines(repository, &inventory, &labels, label, &lineage)?;
+        warnings.extend(others);
+    }
+    let mut plan = chooser.plan(&backup, label, lineage, resolved)?;
+    plan.warnings = warnings;
+    Ok((plan, backup))
 }
 
 /// Backups from before a pg_upgrade stay in the list; the newest backup's cluster counts, or that
-/// of the backup that was asked for.
+/// of the backup that was asked for. A damaged one is no missing one.
 fn system_identifier(
     repository: &Repository,
     request: &Request,
     labels: &[Label],
-) -> Result<SystemId> {
-    let label = match &request.backup {
-        Some(wanted) => labels.iter().find(|label| &label.label == wanted),
-        None => labels.last(),
+    mut damaged: Damaged,
+) -> Result<(SystemId, Damaged)> {
+    let (label, instead) = match &request.backup {
+        Some(wanted) => (
+            labels.iter().find(|label| &label.label == wanted),
+            damaged.iter().position(|(label, _)| label == wanted),
+        ),
+        None => (labels.last(), damaged.len().checked_sub(1)),
     };
-    label
-        .map(|label| label.system_identifier)
-        .ok_or_else(|| match &request.backup {
+    match (label, instead) {
+        (Some(label), _) => Ok((label.system_identifier, damaged)),
+        (None, Some(at)) => {
+            let (label, error) = damaged.swap_remove(at);
+            let key = layout::label(&request.component, &label)?;
+            Err(error.context(format_args!("backup {label}, \"{key}\"")).with_hint(format!(
+                "\"pgark verify --backup {label}\" says what else is damaged; another backup may serve: \"pgark info\"."
+            )))
+        }
+        (None, None) => Err(match &request.backup {
             Some(label) => Error::invalid(
                 "backup_missing",
                 format!(
@@ -180,8 +212,11 @@ fn system_identifier(
                 ),
             )
             .with_hint("Take one with \"pgark backup\"."),
-        })
+        }),
+    }
 }
+
+type Damaged = Vec<(BackupLabel, Error)>;
 
 struct Chooser<'a> {
     repository: &'a Repository,
@@ -416,6 +451,7 @@ impl<'a> Chooser<'a> {
             segment_count,
             bytes: manifest.bytes_source,
             seconds_estimate: manifest.bytes_source / RESTORE_BYTES_PER_SECOND + replay + 1,
+            warnings: Vec::new(),
             cluster: self.request.component.clone(),
             open_ended: matches!(self.request.target, RecoveryTarget::Latest)
                 && !self.request.end_before_gap,

@@ -23,6 +23,12 @@ impl BackupLabel {
         Self(label)
     }
 
+    /// The second in which the backup began, as the label has it; ordered like time.
+    #[must_use]
+    pub fn second(&self) -> &str {
+        self.0.split_once('-').map_or(&self.0, |(second, _)| second)
+    }
+
     /// The label as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
