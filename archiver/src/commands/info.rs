@@ -1,6 +1,6 @@
 //! `pgark info`.
 
-use super::output::{Output, human_bytes, print_json, print_text, repository_unknown};
+use super::output::{Output, human_bytes, on_one_line, print_json, print_text, repository_unknown};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::repository::Repository;
@@ -152,7 +152,7 @@ impl Component {
         let lineage = crate::wal::inventory::Lineage::from(&history);
         let archive = Archive {
             repo: repository,
-            inventory: inventory,
+            inventory,
             system_id,
             size,
             lineage: &lineage,
@@ -275,6 +275,7 @@ fn text(found: &[Component]) -> String {
                 human_bytes(label.bytes_stored),
             );
             for (key, value) in &label.annotations {
+                let (key, value) = (on_one_line(key), on_one_line(value));
                 let _ = writeln!(text, "    {key} = {value}");
             }
             if label.corrupt_page_count > 0 {
