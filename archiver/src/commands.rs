@@ -15,4 +15,4 @@ pub mod wal;
 
 mod output;
 
-pub use output::{Output, lost, print_text};
+pub use output::{Output, lost, print_text, visible};

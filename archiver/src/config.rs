@@ -11,6 +11,9 @@ use std::sync::Arc;
 /// Where the configuration is looked for without `--config` and `PGARK_CONFIG`.
 pub const DEFAULT_PATH: &str = "/etc/pgark/pgark.toml";
 
+/// The largest number of threads or segments that is taken for meant.
+const COUNT_MAX: usize = 1024;
+
 const KEYS_HINT: &str = "docs/reference/config.md lists every key.";
 
 /// The whole file.
@@ -247,6 +250,29 @@ impl Config {
                 _ => return invalid(format!("repository.{name}.path must be an absolute path")),
             }
         }
+        let data_directory = self
+            .cluster
+            .as_ref()
+            .and_then(|c| c.data_directory.as_ref());
+        for (key, path) in [
+            ("agent.socket", Some(&self.agent.socket)),
+            ("agent.state_dir", Some(&self.agent.state_dir)),
+            ("cluster.data_directory", data_directory),
+        ] {
+            if path.is_some_and(|path| !path.is_absolute()) {
+                return invalid(format!("{key} must be an absolute path"));
+            }
+        }
+        for (key, count) in [
+            ("wal.push_parallel", self.wal.push_parallel),
+            ("wal.prefetch_segments", self.wal.prefetch_segments),
+            ("backup.parallel", self.backup.parallel),
+            ("restore.parallel", self.restore.parallel),
+        ] {
+            if count > COUNT_MAX {
+                return invalid(format!("{key} must be at most {COUNT_MAX}, not {count}"));
+            }
+        }
         let mut places = BTreeMap::new();
         for (name, repository) in &self.repository {
             let place = crate::places::resolve(repository.path.as_deref().unwrap_or(Path::new("")));
@@ -309,5 +335,33 @@ impl Config {
                 ))
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nonsense_is_refused_by_its_key() {
+        for (text, key) in [
+            ("[agent]\nsocket = \"run/agent.sock\"", "agent.socket"),
+            ("[agent]\nstate_dir = \"state\"", "agent.state_dir"),
+            (
+                "[cluster]\ndata_directory = \"data\"",
+                "cluster.data_directory",
+            ),
+            (
+                "[wal]\nprefetch_segments = 1000000000000",
+                "wal.prefetch_segments",
+            ),
+            ("[wal]\npush_parallel = 1025", "wal.push_parallel"),
+            ("[backup]\nparallel = 1025", "backup.parallel"),
+            ("[restore]\nparallel = 1025", "restore.parallel"),
+        ] {
+            let error = Config::parse(text).unwrap_err();
+            assert!(error.to_string().starts_with(key), "{error}");
+        }
+        assert!(Config::parse("[wal]\nprefetch_segments = 1024").is_ok());
     }
 }

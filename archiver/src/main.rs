@@ -111,5 +111,6 @@ fn report(error: &Error) {
     if let Some(hint) = error.hint() {
         text += &format!("HINT:  {hint}\n");
     }
+    let text = commands::visible(&text);
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }

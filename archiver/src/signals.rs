@@ -85,12 +85,17 @@ pub fn cancel_on_signal() -> Result<CancelToken> {
             signals.wait();
             tracing::info!("stopping; a second signal ends it at once");
             on_signal.cancel();
-            let second = signals.wait();
-            tracing::warn!("ended by a second signal");
-            std::process::exit(second.as_raw_value().saturating_add(128));
+            end_now(signals.wait());
         })
         .map_err(|e| Error::io("could not start a thread", e))?;
     Ok(token)
+}
+
+/// The main thread hangs, or it would have come to a safe place: nobody else can end the process.
+#[expect(clippy::exit, reason = "the main thread cannot be asked to return")]
+fn end_now(signal: SignalKind) -> ! {
+    tracing::warn!("ended by a second signal");
+    std::process::exit(signal.as_raw_value().saturating_add(128))
 }
 
 /// Whether this process was started with the signal ignored.

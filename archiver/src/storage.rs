@@ -46,6 +46,26 @@ pub struct ObjectMeta {
     pub modified: DateTime<Utc>,
 }
 
+/// Something under a key's name that is no object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stranger {
+    /// Its name, a valid key.
+    pub name: String,
+    /// What it is.
+    pub kind: StrangerKind,
+}
+
+/// What a [`Stranger`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StrangerKind {
+    /// A directory: most of them hold objects and are no strangers; the caller knows.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A pipe, a socket, a device.
+    Other,
+}
+
 /// Where the objects are. Calls block; implementations are shared between threads.
 ///
 /// Errors: `ErrorKind::Unavailable` when trying again may help or an operator must mend the
@@ -95,6 +115,14 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// See the trait.
     fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>>;
+
+    /// What is in the place of objects and is none: for verify alone.
+    ///
+    /// # Errors
+    /// See the trait.
+    fn strangers(&self) -> Result<Vec<Stranger>> {
+        Ok(Vec::new())
+    }
 
     /// Removes an object; its absence is success. For gc and operator verbs alone.
     ///

@@ -6,6 +6,9 @@
 mod backup;
 #[cfg(test)]
 mod flip_tests;
+mod identity;
+#[cfg(test)]
+mod identity_tests;
 mod objects;
 
 use crate::cancel::CancelToken;
@@ -125,6 +128,7 @@ pub fn verify(
         cancel,
         listing,
         report: &mut report,
+        backups: identity::BySession::new(),
     };
     match scope {
         Scope::All => verification.all()?,
@@ -140,6 +144,8 @@ struct Verification<'a> {
     cancel: &'a CancelToken,
     listing: BTreeMap<Key, ObjectMeta>,
     report: &'a mut Report,
+    /// The committed backups, once they were listed.
+    backups: identity::BySession,
 }
 
 impl Verification<'_> {
@@ -153,7 +159,10 @@ impl Verification<'_> {
             }
             for found in found {
                 match found {
-                    Found::Committed(label) => self.backup(&component, &label)?,
+                    Found::Committed(label) => {
+                        self.backup(&component, &label)?;
+                        self.backups.insert(label.session, *label);
+                    }
                     Found::Damaged(label, error) => {
                         let key = crate::repository::layout::label(&component, &label)?;
                         self.report.find(key.as_str(), "damaged", error.to_string());
@@ -164,6 +173,8 @@ impl Verification<'_> {
             }
         }
         self.committed_sessions()?;
+        self.strangers()?;
+        self.wal_belongings()?;
         let objects: Vec<ObjectMeta> = self.listing.values().cloned().collect();
         for meta in objects {
             self.cancel.check()?;

@@ -33,7 +33,7 @@ fn shapes(info: &Value, check: &Value, verify: &Value, plan: &Value) {
     let component = &info["components"][0];
     keys(
         component,
-        "name kind backups wal window conflicts conflicts_acknowledged unfinished damaged",
+        "name kind backups wal window conflicts conflicts_acknowledged unfinished damaged problems",
     );
     keys(
         &component["backups"][0],
@@ -47,7 +47,10 @@ fn shapes(info: &Value, check: &Value, verify: &Value, plan: &Value) {
         keys(line, "name ok detail hint");
     }
     keys(verify, "format objects bytes findings notes");
-    keys(plan, "format backup target wal bytes seconds_estimate");
+    keys(
+        plan,
+        "format backup target wal bytes seconds_estimate warnings",
+    );
     keys(&plan["target"], "lsn timeline time inclusive description");
     keys(&plan["wal"], "first last count");
 }

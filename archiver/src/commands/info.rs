@@ -1,6 +1,6 @@
 //! `pgark info`.
 
-use super::output::{Output, human_bytes, print_json, print_text, repository_unknown};
+use super::output::{Output, human_bytes, on_one_line, print_json, print_text, repository_unknown};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::repository::Repository;
@@ -12,7 +12,7 @@ use crate::wal::cluster;
 use crate::wal::conflicts::{self, Count};
 use crate::wal::inventory::{Inventory, TimelineWal};
 use crate::wal::target::{self, Archive, Window};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 use pgark_types::{BackupLabel, SegmentSize, SystemId};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -37,6 +37,8 @@ struct Component {
     damaged: Vec<(BackupLabel, Error)>,
     wal: Vec<TimelineWal>,
     window: Option<Window>,
+    /// Why there is no window although there could be one.
+    problem: Option<Error>,
     conflicts: Count,
 }
 
@@ -101,6 +103,7 @@ fn describe(repository: &Repository, sessions: &Sessions, name: String) -> Resul
         damaged,
         wal: Vec::new(),
         window: None,
+        problem: None,
         conflicts: Count::default(),
     };
     if let Some((system_id, size)) = identity {
@@ -119,32 +122,48 @@ impl Component {
         let inventory = Inventory::load(repository, system_id)?;
         self.wal = inventory.by_timeline(size);
         self.conflicts = conflicts::count(&conflicts::list(repository, system_id)?);
+        // What is there can be listed, whatever the window lacks.
+        match self.find_window(repository, &inventory, size) {
+            Ok(window) => self.window = window,
+            Err(error) if error.kind() == ErrorKind::Data => self.problem = Some(error),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// The window that a restore without further arguments has.
+    fn find_window(
+        &self,
+        repository: &Repository,
+        inventory: &Inventory,
+        size: SegmentSize,
+    ) -> Result<Option<Window>> {
+        let system_id = inventory.system_id();
         let own = |label: &&Label| label.system_identifier == system_id;
         let labels: Vec<Label> = self.labels.iter().filter(own).cloned().collect();
-        // The window that a restore without further arguments has.
-        let Some(history) = branch::newest(repository, &inventory, &labels)? else {
-            return Ok(());
+        let Some(history) = branch::newest(repository, inventory, &labels)? else {
+            return Ok(None);
         };
         let mut labels = labels.iter().filter(|l| branch::descends(l, &history));
         let (Some(oldest), newest) = (labels.next(), labels.next_back()) else {
-            return Ok(());
+            return Ok(None);
         };
         let newest = newest.unwrap_or(oldest);
         let lineage = crate::wal::inventory::Lineage::from(&history);
         let archive = Archive {
             repo: repository,
-            inventory: &inventory,
+            inventory,
             system_id,
             size,
             lineage: &lineage,
             from: newest.stop_lsn,
         };
-        self.window = target::window(&archive, Some(newest.stopped_at))?.map(|window| Window {
+        let window = target::window(&archive, Some(newest.stopped_at))?;
+        Ok(window.map(|window| Window {
             from_time: Some(oldest.stopped_at),
             from_lsn: oldest.stop_lsn,
             ..window
-        });
-        Ok(())
+        }))
     }
 }
 
@@ -168,6 +187,7 @@ fn merge(found: &[Component]) -> Vec<Value> {
             })),
             "unfinished": same.iter().flat_map(|c| c.unfinished.iter().map(|u| unfinished(c, u))).collect::<Vec<_>>(),
             "damaged": same.iter().flat_map(|c| c.damaged.iter().map(|d| damaged(c, d))).collect::<Vec<_>>(),
+            "problems": same.iter().flat_map(|c| c.problem.iter().map(|e| problem(c, e))).collect::<Vec<_>>(),
             "conflicts": same.iter().map(|c| c.conflicts.open).sum::<usize>(),
             "conflicts_acknowledged": same.iter().map(|c| c.conflicts.acknowledged).sum::<usize>(),
         })
@@ -210,6 +230,15 @@ fn damaged(component: &Component, (label, error): &(BackupLabel, Error)) -> Valu
     })
 }
 
+fn problem(component: &Component, error: &Error) -> Value {
+    json!({
+        "repository": component.repository,
+        "code": error.code(),
+        "detail": error.to_string(),
+        "hint": error.hint(),
+    })
+}
+
 fn wal_entry(wal: &TimelineWal) -> Value {
     let gaps: Vec<Value> = wal
         .gaps
@@ -246,6 +275,7 @@ fn text(found: &[Component]) -> String {
                 human_bytes(label.bytes_stored),
             );
             for (key, value) in &label.annotations {
+                let (key, value) = (on_one_line(key), on_one_line(value));
                 let _ = writeln!(text, "    {key} = {value}");
             }
             if label.corrupt_page_count > 0 {
@@ -279,6 +309,16 @@ fn text(found: &[Component]) -> String {
                 time(window.to_time),
                 window.to_lsn
             );
+        }
+        if let Some(error) = &component.problem {
+            let _ = writeln!(
+                text,
+                "  ALERT: the window cannot be told: {error} (code {})",
+                error.code()
+            );
+            if let Some(hint) = error.hint() {
+                let _ = writeln!(text, "    {hint}");
+            }
         }
         if component.conflicts.acknowledged > 0 {
             let acknowledged = component.conflicts.acknowledged;

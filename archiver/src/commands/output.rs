@@ -51,7 +51,27 @@ pub(super) fn print_json(mut value: Value) {
 
 /// Prints lines for people.
 pub fn print_text(text: impl std::fmt::Display) {
-    print_line(&text);
+    print_line(&visible(&text.to_string()));
+}
+
+/// `text` with control characters as escapes, line ends and tabs left alone: names and notes come
+/// from elsewhere, and must not command a terminal.
+#[must_use]
+pub fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && !matches!(c, '\n' | '\t') {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// The same for a text that must stay on its line.
+pub(super) fn on_one_line(text: &str) -> String {
+    visible(text).replace('\n', "\\n").replace('\t', "\\t")
 }
 
 /// Opens the repository called `name`; without a name the first required one.
@@ -86,4 +106,16 @@ pub(super) fn repository_unknown(name: &str) -> Error {
 /// Bytes for people.
 pub(super) fn human_bytes(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_control_character_reaches_a_terminal() {
+        let foreign = "a\u{1b}[2Jb\u{9b}c\rd\n\tä";
+        assert_eq!(visible(foreign), "a\\u{1b}[2Jb\\u{9b}c\\rd\n\tä");
+        assert_eq!(on_one_line("a\nALERT"), "a\\nALERT");
+    }
 }

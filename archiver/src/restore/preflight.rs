@@ -133,7 +133,16 @@ pub(super) fn version_directory(manifest: &Manifest) -> String {
 fn is_empty(directory: &Path) -> Result<bool> {
     match std::fs::read_dir(directory) {
         Ok(mut entries) => Ok(entries.next().is_none()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            match std::fs::symlink_metadata(directory) {
+                Ok(_) => Err(Error::invalid(
+                    "target_not_a_directory",
+                    format!("\"{}\" is a symbolic link to nowhere", directory.display()),
+                )
+                .with_hint("Create the directory that it names, or remove it.")),
+                Err(_) => Ok(true),
+            }
+        }
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => Err(Error::invalid(
             "target_not_a_directory",
             format!("\"{}\" is not a directory", directory.display()),
@@ -373,6 +382,18 @@ mod tests {
     }
 
     /// The trap is a sum that is asked of the data directory's file system alone.
+    #[test]
+    fn a_dangling_link_is_no_target() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(directory.path().join("nowhere"), &link).unwrap();
+        assert_eq!(
+            is_empty(&link).unwrap_err().code(),
+            "target_not_a_directory"
+        );
+        assert!(is_empty(&directory.path().join("absent")).unwrap());
+    }
+
     #[test]
     fn each_file_system_takes_its_share() {
         let backup = backup();

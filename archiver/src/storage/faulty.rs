@@ -14,7 +14,7 @@
 //!   storage that breaks its promise, for the readers' checks.
 //! - `crash-after:n`: call n is done, then this process gets SIGKILL.
 
-use super::{Capabilities, Key, ObjectMeta, ObjectWriter, Put, SharedStorage, Storage};
+use super::{Capabilities, Key, ObjectMeta, ObjectWriter, Put, SharedStorage, Storage, Stranger};
 use crate::fault::injected;
 use crate::{Error, Result};
 use std::io;
@@ -227,6 +227,10 @@ impl Storage for FaultyStorage {
 
     fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
         self.call("list", || self.inner.list(prefix))
+    }
+
+    fn strangers(&self) -> Result<Vec<Stranger>> {
+        self.call("strangers", || self.inner.strangers())
     }
 
     fn delete(&self, key: &Key) -> Result<()> {

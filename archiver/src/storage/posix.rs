@@ -16,7 +16,7 @@ mod read;
 mod tests;
 mod write;
 
-use super::{Capabilities, Key, ObjectMeta, ObjectWriter, Put, Storage};
+use super::{Capabilities, Key, ObjectMeta, ObjectWriter, Put, Storage, Stranger};
 use crate::crashsafe::{RealFs, SharedFs, parent_of};
 use crate::{Error, Result};
 use std::collections::HashSet;
@@ -147,6 +147,12 @@ impl Storage for PosixStorage {
 
     fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
         self.inner.list(prefix)
+    }
+
+    fn strangers(&self) -> Result<Vec<Stranger>> {
+        let mut found = Vec::new();
+        self.inner.walk_strangers("", &mut found)?;
+        Ok(found)
     }
 
     fn delete(&self, key: &Key) -> Result<()> {

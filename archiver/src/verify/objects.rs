@@ -51,7 +51,8 @@ impl Verification<'_> {
 
     fn sealed(&self, key: &Key) -> Result<()> {
         let bytes = self.repository.storage().get(key, SMALL_BYTES_MAX)?;
-        sealed::check(key.as_str(), &bytes).map(drop)
+        let json = sealed::check(key.as_str(), &bytes)?;
+        super::identity::check_place(key, json, &self.backups)
     }
 
     fn wal_object(&self, key: &Key, system_id: &str, rest: &[&str]) -> Result<()> {
@@ -66,7 +67,13 @@ impl Verification<'_> {
             }
             [_, _, name] if name.contains(".idx") => {
                 let bytes = storage.get(key, SMALL_BYTES_MAX)?;
-                commit_index::verify(&bytes).map(drop)
+                let index = commit_index::verify(&bytes)?;
+                let version = u32::from(commit_index::VERSION);
+                let own = layout::wal_index(index.system_identifier, index.segment, version)?;
+                match own == *key {
+                    true => Ok(()),
+                    false => Err(super::identity::misplaced()),
+                }
             }
             ["conflict", name, _] | ["history", name] | [_, _, name] => {
                 let file = wal_file(name)?;

@@ -239,7 +239,7 @@ impl Inventory {
                 "Without it nothing tells where timeline {timeline} began."
             ))
             .with_hint(format!(
-                "Push \"pg_wal/{file}\" of a server on that timeline with \"pgark archive-push\"."
+                "Push \"pg_wal/{file}\" of a server on that timeline with \"pgark archive-push\". Until then \"pgark restore --target-timeline N\" follows another one."
             ))),
         }
     }

@@ -11,6 +11,7 @@ use crate::repository::session::Session;
 use crate::repository::{Repository, create, layer, layout, sealed};
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{Key, Put, SharedStorage, Storage};
+use crate::wal::cluster::{Identity, Reason, register_or_check};
 use crate::wal::container;
 use crate::{Error, Result};
 use pgark_types::{ArchiveFile, BackupLabel, Lsn, SegmentSize, SystemId, TimelineId};
@@ -169,6 +170,13 @@ fn put_wal(repository: &Repository, manifest: &Manifest) {
         manifest.postgres.system_identifier,
         ArchiveFile::Segment(manifest.first_segment),
     );
+    let identity = Identity {
+        system_identifier: system,
+        segment_size: manifest.postgres.segment_size,
+        postgres_major: None,
+    };
+    let reason = Reason::FirstPush;
+    register_or_check(repository, COMPONENT, identity, reason, &SystemClock).unwrap();
     let bytes = container::encode(repository, system, file, b"some WAL", 1).unwrap();
     let key = layout::wal(system, file).unwrap();
     let _maybe_there = repository.storage().put_if_absent(&key, &bytes).unwrap();

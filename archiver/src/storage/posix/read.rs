@@ -1,7 +1,7 @@
 //! Reading and listing objects.
 
 use super::{Inner, TEMPORARY, io_error, is_absent};
-use crate::storage::{Key, ObjectMeta};
+use crate::storage::{Key, ObjectMeta, Stranger, StrangerKind};
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
 use rustix::fs::{Mode, OFlags};
@@ -151,6 +151,44 @@ impl Inner {
                     Err(e) => return Err(io_error("could not look at file", &entry.path(), e)),
                 }
             }
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    pub(super) fn walk_strangers(&self, directory: &str, found: &mut Vec<Stranger>) -> Result<()> {
+        let path = self.root.join(directory);
+        let failed = |e| io_error("could not read directory", &path, e);
+        let entries = match std::fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(e) if is_absent(&e) => return Ok(()),
+            Err(e) => return Err(failed(e)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            let name = match directory {
+                "" => name,
+                _ => format!("{directory}/{name}"),
+            };
+            // The same names as in a listing.
+            if Key::new(&name).is_err() || name == TEMPORARY {
+                continue;
+            }
+            let file_type = entry.file_type().map_err(failed)?;
+            let kind = match file_type {
+                kind if kind.is_file() => continue,
+                kind if kind.is_dir() => StrangerKind::Directory,
+                kind if kind.is_symlink() => StrangerKind::Symlink,
+                _ => StrangerKind::Other,
+            };
+            if kind == StrangerKind::Directory {
+                self.walk_strangers(&name, found)?;
+            }
+            found.push(Stranger { name, kind });
         }
         Ok(())
     }

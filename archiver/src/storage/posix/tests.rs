@@ -1,5 +1,6 @@
 use super::*;
 use crate::ErrorKind;
+use crate::storage::StrangerKind;
 use std::os::unix::fs::PermissionsExt as _;
 
 fn key(text: &str) -> Key {
@@ -107,6 +108,20 @@ fn other_files_are_no_objects() {
         .map(|o| o.key)
         .collect();
     assert_eq!(listed, [key(MARKER), key("target")]);
+    let mut strangers = storage.strangers().unwrap();
+    strangers.sort_by(|a, b| a.name.cmp(&b.name));
+    let strangers: Vec<_> = strangers
+        .iter()
+        .map(|s| (s.name.as_str(), s.kind))
+        .collect();
+    assert_eq!(
+        strangers,
+        [
+            ("dir", StrangerKind::Directory),
+            ("fifo", StrangerKind::Other),
+            ("symlink", StrangerKind::Symlink),
+        ]
+    );
 }
 
 #[test]

@@ -1,0 +1,188 @@
+//! What no digest tells: that something stands where it belongs, and that nothing else does.
+//!
+//! A seal covers a record's bytes and not its key: a sound record that was copied to another name
+//! is found by what it says about itself.
+
+use super::Verification;
+use crate::repository::format::manifest::Label;
+use crate::repository::layout;
+use crate::storage::{Key, StrangerKind};
+use crate::wal::cluster;
+use crate::wal::covered::Sample;
+use crate::wal::inventory::Inventory;
+use crate::{Error, ErrorKind, Result};
+use pgark_types::{ArchiveFile, Lsn, SystemId, TimelineId};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use ulid::Ulid;
+
+/// The committed backups by their session.
+pub(super) type BySession = BTreeMap<Ulid, Label>;
+
+/// Refuses a sound record that says of itself that it belongs elsewhere. What it does not say, and
+/// a record that this pgark does not know, passes.
+pub(super) fn check_place(key: &Key, json: &[u8], backups: &BySession) -> Result<()> {
+    let Ok(record) = serde_json::from_slice::<Value>(json) else {
+        return Ok(());
+    };
+    let parts: Vec<&str> = key.as_str().split('/').collect();
+    let says = |field: &str, expected: &str| match record.get(field).and_then(Value::as_str) {
+        Some(text) => text == expected,
+        None => true,
+    };
+    let right = match parts.as_slice() {
+        ["clusters", file] => file
+            .rsplit_once(".json.")
+            .is_none_or(|(name, _)| says("name", name)),
+        ["components", component, "backups", label, _] => {
+            says("component", component) && says("label", label)
+        }
+        ["components", component, "relmap", _] => match field::<Lsn>(&record, "lsn") {
+            Some(lsn) => layout::relmap(component, lsn)? == *key,
+            None => true,
+        },
+        ["wal", _, _, "covered", _] => match serde_json::from_value::<Sample>(record) {
+            Ok(Sample { time, lsn }) => {
+                let own = layout::covered(SystemId(0), TimelineId(1), lsn, time)?;
+                own.file_name() == key.file_name()
+            }
+            Err(_) => true,
+        },
+        ["sessions", session, what] => {
+            let backup = Ulid::from_string(session)
+                .ok()
+                .and_then(|u| backups.get(&u));
+            match (backup, *what) {
+                (Some(backup), "begin") => {
+                    says("component", &backup.component) && says("label", backup.label.as_str())
+                }
+                (Some(backup), "wal-pin") => {
+                    field(&record, "system_identifier") == Some(backup.system_identifier)
+                        && field(&record, "start_lsn") == Some(backup.start_lsn)
+                }
+                _ => true,
+            }
+        }
+        _ => true,
+    };
+    if right { Ok(()) } else { Err(misplaced()) }
+}
+
+/// A sound object under another object's name.
+pub(super) fn misplaced() -> Error {
+    Error::data(
+        "misplaced",
+        "it is sound, but it belongs under another name: it was copied or moved there",
+    )
+}
+
+fn field<T: serde::de::DeserializeOwned>(record: &Value, name: &str) -> Option<T> {
+    serde_json::from_value(record.get(name)?.clone()).ok()
+}
+
+impl Verification<'_> {
+    /// Links, pipes and the like where objects are, and directories in an object's place. Listings
+    /// leave them out, so that nothing else would speak of them.
+    pub(super) fn strangers(&mut self) -> Result<()> {
+        for stranger in self.repository.storage().strangers()? {
+            let what = match stranger.kind {
+                StrangerKind::Directory if !is_object_place(&stranger.name) => continue,
+                StrangerKind::Directory => "a directory",
+                StrangerKind::Symlink => "a symbolic link, which pgark never follows",
+                StrangerKind::Other => "no regular file",
+            };
+            self.report
+                .find(stranger.name, "unexpected", format!("it is {what}"));
+        }
+        Ok(())
+    }
+
+    /// What WAL needs beside itself: that its cluster is registered, and how its timelines came about.
+    pub(super) fn wal_belongings(&mut self) -> Result<()> {
+        // With a damaged record, which is a finding of its own, it cannot be told.
+        let registered = self.registered()?;
+        let unregistered = |id| {
+            registered
+                .as_ref()
+                .is_some_and(|known| !known.contains(&id))
+        };
+        for system_id in self.system_ids() {
+            let inventory = Inventory::load(self.repository, system_id)?;
+            for timeline in inventory.timelines() {
+                let needed = timeline > TimelineId(1) && inventory.newest(timeline).is_some();
+                if needed && !inventory.has_history(timeline) {
+                    let key = layout::wal(system_id, ArchiveFile::History(timeline))?;
+                    let detail =
+                        format!("WAL of timeline {timeline} is stored without its history");
+                    self.report.find(key.as_str(), "missing", detail);
+                }
+            }
+            if unregistered(system_id) {
+                let detail = format!(
+                    "WAL of system identifier {system_id} is stored, but no cluster is registered with it"
+                );
+                self.report.find(cluster_record(None), "missing", detail);
+            }
+        }
+        for backup in self.backups.values() {
+            if unregistered(backup.system_identifier) {
+                let detail = format!(
+                    "backup \"{}\" is of system identifier {}, which is not registered",
+                    backup.label, backup.system_identifier
+                );
+                let name = cluster_record(Some(&backup.component));
+                self.report.find(name, "missing", detail);
+            }
+        }
+        Ok(())
+    }
+
+    /// The clusters whose WAL is stored.
+    fn system_ids(&self) -> BTreeSet<SystemId> {
+        let keys = self.listing.keys();
+        keys.filter_map(|key| {
+            key.as_str()
+                .strip_prefix("wal/")?
+                .split('/')
+                .next()?
+                .parse()
+                .ok()
+        })
+        .collect()
+    }
+
+    /// The registered system identifiers; `None` when a record is damaged.
+    fn registered(&self) -> Result<Option<BTreeSet<SystemId>>> {
+        let keys = self.listing.keys().map(Key::as_str);
+        let names: BTreeSet<&str> = keys
+            .filter_map(|key| Some(key.strip_prefix("clusters/")?.rsplit_once(".json.")?.0))
+            .collect();
+        let mut registered = BTreeSet::new();
+        for name in names {
+            match cluster::all(self.repository, name) {
+                Ok(all) => registered.extend(all.into_iter().map(|r| r.system_identifier)),
+                Err(e) if e.kind() == ErrorKind::Data => return Ok(None),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(Some(registered))
+    }
+}
+
+fn cluster_record(name: Option<&str>) -> String {
+    layout::cluster_prefix(name.unwrap_or("<name>")) + "<n>"
+}
+
+/// Whether a name of this shape is an object's, and never a directory's.
+fn is_object_place(name: &str) -> bool {
+    let parts: Vec<&str> = name.split('/').collect();
+    match parts.as_slice() {
+        ["components", _, "backups", _, last] => matches!(*last, "manifest" | "label.json"),
+        ["packs" | "meta" | "sessions", _, _]
+        | ["clusters" | "verify", _]
+        | ["components", _, "relmap", _]
+        | ["wal", _, "history", _]
+        | ["wal", _, _, _, _] => true,
+        _ => false,
+    }
+}

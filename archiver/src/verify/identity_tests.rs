@@ -1,0 +1,134 @@
+//! Sound bytes in the wrong place, things that are no objects, and what WAL needs beside itself.
+
+use super::*;
+use crate::backup::testdata::{self, NAME, SeededClock, Source, in_memory};
+use crate::repository::format::manifest::Label;
+use crate::repository::layout;
+use crate::storage::SharedStorage;
+use crate::storage::posix::PosixStorage;
+use crate::wal::commit_index::testdata as wal;
+use crate::wal::covered::{self, Sample};
+use pgark_types::{ArchiveFile, Lsn, TimelineId};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+struct Fixture {
+    directory: tempfile::TempDir,
+    repository: Repository,
+}
+
+/// A repository in a directory with two backups that begin and end at different places.
+fn fixture() -> Fixture {
+    let directory = in_memory();
+    let storage: SharedStorage =
+        Arc::new(PosixStorage::create(directory.path().join("repo")).unwrap());
+    let clock = SeededClock::shared(1);
+    crate::repository::create(&storage, clock.as_ref()).unwrap();
+    let repository = Repository::open("identity", storage).unwrap();
+    for (file, bytes) in testdata::wal_files() {
+        testdata::push(&repository, file, &bytes, &clock).unwrap();
+    }
+    let source = Source::new();
+    let labels: [Label; 2] = [(); 2].map(|()| source.back_up(&repository, &clock).unwrap());
+    let sample = Sample {
+        time: labels[0].stopped_at + chrono::TimeDelta::hours(1),
+        lsn: Lsn(0xA0_0000),
+    };
+    covered::store(&repository, wal::system_id(), TimelineId(1), sample).unwrap();
+    Fixture {
+        directory,
+        repository,
+    }
+}
+
+impl Fixture {
+    fn path(&self, key: &str) -> PathBuf {
+        self.directory.path().join("repo").join(key)
+    }
+
+    /// Every finding as object and kind.
+    fn findings(&self) -> Vec<(String, &'static str)> {
+        let now = chrono::DateTime::UNIX_EPOCH;
+        let cancel = CancelToken::default();
+        let report = verify(&self.repository, &Scope::All, Level::Bytes, now, &cancel).unwrap();
+        let findings = report.findings.into_iter();
+        findings.map(|f| (f.object, f.kind)).collect()
+    }
+
+    fn keys(&self, holds: &str) -> Vec<String> {
+        let all = self.repository.storage().list("").unwrap();
+        let keys = all.into_iter().map(|object| object.key.to_string());
+        keys.filter(|key| key.contains(holds)).collect()
+    }
+}
+
+#[test]
+fn sound_records_in_each_others_place_are_found() {
+    for holds in [".idx", "/covered/", "/begin"] {
+        let fixture = fixture();
+        assert_eq!(fixture.findings(), []);
+        let keys = fixture.keys(holds);
+        let [a, b, ..] = keys.as_slice() else {
+            panic!("too few of {holds}");
+        };
+        let (from, to) = (fixture.path(a), fixture.path(b));
+        let bytes = [std::fs::read(&from).unwrap(), std::fs::read(&to).unwrap()];
+        assert_ne!(bytes[0], bytes[1]);
+        std::fs::write(&from, &bytes[1]).unwrap();
+        std::fs::write(&to, &bytes[0]).unwrap();
+        let expected = [a, b].map(|key| (key.clone(), "damaged"));
+        assert_eq!(fixture.findings(), expected);
+    }
+}
+
+#[test]
+fn another_clusters_registration_is_found() {
+    let fixture = fixture();
+    let own = layout::cluster(NAME, 1).unwrap();
+    let copy = layout::cluster("copy", 1).unwrap();
+    let (from, to) = (fixture.path(own.as_str()), fixture.path(copy.as_str()));
+    std::fs::copy(&from, to).unwrap();
+    assert_eq!(fixture.findings(), [(copy.to_string(), "damaged")]);
+}
+
+#[test]
+fn a_lost_registration_is_found() {
+    let fixture = fixture();
+    let own = layout::cluster(NAME, 1).unwrap();
+    fixture.repository.storage().delete(&own).unwrap();
+    let findings = fixture.findings();
+    assert!(!findings.is_empty());
+    assert!(
+        findings
+            .iter()
+            .all(|(object, kind)| object.starts_with("clusters/") && *kind == "missing")
+    );
+}
+
+#[test]
+fn a_lost_history_is_found() {
+    let fixture = fixture();
+    let history = ArchiveFile::History(TimelineId(2));
+    let key = layout::wal(wal::system_id(), history).unwrap();
+    fixture.repository.storage().delete(&key).unwrap();
+    assert_eq!(fixture.findings(), [(key.to_string(), "missing")]);
+}
+
+#[test]
+fn what_is_no_object_is_found() {
+    let fixture = fixture();
+    let segment = fixture.keys(wal::SEGMENTS[3]).remove(0);
+    // The content would be right; it is somewhere else, where nobody looks after it.
+    let moved = fixture.directory.path().join("moved");
+    std::fs::rename(fixture.path(&segment), &moved).unwrap();
+    std::os::unix::fs::symlink(&moved, fixture.path(&segment)).unwrap();
+    std::fs::create_dir_all(fixture.path("packs/00/in-its-place")).unwrap();
+    let findings = fixture.findings();
+    assert_eq!(
+        findings,
+        [
+            ("packs/00/in-its-place".to_owned(), "unexpected"),
+            (segment, "unexpected"),
+        ]
+    );
+}
