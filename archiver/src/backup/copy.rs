@@ -21,6 +21,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
 
 /// Bytes of a large file that one task reads; a multiple of eight pages.
 const TASK_BYTES: u64 = 32 << 20;
@@ -40,6 +41,8 @@ pub(super) struct Shared {
     pub(super) data_checksums: bool,
     pub(super) segment_blocks: u32,
     pub(super) compression_level: i32,
+    /// Pages that failed their checksum at first and were found sound, or in change, when read again.
+    pub(super) pages_reread: AtomicU64,
 }
 
 /// What the copy of one file came to.

@@ -10,6 +10,7 @@ use pgark_types::Lsn;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 const READ_PAGES: usize = 64;
@@ -261,6 +262,7 @@ impl PageCheck<'_> {
                 *page = again;
             }
             if changed || page::verify(page, number) {
+                self.shared.pages_reread.fetch_add(1, Ordering::Relaxed);
                 return Ok(true);
             }
         }

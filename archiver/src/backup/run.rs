@@ -25,6 +25,7 @@ use pgark_types::{BackupLabel, Lsn, SegmentName};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -48,6 +49,8 @@ pub struct Options {
 pub struct Outcome {
     /// Its label record.
     pub label: Label,
+    /// Pages that were caught half written and read again.
+    pub pages_reread: u64,
     /// How long it took.
     pub elapsed: Duration,
 }
@@ -80,6 +83,7 @@ pub fn run(
         server,
         control,
         sql,
+        pages_reread: 0,
     };
     tracing::info!(backup = %label, repository = repository.name(), "backup begins");
     let (record, digest) = job.take(&session, &label)?;
@@ -92,6 +96,7 @@ pub fn run(
     tracing::info!(backup = %label, bytes_source = record.bytes_source, bytes_stored = record.bytes_stored, "backup is complete");
     Ok(Outcome {
         label: record,
+        pages_reread: job.pages_reread,
         elapsed: began.elapsed(),
     })
 }
@@ -151,6 +156,7 @@ struct Job<'a> {
     server: Server,
     control: ControlFile,
     sql: SqlSession,
+    pages_reread: u64,
 }
 
 impl Job<'_> {
@@ -243,6 +249,7 @@ impl Job<'_> {
             data_checksums: self.control.data_checksum_version != 0,
             segment_blocks: self.control.segment_blocks,
             compression_level: self.config.backup.compression_level,
+            pages_reread: AtomicU64::new(0),
         };
         let threads = threads(self.options.parallel.unwrap_or(self.config.backup.parallel));
         let result = std::thread::scope(|scope| {
@@ -254,6 +261,7 @@ impl Job<'_> {
             watched.and(copied)
         });
         shared.progress.finish();
+        self.pages_reread = shared.pages_reread.into_inner();
         result?
     }
 

@@ -261,6 +261,7 @@ fn shared(repository: &Repository, clock: &SharedClock, control: &ControlFile) -
         data_checksums: true,
         segment_blocks: control.segment_blocks,
         compression_level: 1,
+        pages_reread: std::sync::atomic::AtomicU64::new(0),
     }
 }
 

@@ -81,6 +81,7 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
             "bytes_stored": label.bytes_stored,
             "root_digest": label.root_digest,
             "corrupt_pages": label.corrupt_page_count,
+            "pages_reread": outcome.pages_reread,
             "seconds": outcome.elapsed.as_secs_f64(),
         })),
         Output::Text => {
@@ -93,6 +94,12 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
                 label.start_lsn,
                 label.stop_lsn,
             ));
+            if outcome.pages_reread > 0 {
+                let pages = outcome.pages_reread;
+                print_text(format_args!(
+                    "  {pages} pages were caught half written and read again"
+                ));
+            }
             if label.corrupt_page_count > 0 {
                 print_text(format_args!(
                     "  WARNING: {} pages of the data directory fail their checksum",
