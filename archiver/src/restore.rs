@@ -13,6 +13,9 @@ mod destination;
 mod fetch;
 mod files;
 mod finish;
+mod names;
+#[cfg(test)]
+mod names_tests;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
