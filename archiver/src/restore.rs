@@ -16,6 +16,7 @@ mod finish;
 mod names;
 #[cfg(test)]
 mod names_tests;
+mod obstacles;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
