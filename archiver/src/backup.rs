@@ -19,3 +19,4 @@ pub(crate) mod wal_wait;
 pub(crate) use pages::page_digest;
 pub use plan::{Plan, plan};
 pub use run::{Options, Outcome, run};
+pub(crate) use scan::EMPTY_DIRECTORIES;

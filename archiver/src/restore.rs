@@ -13,6 +13,10 @@ mod destination;
 mod fetch;
 mod files;
 mod finish;
+mod names;
+#[cfg(test)]
+mod names_tests;
+mod obstacles;
 mod plan;
 #[cfg(test)]
 mod plan_tests;

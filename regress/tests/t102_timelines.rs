@@ -49,6 +49,7 @@ pub(crate) fn timelines(major: Major) {
     let fork = workload.mark(&first);
     workload.advance(400);
     let undone = workload.mark(&first);
+    first.psql("SELECT pg_create_restore_point('again')");
     drop(workload);
     first.archive_all();
     first.stop(StopMode::Fast);
@@ -65,6 +66,7 @@ pub(crate) fn timelines(major: Major) {
     let workload = Ledger::start_as(&directory, &second, 11..=12, PAUSE);
     workload.advance(200);
     let between = workload.mark(&second);
+    second.psql("SELECT pg_create_restore_point('again')");
     workload.advance(200);
     let new = pgark.backup();
     assert_eq!(new["timeline"], 2);
@@ -147,6 +149,16 @@ pub(crate) fn timelines(major: Major) {
         &["--target-timeline", "1", "--backup", new],
         "timeline_no_descendant",
     );
+    // One name on both branches, before the newest backup: which is for the user to say.
+    refuse(&["--target-name", "again"], "target_ambiguous");
+    for number in [1, 2] {
+        let target = ["--target-name", "again", "--target-timeline"];
+        let plan = pgark.plan(&refused, &[&target[..], &[&number.to_string()]].concat());
+        assert_eq!(
+            (&plan["target"]["timeline"], &plan["backup"]),
+            (&number.into(), &old.into())
+        );
+    }
 
     // After the wrong target, the right one: another recovery that goes on as the original.
     let mut third = Cluster::over(&directory, major, "c");

@@ -33,7 +33,7 @@ pub(super) struct Scan {
 }
 
 /// Directories whose content does not survive a restart; matched by name at any level.
-const EMPTY_DIRECTORIES: &[&str] = &[
+pub(crate) const EMPTY_DIRECTORIES: &[&str] = &[
     "pg_stat_tmp",
     "pg_replslot",
     "pg_dynshmem",

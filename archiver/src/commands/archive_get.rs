@@ -231,14 +231,7 @@ impl Get<'_> {
     /// crash.
     fn deliver(&self, scope: &Scope, plain: &[u8]) -> Result<Found> {
         self.check(scope, plain)?;
-        let mut temporary = OsString::from(self.path);
-        temporary.push(".pgark");
-        let temporary = PathBuf::from(temporary);
-        let could_not = |what: &str| format!("could not {what} \"{}\"", self.path.display());
-        std::fs::write(&temporary, plain).map_err(|e| Error::io(could_not("write"), e))?;
-        fault::point("get:before_rename");
-        std::fs::rename(&temporary, self.path).map_err(|e| Error::io(could_not("rename"), e))?;
-        fault::point("get:after_rename");
+        put_in_place(self.path, plain)?;
         Ok(Found::Delivered)
     }
 
@@ -258,6 +251,26 @@ impl Get<'_> {
         }
         Ok(())
     }
+}
+
+/// Writes beside `path` and renames; what is left after an error would fill pg_wal.
+fn put_in_place(path: &Path, plain: &[u8]) -> Result<()> {
+    let mut temporary = OsString::from(path);
+    temporary.push(".pgark");
+    let temporary = PathBuf::from(temporary);
+    let could_not = |what: &str| format!("could not {what} \"{}\"", path.display());
+    let written = std::fs::write(&temporary, plain)
+        .map_err(|e| Error::io(could_not("write"), e))
+        .and_then(|()| {
+            fault::point("get:before_rename");
+            std::fs::rename(&temporary, path).map_err(|e| Error::io(could_not("rename"), e))
+        });
+    if let Err(error) = written {
+        let _ = std::fs::remove_file(&temporary);
+        return Err(error);
+    }
+    fault::point("get:after_rename");
+    Ok(())
 }
 
 enum Found {
@@ -292,4 +305,23 @@ fn runs_under_pg_rewind() -> bool {
             .filter(|pid| *pid > 1);
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_left_when_the_file_cannot_be_put_in_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("RECOVERYXLOG");
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join("in the way"), "").unwrap();
+        assert!(put_in_place(&path, b"wal").is_err());
+        let left = std::fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(left, 1, "more than what was in the way");
+        std::fs::remove_dir_all(&path).unwrap();
+        put_in_place(&path, b"wal").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"wal");
+    }
 }

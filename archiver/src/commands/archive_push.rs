@@ -11,7 +11,9 @@ use crate::wal::push::{self, PushOptions};
 use crate::wal::repositories::Repositories;
 use crate::{Error, Result, fault};
 use pgark_types::ArchiveFile;
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +48,8 @@ fn through_agent(config: &Config, file: ArchiveFile, path: &Path) -> Result<Opti
     let Some(stream) = client::connect(&config.agent.socket) else {
         return Ok(None);
     };
-    let metadata = std::fs::metadata(path)
+    let metadata = open(path)?
+        .metadata()
         .map_err(|e| Error::io(format!("could not read \"{}\"", path.display()), e))?;
     let id = Some(FileId {
         device: metadata.dev(),
@@ -81,9 +84,7 @@ fn through_agent(config: &Config, file: ArchiveFile, path: &Path) -> Result<Opti
 }
 
 fn inline(config: &Config, file: ArchiveFile, path: &Path) -> Result<()> {
-    let bytes = std::fs::read(path)
-        .map(Arc::new)
-        .map_err(|e| Error::io(format!("could not read \"{}\"", path.display()), e))?;
+    let bytes = Arc::new(read(path)?);
     let options = PushOptions {
         level: config.wal.compression_level,
         identity: Identity::of_data_directory(&data_directory_of(path)).ok(),
@@ -96,6 +97,33 @@ fn inline(config: &Config, file: ArchiveFile, path: &Path) -> Result<()> {
     fault::point("push:before_ack");
     tracing::debug!("pushed {file}: {:?}", outcome.stored);
     Ok(())
+}
+
+/// Opens a regular file; a FIFO without a writer would keep Postgres's archiver waiting for ever.
+fn open(path: &Path) -> Result<File> {
+    let error = |e| Error::io(format!("could not read \"{}\"", path.display()), e);
+    let flags = rustix::fs::OFlags::NONBLOCK.bits();
+    let file = File::options()
+        .read(true)
+        .custom_flags(i32::try_from(flags).unwrap_or(0))
+        .open(path)
+        .map_err(error)?;
+    if file.metadata().map_err(error)?.is_file() {
+        return Ok(file);
+    }
+    Err(Error::invalid(
+        "not_a_file",
+        format!("\"{}\" is not a regular file", path.display()),
+    )
+    .with_hint("Look at what stands there in pg_wal; Postgres did not write it."))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::io(format!("could not read \"{}\"", path.display()), e))?;
+    Ok(bytes)
 }
 
 fn file_of(path: &Path) -> Result<ArchiveFile> {
@@ -115,5 +143,31 @@ pub(super) fn data_directory_of(path: &Path) -> PathBuf {
     match directory {
         Some(directory) if !directory.as_os_str().is_empty() => directory.to_path_buf(),
         _ => PathBuf::from("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let name = |name: &str| directory.path().join(name);
+        let fifo = std::process::Command::new("mkfifo")
+            .arg(name("fifo"))
+            .status();
+        assert!(fifo.unwrap().success());
+        std::fs::create_dir(name("directory")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(name("socket")).unwrap();
+        std::os::unix::fs::symlink(name("fifo"), name("link")).unwrap();
+        for path in ["fifo", "directory", "link"] {
+            let error = read(&name(path)).unwrap_err();
+            assert_eq!(error.code(), "not_a_file", "{path}: {error}");
+            assert!(error.hint().is_some());
+        }
+        assert!(read(&name("socket")).is_err());
+        std::fs::write(name("file"), "x").unwrap();
+        assert_eq!(read(&name("file")).unwrap(), b"x");
     }
 }

@@ -33,8 +33,8 @@ pub struct Args {
     /// Stop as soon as the backup is consistent.
     #[arg(long, group = "target")]
     pub target_immediate: bool,
-    /// Stop just before the target instead of just after it.
-    #[arg(long, requires = "target")]
+    /// Stop just before the target time, LSN or transaction instead of just after it.
+    #[arg(long, requires = "target", conflicts_with_all = ["target_name", "target_immediate"])]
     pub target_exclusive: bool,
     /// The timeline to follow: latest, current (the backup's), or a number.
     #[arg(long, value_name = "TIMELINE", default_value = "latest")]
@@ -299,5 +299,33 @@ fn print_outcome(outcome: &Outcome, args: &Args) {
     // pg_ctl returns at consistency: what a query sees then is older than the target.
     if !args.standby && args.target_action == TargetAction::Promote {
         print_text("it is ready when SELECT pg_is_in_recovery() answers f");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn exclusive_is_for_what_can_be_excluded() {
+        let parse = |target: &[&str]| {
+            let line = ["restore", "--target-dir", "/t", "--target-exclusive"];
+            Line::try_parse_from(line.iter().chain(target)).map(|line| line.args.target_exclusive)
+        };
+        for target in [["--target-xid", "7"], ["--target-lsn", "0/7"]] {
+            assert!(parse(&target).unwrap());
+        }
+        assert!(parse(&["--target-time", "2026-11-20T12:00:00Z"]).unwrap());
+        // Postgres would stop after these all the same.
+        for target in [&["--target-name", "x"][..], &["--target-immediate"], &[]] {
+            assert!(parse(target).is_err(), "{target:?}");
+        }
     }
 }

@@ -16,7 +16,8 @@ use crate::storage::posix::PosixStorage;
 use pgark_types::TargetAction;
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -158,4 +159,95 @@ fn old_wal_on_a_disk_of_its_own_goes() {
     assert!(foreign.join("keep").exists());
     assert!(!host.join("target/foreign").exists());
     assert!(other.is_dir());
+}
+
+#[test]
+fn two_restores_do_not_share_a_directory() {
+    let directory = in_memory();
+    let (repository, _source) = repository(directory.path());
+    let (plan, backup) = plan(&repository).unwrap();
+    let host = directory.path().join("host");
+    fs::create_dir(&host).unwrap();
+    // A link names the same directory.
+    let link = directory.path().join("link");
+    symlink(&host, &link).unwrap();
+    fs::create_dir(host.join("target")).unwrap();
+    let first = super::run::lock(&host.join("target")).unwrap();
+    for delta in [false, true] {
+        for place in [&host, &link] {
+            let refused = restore(&plan, &backup, place, real(), delta).unwrap_err();
+            assert_eq!(refused.code(), "restore_running");
+            assert!(refused.hint().is_some());
+        }
+    }
+    assert_eq!(tree(&host.join("target")).len(), 0, "written by the second");
+    drop(first);
+    restore(&plan, &backup, &host, real(), false).unwrap();
+    restore(&plan, &backup, &link, real(), true).unwrap();
+}
+
+#[test]
+fn obstacles_give_way_and_links_are_not_followed() {
+    let directory = in_memory();
+    let (repository, _source) = repository(directory.path());
+    let (plan, backup) = plan(&repository).unwrap();
+    let host = directory.path().join("host");
+    fs::create_dir(&host).unwrap();
+    restore(&plan, &backup, &host, real(), false).unwrap();
+    let complete = super::testdata::state(&host);
+    let target = host.join("target");
+    let at = |name: &str| target.join(name);
+    // What must not change: what links lead to, and another name of a relation.
+    let foreign = directory.path().join("foreign");
+    fs::create_dir(&foreign).unwrap();
+    fs::write(foreign.join("keep"), "x").unwrap();
+    let copy = directory.path().join("copy of 1249");
+    fs::hard_link(at("base/1/1249"), &copy).unwrap();
+    let mut pages = fs::read(&copy).unwrap();
+    pages[8192..8200].fill(0xEE);
+    fs::write(&copy, &pages).unwrap();
+
+    let replace = |name: &str| {
+        let path = at(name);
+        if path.is_dir() {
+            fs::remove_dir_all(&path).unwrap();
+        } else {
+            fs::remove_file(&path).unwrap();
+        }
+        path
+    };
+    let relation = replace("base/1/1259");
+    fs::create_dir_all(relation.join("a/b")).unwrap();
+    fs::write(relation.join("a/b/c"), "x").unwrap();
+    let fifo = std::process::Command::new("mkfifo")
+        .arg(replace("base/1/2600"))
+        .status();
+    assert!(fifo.unwrap().success());
+    symlink(foreign.join("keep"), replace("base/1/2601")).unwrap();
+    symlink("/nowhere", replace("base/1/2602")).unwrap();
+    fs::set_permissions(at("global/1260"), Permissions::from_mode(0o0)).unwrap();
+    symlink(&foreign, replace("pg_xact")).unwrap();
+    fs::write(replace("pg_replslot"), "x").unwrap();
+    fs::create_dir_all(replace("postgresql.auto.conf").join("x")).unwrap();
+    fs::create_dir_all(at("standby.signal/x")).unwrap();
+    let link = replace(&format!("pg_tblspc/{TABLESPACE}"));
+    fs::create_dir(&link).unwrap();
+    fs::create_dir(at("stray")).unwrap();
+    fs::write(at("stray/x"), "x").unwrap();
+    fs::set_permissions(at("stray"), Permissions::from_mode(0o0)).unwrap();
+    // The tablespace is still this directory's, by the marker of an interrupted restore.
+    fs::remove_dir_all(host.join("tablespace")).unwrap();
+
+    restore(&plan, &backup, &host, real(), true).unwrap();
+    let state = super::testdata::state(&host);
+    assert_eq!(super::testdata::differences(&state, &complete), [""; 0]);
+    assert_eq!(fs::read(foreign.join("keep")).unwrap(), b"x");
+    assert_eq!(fs::read_dir(&foreign).unwrap().count(), 1);
+    assert_eq!(fs::read(&copy).unwrap(), pages);
+
+    // A link whose disk is not there is no obstacle to be removed.
+    symlink("/nowhere", replace("pg_wal")).unwrap();
+    let refused = restore(&plan, &backup, &host, real(), true).unwrap_err();
+    assert_eq!(refused.code(), "wal_link_dangling");
+    assert!(at("pg_wal").is_symlink());
 }

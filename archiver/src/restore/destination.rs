@@ -24,8 +24,8 @@ impl Destination {
     /// where they were.
     ///
     /// # Errors
-    /// Kind Invalid: relative paths, a map entry that fits no tablespace, a place within the
-    /// target directory, two tablespaces at one place.
+    /// Kind Invalid: relative paths, a map entry that fits no tablespace, two for one, a place within
+    /// the target directory or around it, two tablespaces at one place.
     pub fn new(
         target: &Path,
         tablespaces: &[Tablespace],
@@ -42,23 +42,26 @@ impl Destination {
                 "the target directory must be an absolute path",
             ));
         }
-        let known = |name: &String| {
-            tablespaces
-                .iter()
-                .any(|t| &t.path == name || &t.oid.to_string() == name)
+        // As paths: a slash more or less does not make it another directory.
+        let names = |name: &String, t: &Tablespace| {
+            Path::new(name) == Path::new(&t.path) || *name == t.oid.to_string()
         };
+        let known = |name: &String| tablespaces.iter().any(|t| names(name, t));
         if let Some(unknown) = map.keys().find(|name| !known(name)) {
             return Err(invalid(format!("the backup has no tablespace \"{unknown}\""))
                 .with_hint("Name a tablespace by its original path or its OID; \"pgark restore --dry-run\" lists them."));
         }
         let mut places = BTreeMap::new();
         for tablespace in tablespaces {
-            let mapped = map
-                .get(&tablespace.path)
-                .or_else(|| map.get(&tablespace.oid.to_string()));
-            let place = mapped
-                .cloned()
-                .unwrap_or_else(|| PathBuf::from(&tablespace.path));
+            let mut mapped = map.iter().filter(|(name, _)| names(name, tablespace));
+            let place = mapped.next().map(|(_, place)| place.clone());
+            if mapped.any(|(_, other)| Some(other) != place.as_ref()) {
+                return Err(invalid(format!(
+                    "tablespace {} is mapped to two places",
+                    tablespace.oid
+                )));
+            }
+            let place = place.unwrap_or_else(|| PathBuf::from(&tablespace.path));
             let plain =
                 place.is_absolute() && !place.components().any(|c| c == Component::ParentDir);
             if !plain {
@@ -70,6 +73,13 @@ impl Destination {
             if place.starts_with(target) {
                 return Err(invalid(format!(
                     "tablespace {} must not lie within the target directory",
+                    tablespace.oid
+                )));
+            }
+            if target.starts_with(&place) {
+                return Err(invalid(format!(
+                    "the target directory must not lie within \"{}\", the place of tablespace {}",
+                    place.display(),
                     tablespace.oid
                 )));
             }
@@ -214,5 +224,34 @@ mod tests {
             Path::new("/t/pgark_config/etc/postgresql/15/main/pg_hba.conf")
         );
         assert!(there.config_path(&PathText("/etc/../x".into())).is_err());
+    }
+
+    #[test]
+    fn maps_are_of_paths() {
+        let tablespaces = [Tablespace {
+            oid: 7,
+            path: "/ts1".into(),
+        }];
+        let place = |map: &[(&str, &str)]| {
+            let map = map.iter();
+            let map = map.map(|(old, new)| ((*old).to_owned(), PathBuf::from(new)));
+            Destination::new(Path::new("/data/t"), &tablespaces, &map.collect())
+                .map(|d| d.tablespaces[&7].clone())
+                .map_err(|e| e.code())
+        };
+        for old in ["/ts1", "/ts1/", "//ts1", "7"] {
+            assert_eq!(place(&[(old, "/new")]), Ok("/new".into()), "{old}");
+        }
+        assert_eq!(
+            place(&[("7", "/new"), ("/ts1/", "/new/")]),
+            Ok("/new".into())
+        );
+        let refused = Err("tablespace_map");
+        assert_eq!(place(&[("7", "/new"), ("/ts1/", "/other")]), refused);
+        assert_eq!(place(&[("/ts", "/new")]), refused);
+        for around in ["/data", "/data/", "/data/t", "/", "/data/t/x"] {
+            assert_eq!(place(&[("7", around)]), refused, "{around}");
+        }
+        assert_eq!(place(&[("7", "/data/t2")]), Ok("/data/t2".into()));
     }
 }

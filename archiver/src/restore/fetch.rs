@@ -2,6 +2,7 @@
 //! digest, and write it where it belongs.
 
 use super::files::{Batch, ChunkFile, PageFrame, Target, WantedPage};
+use super::obstacles;
 use crate::cancel::CancelToken;
 use crate::crashsafe::{FsFile, SharedFs};
 use crate::progress::Progress;
@@ -113,22 +114,18 @@ impl Writer<'_> {
                 e,
             )
         };
-        if self.delta {
-            match self.fs.open(&target.path) {
-                Ok(file) => {
-                    let old_len = file.len().map_err(error)?;
-                    file.set_len(target.size).map_err(error)?;
-                    self.fs.set_mode(&target.path, target.mode).map_err(error)?;
-                    return Ok(Open {
-                        target,
-                        file,
-                        old_len,
-                        written: AtomicU64::new(0),
-                    });
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                Err(e) => return Err(error(e)),
-            }
+        if self.delta
+            && let Some(file) = obstacles::open_own(self.fs.as_ref(), &target.path, target.mode)?
+        {
+            let old_len = file.len().map_err(error)?;
+            file.set_len(target.size).map_err(error)?;
+            self.fs.set_mode(&target.path, target.mode).map_err(error)?;
+            return Ok(Open {
+                target,
+                file,
+                old_len,
+                written: AtomicU64::new(0),
+            });
         }
         let file = self
             .fs

@@ -3,6 +3,7 @@
 
 use super::MARKER_FILE_NAME;
 use super::configure;
+use super::obstacles;
 use super::run::Execution;
 use crate::crashsafe::{Fs, write_durable};
 use crate::postgres::manifest::ManifestWriter;
@@ -228,11 +229,18 @@ impl Finish<'_> {
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.execution.destination.target.join(name);
-        write_durable(self.execution.fs.as_ref(), &path, bytes, 0o600)
+        let fs = self.execution.fs.as_ref();
+        if self.execution.delta {
+            obstacles::remove_directory(fs, &path)?;
+        }
+        write_durable(fs, &path, bytes, 0o600)
     }
 
     fn remove(&self, name: &str) -> Result<()> {
         let path = self.execution.destination.target.join(name);
+        if self.execution.delta {
+            obstacles::remove_directory(self.execution.fs.as_ref(), &path)?;
+        }
         match self.execution.fs.remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(
                 format!("could not remove \"{}\"", path.display()),
@@ -250,6 +258,9 @@ impl Finish<'_> {
 pub(super) fn tablespace_link(fs: &dyn Fs, target: &Path, oid: u32, place: &Path) -> Result<()> {
     let link = target.join("pg_tblspc").join(oid.to_string());
     let error = |e| Error::io(format!("could not link \"{}\"", link.display()), e);
+    if !link.is_symlink() {
+        obstacles::remove_any(fs, &link)?;
+    }
     match std::fs::read_link(&link) {
         Ok(there) if there == place => return Ok(()),
         Ok(_) => fs.remove_file(&link).map_err(error)?,

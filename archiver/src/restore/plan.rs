@@ -1,5 +1,6 @@
 //! The plan of a restore: which backup, which timeline, which WAL, where recovery stops.
 
+use super::names::Names;
 use super::{branch, warnings};
 use crate::repository::backups::{self, Backup};
 use crate::repository::format::manifest::{Label, Manifest};
@@ -218,17 +219,44 @@ fn system_identifier(
 
 type Damaged = Vec<(BackupLabel, Error)>;
 
-struct Chooser<'a> {
-    repository: &'a Repository,
-    request: &'a Request,
-    inventory: &'a Inventory,
-    system_id: SystemId,
-    labels: &'a [Label],
+pub(super) struct Chooser<'a> {
+    pub(super) repository: &'a Repository,
+    pub(super) request: &'a Request,
+    pub(super) inventory: &'a Inventory,
+    pub(super) system_id: SystemId,
+    /// The backups of that cluster, oldest first.
+    pub(super) labels: &'a [Label],
 }
 
 impl<'a> Chooser<'a> {
-    /// The newest backup from which the target can be reached.
-    fn choose(&self) -> Result<(&'a Label, Lineage, Resolved)> {
+    /// The newest backup from which the target can be reached; a name must mean one place.
+    pub(super) fn choose(&self) -> Result<(&'a Label, Lineage, Resolved)> {
+        let RecoveryTarget::Name(name) = &self.request.target else {
+            return self.newest_that_fits();
+        };
+        let labels = match &self.request.backup {
+            Some(wanted) => self
+                .labels
+                .iter()
+                .filter(|l| &l.label == wanted)
+                .cloned()
+                .collect(),
+            None => self.labels.to_vec(),
+        };
+        let names = Names {
+            repository: self.repository,
+            inventory: self.inventory,
+            system_id: self.system_id,
+            labels: &labels,
+            timeline: self.request.timeline,
+        };
+        let points = names.points()?;
+        points.refuse_ambiguous(name)?;
+        self.newest_that_fits()
+            .map_err(|refusal| points.explain(name, refusal))
+    }
+
+    fn newest_that_fits(&self) -> Result<(&'a Label, Lineage, Resolved)> {
         let mut refusal = None;
         for label in self.labels.iter().rev() {
             if self

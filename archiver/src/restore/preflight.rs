@@ -19,13 +19,26 @@ use std::path::{Path, PathBuf};
 /// Kind Invalid: a directory in use, a running server, a delta restore over another cluster or over
 /// tablespaces that are not the target's, two tablespaces in one directory; Unavailable: not enough room.
 pub fn preflight(backup: &Backup, destination: &Destination, delta: bool) -> Result<()> {
-    let manifest = &backup.manifest;
+    occupied(&backup.manifest, destination, delta)?;
+    if delta {
+        Ok(())
+    } else {
+        enough_room(backup, destination, &device)
+    }
+}
+
+/// Checks what is there already.
+///
+/// # Errors
+/// As [`preflight`], but for the room.
+pub(super) fn occupied(manifest: &Manifest, destination: &Destination, delta: bool) -> Result<()> {
     let target = &destination.target;
     refuse_running_server(target)?;
     if is_empty(target)? {
         parent_exists(target)?;
     } else if delta {
         same_cluster(target, manifest.postgres.system_identifier)?;
+        wal_link_leads_somewhere(target)?;
     } else {
         return Err(Error::invalid(
             "target_not_empty",
@@ -35,12 +48,26 @@ pub fn preflight(backup: &Backup, destination: &Destination, delta: bool) -> Res
             "Choose an empty directory, or use --delta to bring this one to the backup's state.",
         ));
     }
-    tablespaces(manifest, destination, delta)?;
-    if delta {
-        Ok(())
-    } else {
-        enough_room(backup, destination, &device)
+    tablespaces(manifest, destination, delta)
+}
+
+/// Refuses a link at `pg_wal` that leads to no directory: its disk may not be mounted, and WAL does not
+/// belong on the disk of the data directory then.
+fn wal_link_leads_somewhere(target: &Path) -> Result<()> {
+    let path = target.join("pg_wal");
+    if !path.is_symlink() || path.is_dir() {
+        return Ok(());
     }
+    Err(Error::invalid(
+        "wal_link_dangling",
+        format!(
+            "the link \"{}\" does not lead to a directory",
+            path.display()
+        ),
+    )
+    .with_hint(
+        "Mount the disk that it leads to, or remove the link to have WAL in the data directory.",
+    ))
 }
 
 /// Checks the places of the tablespaces. A delta restore overwrites only those that belong to its
@@ -60,6 +87,12 @@ fn tablespaces(manifest: &Manifest, destination: &Destination, delta: bool) -> R
             return Err(Error::invalid(
                 "tablespace_map",
                 format!("tablespace {oid} must not lie within the target directory"),
+            ));
+        }
+        if resolve(target).starts_with(&resolved) {
+            return Err(Error::invalid(
+                "tablespace_map",
+                format!("the target directory must not lie within the place of tablespace {oid}"),
             ));
         }
         if taken.contains(&resolved) {

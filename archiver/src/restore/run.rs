@@ -6,8 +6,10 @@ use super::destination::Destination;
 use super::fetch::Writer;
 use super::files::Batch;
 use super::finish::{self, Finish};
+use super::obstacles;
 use super::plan::Plan;
 use super::preflight;
+use crate::backup::EMPTY_DIRECTORIES;
 use crate::cancel::CancelToken;
 use crate::crashsafe::{SharedFs, write_durable};
 use crate::progress::Progress;
@@ -18,6 +20,7 @@ use crate::{Error, Result};
 use pgark_types::{BackupLabel, SystemId, TargetAction, TargetTimeline};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -94,6 +97,9 @@ pub fn run(backup: &Backup, execution: &Execution<'_>, cancel: &CancelToken) -> 
         execution,
         cancel,
     };
+    let _lock = job.take()?;
+    // Another restore may have come and gone since.
+    preflight::occupied(&backup.manifest, execution.destination, execution.delta)?;
     job.make_unstartable()?;
     crate::fault::point("restore:marked");
     let mut kept = job.directories()?;
@@ -120,12 +126,19 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// The first durable act: from here on the directory cannot be started.
-    fn make_unstartable(&self) -> Result<()> {
+    /// Makes the target directory and keeps other restores out of it.
+    fn take(&self) -> Result<Lock> {
         let fs = self.execution.fs.as_ref();
         let target = &self.execution.destination.target;
         create_directory(fs, target, 0o700)?;
         sync_parent(fs, target)?;
+        lock(target)
+    }
+
+    /// The first durable act: from here on the directory cannot be started.
+    fn make_unstartable(&self) -> Result<()> {
+        let fs = self.execution.fs.as_ref();
+        let target = &self.execution.destination.target;
         let marker = Marker {
             system_identifier: self.backup.manifest.postgres.system_identifier,
             backup: self.backup.manifest.label.clone(),
@@ -166,6 +179,10 @@ impl Job<'_> {
         self.backup.for_each_file(&mut |entry| {
             if entry.kind == FileKind::Directory {
                 let path = destination.path(&entry.path)?;
+                if self.execution.delta {
+                    let link = may_be_linked(&destination.target, &path);
+                    obstacles::keep_only_directory(fs, &path, link)?;
+                }
                 create_directory(fs, &path, entry.mode)?;
                 kept.insert(path);
             }
@@ -235,7 +252,11 @@ impl Job<'_> {
             .collect();
         missing.reverse();
         for directory in missing {
-            create_directory(self.execution.fs.as_ref(), directory, 0o700)?;
+            let fs = self.execution.fs.as_ref();
+            if self.execution.delta {
+                obstacles::keep_only_directory(fs, directory, false)?;
+            }
+            create_directory(fs, directory, 0o700)?;
             kept.insert(directory.to_path_buf());
         }
         Ok(())
@@ -264,7 +285,7 @@ impl Job<'_> {
     fn sweep(&self, directory: &Path, kept: &HashSet<PathBuf>) -> Result<()> {
         let fs = self.execution.fs.as_ref();
         let error = |e| Error::io(format!("could not clean \"{}\"", directory.display()), e);
-        for entry in std::fs::read_dir(directory).map_err(error)? {
+        for entry in obstacles::read_own(fs, directory)? {
             self.cancel.check()?;
             let entry = entry.map_err(error)?;
             let path = entry.path();
@@ -289,6 +310,48 @@ impl Job<'_> {
             .map_err(error)?;
         }
         Ok(())
+    }
+}
+
+/// Whether a link may stand for this directory of the data directory, as a backup takes it: `pg_wal`
+/// on a disk of its own, `pg_stat_tmp` in memory.
+fn may_be_linked(target: &Path, path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    path.parent() == Some(target)
+        && name.is_some_and(|n| n == "pg_wal" || EMPTY_DIRECTORIES.contains(&n))
+}
+
+/// A directory that no other restore works in.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough when a child process that was just started has the file too.
+        let _ = self.0.unlock();
+    }
+}
+
+/// Locks a directory until the lock is dropped or the process ends, however it ends: nothing is left
+/// that could keep the next restore out.
+pub(super) fn lock(directory: &Path) -> Result<Lock> {
+    let error = |e| Error::io(format!("could not lock \"{}\"", directory.display()), e);
+    let file = File::open(directory).map_err(error)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Lock(file)),
+        Err(TryLockError::WouldBlock) => Err(Error::conflict(
+            "restore_running",
+            format!("another restore is working in \"{}\"", directory.display()),
+        )
+        .with_hint("Wait for it, or stop it and run this one with --delta.")),
+        Err(TryLockError::Error(e)) => {
+            // A network file system that knows no locks on directories must not rule restores out.
+            tracing::warn!(
+                "\"{}\" cannot be locked, so no other restore may run there: {e}",
+                directory.display()
+            );
+            Ok(Lock(file))
+        }
     }
 }
 

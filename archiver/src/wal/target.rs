@@ -17,6 +17,7 @@ use crate::{Error, Result};
 use chrono::{DateTime, Utc};
 use pgark_types::{Lsn, RecoveryTarget, SegmentName, SegmentSize, SystemId, TimelineId};
 use search::{Found, Search};
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 /// Where a recovery stops.
@@ -134,6 +135,56 @@ pub fn resolve(
             &search_all(archive, to_segment, Search::names())?,
         ),
     }
+}
+
+/// A restore point, and the timeline it is on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedPoint {
+    /// Its name.
+    pub name: String,
+    /// Where its record begins.
+    pub lsn: Lsn,
+    /// The timeline of that place.
+    pub timeline: TimelineId,
+    /// When, by the server's clock.
+    pub time: Option<DateTime<Utc>>,
+}
+
+/// The restore points after the backup in the WAL of `archive` up to `to_segment`. The segments that
+/// it shares with a lineage looked at before are left out; `seen` remembers them.
+///
+/// # Errors
+/// Kind Data: `wal_gap`, or damage. The storage's error.
+pub fn restore_points(
+    archive: &Archive<'_>,
+    to_segment: SegmentName,
+    seen: &mut HashSet<SegmentName>,
+) -> Result<Vec<NamedPoint>> {
+    let last = to_segment.number(archive.size)?;
+    let mut segments = archive.segments(archive.first_no(), last)?;
+    let known = segments.iter().take_while(|s| seen.contains(s)).count();
+    if known == segments.len() {
+        return Ok(Vec::new());
+    }
+    // A record may span the last known one and the next.
+    segments.drain(..known.saturating_sub(1));
+    let mut search = Search::names();
+    scan::scan(
+        archive.repo,
+        archive.system_id,
+        archive.size,
+        segments.iter().copied(),
+        |index| search.visit(index, archive.from),
+    )?;
+    seen.extend(segments);
+    let points = search.restore_points().iter();
+    let points = points.map(|(point, segment)| NamedPoint {
+        name: point.name.clone(),
+        lsn: point.lsn,
+        timeline: timeline_at(archive, point.lsn, *segment),
+        time: point.time.to_utc(),
+    });
+    Ok(points.collect())
 }
 
 fn search_all(
