@@ -62,8 +62,11 @@ impl Running {
     }
 }
 
+/// What the tests themselves ignore, under nohup say, the binary would ignore too.
 fn pgark(config: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pgark"));
+    let mut command = Command::new("env");
+    command.arg("--default-signal=HUP,INT,TERM");
+    command.arg(env!("CARGO_BIN_EXE_pgark"));
     command.arg("--config").arg(config);
     command
 }
