@@ -25,6 +25,7 @@ use pusher::Pusher;
 use spool::Spool;
 use stats::Stats;
 use std::fs::{DirBuilder, File};
+use std::io::Write as _;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -43,7 +44,8 @@ struct Agent {
 /// "reload" of the service, must not end archiving.
 ///
 /// # Errors
-/// Kind Invalid: no `[cluster]`, an unsafe socket directory; Conflict, `agent_running`, when
+/// Kind Invalid: no `[cluster]`, an unsafe socket directory, a state directory that cannot be
+/// written; Conflict, `agent_running`, when
 /// another agent has the state directory.
 pub fn run(config: Config) -> Result<()> {
     config.require_cluster()?;
@@ -93,7 +95,13 @@ fn start(config: &Arc<Config>) -> Result<Agent> {
 fn lock_state_directory(directory: &Path) -> Result<File> {
     create_private(directory)?;
     let path = directory.join("agent.lock");
-    let io = |e: std::io::Error| Error::io(format!("could not lock \"{}\"", path.display()), e);
+    let io = |e: std::io::Error| {
+        unusable(
+            directory,
+            format!("could not lock \"{}\"", path.display()),
+            e,
+        )
+    };
     let file = File::options()
         .create(true)
         .truncate(false)
@@ -101,7 +109,7 @@ fn lock_state_directory(directory: &Path) -> Result<File> {
         .open(&path)
         .map_err(io)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => probe(directory).map(|()| file),
         Err(std::fs::TryLockError::WouldBlock) => Err(Error::conflict(
             "agent_running",
             format!("another agent uses \"{}\"", directory.display()),
@@ -117,7 +125,55 @@ fn create_private(directory: &Path) -> Result<()> {
         .recursive(true)
         .mode(0o700)
         .create(directory)
-        .map_err(|e| Error::io(format!("could not create \"{}\"", directory.display()), e))
+        .map_err(|e| {
+            let message = format!("could not create \"{}\"", directory.display());
+            unusable(directory, message, e)
+        })
+}
+
+/// Writes a file into `directory` and removes it. A full disk passes: it may have room again when
+/// something is fetched, and pushing needs none.
+///
+/// # Errors
+/// Kind Invalid, `state_dir_unusable`: it cannot be written; Unavailable when it cannot be told.
+fn probe(directory: &Path) -> Result<()> {
+    let path = directory.join("probe");
+    // One that a killed agent left behind; a link must not be followed.
+    let _ = std::fs::remove_file(&path);
+    let written = File::create_new(&path).and_then(|mut file| file.write_all(&[0; 4096]));
+    let _ = std::fs::remove_file(&path);
+    judge(directory, written)
+}
+
+fn judge(directory: &Path, written: std::io::Result<()>) -> Result<()> {
+    let Err(e) = written else { return Ok(()) };
+    let message = format!("could not write in \"{}\"", directory.display());
+    let error = unusable(directory, message, e);
+    if error.code() == "disk_full" {
+        tracing::warn!("{error}: nothing can be fetched ahead until there is room");
+        return Ok(());
+    }
+    Err(error)
+}
+
+/// What waiting does not mend is the configuration's fault.
+fn unusable(directory: &Path, message: String, e: std::io::Error) -> Error {
+    use std::io::ErrorKind as Io;
+    match e.kind() {
+        Io::PermissionDenied
+        | Io::ReadOnlyFilesystem
+        | Io::NotFound
+        | Io::NotADirectory
+        | Io::IsADirectory
+        | Io::AlreadyExists => Error::invalid("state_dir_unusable", message)
+            .with_source(e)
+            .with_detail("The agent keeps its lock and the WAL it fetches ahead in agent.state_dir.")
+            .with_hint(format!(
+                "Give the user that runs the agent a directory \"{}\" with mode 0700, or set another agent.state_dir.",
+                directory.display()
+            )),
+        _ => Error::io(message, e),
+    }
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {

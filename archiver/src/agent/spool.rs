@@ -4,7 +4,7 @@
 
 use super::protocol::{Fetch, Reply};
 use super::stats::Stats;
-use super::{create_private, spawn};
+use super::{create_private, probe, spawn};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::repository::{format, layout};
@@ -62,6 +62,7 @@ impl Spool {
         let directory = config.agent.state_dir.join("get");
         create_private(&directory)?;
         sweep(&directory, Duration::ZERO);
+        probe(&directory)?;
         let spool = Arc::new(Self {
             config: Arc::clone(config),
             stats: Arc::clone(stats),

@@ -347,3 +347,47 @@ fn a_repository_that_is_back_gets_the_file_postgres_waits_for() {
     }
     f.push_command(1).unwrap();
 }
+
+#[test]
+fn an_unusable_state_directory_is_refused() {
+    let f = Fixture::new();
+    let file = f.root.join("file");
+    std::fs::write(&file, b"").unwrap();
+    for directory in [
+        file.clone(),
+        file.join("below"),
+        PathBuf::from("/proc/pgark"),
+    ] {
+        let error = lock_state_directory(&directory).unwrap_err();
+        assert_eq!(error.code(), "state_dir_unusable", "{error}");
+        assert_eq!(crate::exit_code::of(&error), 10);
+        assert!(error.hint().unwrap().contains("agent.state_dir"));
+    }
+    // The spool's own directory counts too.
+    std::fs::create_dir_all(&f.config.agent.state_dir).unwrap();
+    std::fs::write(f.config.agent.state_dir.join("get"), b"").unwrap();
+    let error = Spool::start(&f.config, &Arc::default()).err().unwrap();
+    assert_eq!(error.code(), "state_dir_unusable");
+}
+
+#[test]
+fn the_probe_leaves_nothing_and_a_full_disk_passes() {
+    let f = Fixture::new();
+    let state = &f.config.agent.state_dir;
+    std::fs::create_dir_all(state).unwrap();
+    // What a killed agent left, here a link: it is replaced, not followed.
+    let precious = f.root.join("precious");
+    std::fs::write(&precious, b"kept").unwrap();
+    std::os::unix::fs::symlink(&precious, state.join("probe")).unwrap();
+    let _lock = lock_state_directory(state).unwrap();
+    assert_eq!(std::fs::read(&precious).unwrap(), b"kept");
+    let names = std::fs::read_dir(state).unwrap();
+    let names: Vec<_> = names.map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, ["agent.lock"]);
+    let failed = |kind| judge(state, Err(std::io::Error::from(kind)));
+    assert!(failed(std::io::ErrorKind::StorageFull).is_ok());
+    assert!(failed(std::io::ErrorKind::QuotaExceeded).is_ok());
+    let read_only = failed(std::io::ErrorKind::ReadOnlyFilesystem).unwrap_err();
+    assert_eq!(read_only.code(), "state_dir_unusable");
+    assert_eq!(failed(std::io::ErrorKind::Other).unwrap_err().code(), "io");
+}
