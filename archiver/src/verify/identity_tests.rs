@@ -132,3 +132,20 @@ fn what_is_no_object_is_found() {
         ]
     );
 }
+
+#[test]
+fn a_history_that_cannot_be_parsed_is_found() {
+    let fixture = fixture();
+    let id = wal::system_id();
+    let history = ArchiveFile::History(TimelineId(2));
+    let key = layout::wal(id, history).unwrap();
+    // Whole by its digests: only its text is wrong.
+    let container = crate::wal::container::encode;
+    let stored = container(&fixture.repository, id, history, b"no history\n", 1).unwrap();
+    std::fs::write(fixture.path(key.as_str()), stored).unwrap();
+    let findings = fixture.findings();
+    assert!(
+        findings.contains(&(key.to_string(), "damaged")),
+        "{findings:?}"
+    );
+}
