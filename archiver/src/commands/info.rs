@@ -45,10 +45,12 @@ struct Component {
 /// Prints what the repositories hold.
 ///
 /// # Errors
-/// Kind Invalid for a repository that the configuration does not have; one that cannot be opened
+/// Kind Invalid for a repository that the configuration does not have, or a component that no
+/// repository has; one that cannot be opened
 /// or read.
 pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
     let mut found = Vec::new();
+    let mut known = BTreeSet::from([config.cluster_name().to_owned()]);
     let storages = config.storages()?;
     if let Some(wanted) = &args.repository
         && !storages.iter().any(|(name, ..)| name == wanted)
@@ -69,6 +71,7 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
         if cluster::current(&repository, config.cluster_name())?.is_some() {
             names.insert(config.cluster_name().to_owned());
         }
+        known.extend(names.iter().cloned());
         for component in names {
             if args
                 .component
@@ -79,11 +82,25 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
             }
         }
     }
+    if let Some(wanted) = &args.component
+        && !known.contains(wanted)
+    {
+        return Err(component_unknown(wanted, &known));
+    }
     match output {
         Output::Json => print_json(json!({"components": merge(&found)})),
         Output::Text => print_text(text(&found).trim_end()),
     }
     Ok(())
+}
+
+fn component_unknown(wanted: &str, known: &BTreeSet<String>) -> Error {
+    let known: Vec<String> = known.iter().map(|name| format!("\"{name}\"")).collect();
+    Error::invalid(
+        "component_unknown",
+        format!("there is no component \"{wanted}\""),
+    )
+    .with_hint(format!("Known components: {}.", known.join(", ")))
 }
 
 fn describe(repository: &Repository, sessions: &Sessions, name: String) -> Result<Component> {
@@ -355,5 +372,41 @@ fn unfinished_text(text: &mut String, component: &Component) {
         let (label, detail) = (&unfinished.label, &unfinished.detail);
         let kind = unfinished.kind.as_str();
         let _ = writeln!(text, "  {word}: backup {label}: {detail} (code {kind})");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::SharedStorage;
+    use crate::storage::posix::PosixStorage;
+    use std::sync::Arc;
+
+    #[test]
+    fn an_unknown_component_is_an_error_that_names_the_known_ones() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("repo");
+        let storage: SharedStorage = Arc::new(PosixStorage::create(path.clone()).unwrap());
+        crate::repository::create(&storage, &SystemClock).unwrap();
+        let text = format!(
+            "[cluster]\n[repository.local]\nkind = \"posix\"\npath = \"{}\"\n",
+            path.display()
+        );
+        let config = Config::parse(&text).unwrap();
+        let info = |component: &str| {
+            let args = Args {
+                repository: None,
+                component: Some(component.to_owned()),
+            };
+            run(&config, &args, Output::Json)
+        };
+        let error = info("nope").unwrap_err();
+        assert_eq!(
+            (error.kind(), error.code()),
+            (ErrorKind::Invalid, "component_unknown")
+        );
+        assert!(error.hint().unwrap().contains(config.cluster_name()));
+        // The cluster itself is known before its first WAL.
+        info(config.cluster_name()).unwrap();
     }
 }
