@@ -104,13 +104,40 @@ pub(crate) fn same_directory(
     // Process, directory and start time; what follows may change.
     let start = |text: &str| text.lines().take(3).collect::<Vec<_>>().join("\n");
     let here = std::fs::read_to_string(data_directory.join("postmaster.pid")).ok();
-    let there = text(session, "SELECT pg_read_file('postmaster.pid')").ok();
-    if let (Some(here), Some(there)) = (here, there)
-        && start(&here) == start(&there)
+    let there = text(session, "SELECT pg_read_file('postmaster.pid')");
+    if let (Some(here), Ok(there)) = (&here, &there)
+        && start(here) == start(there)
     {
         return Ok(());
     }
-    Err(Error::invalid(
+    match there {
+        Err(e) if here.is_some() && e.code() == "sql_privilege" => {
+            Err(not_comparable(shown, data_directory, e))
+        }
+        _ => Err(another_directory(shown, data_directory)),
+    }
+}
+
+/// The server may not say what is in its directory. The membership in `pg_read_server_files` alone
+/// does not permit it.
+fn not_comparable(shown: &Path, data_directory: &Path, refused: Error) -> Error {
+    Error::invalid(
+        "data_directory_mismatch",
+        format!(
+            "cannot tell whether \"{}\" is the data directory of the server",
+            data_directory.display()
+        ),
+    )
+    .with_source(refused)
+    .with_detail(format!(
+        "The server calls its data directory \"{}\", which is not the same directory here, and its postmaster.pid cannot be compared.",
+        shown.display()
+    ))
+    .with_hint("Connect as a superuser, or GRANT EXECUTE ON FUNCTION pg_read_file(text) to the user in conninfo, in the database it connects to. If the path is wrong, correct data_directory in [cluster].")
+}
+
+fn another_directory(shown: &Path, data_directory: &Path) -> Error {
+    Error::invalid(
         "data_directory_mismatch",
         format!(
             "\"{}\" is not the data directory of the server",
@@ -121,7 +148,7 @@ pub(crate) fn same_directory(
         "It is a copy: the server runs in \"{}\".",
         shown.display()
     ))
-    .with_hint("Check conninfo and data_directory in [cluster]."))
+    .with_hint("Check conninfo and data_directory in [cluster].")
 }
 
 /// Refuses servers that were built with block or segment sizes pgark does not handle.
@@ -283,5 +310,24 @@ pub(super) fn timeline(control: &ControlFile, in_recovery: bool) -> TimelineId {
         TimelineId(control.min_recovery_timeline)
     } else {
         control.timeline
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_may_not_be_compared_says_what_to_grant() {
+        let refused = Error::invalid("sql_privilege", "permission denied");
+        let error = not_comparable(Path::new("/there"), Path::new("/here"), refused);
+        assert_eq!(error.code(), "data_directory_mismatch");
+        assert!(error.to_string().contains("permission denied"), "{error}");
+        assert!(
+            error
+                .hint()
+                .unwrap()
+                .contains("GRANT EXECUTE ON FUNCTION pg_read_file(text)")
+        );
     }
 }
