@@ -1,6 +1,7 @@
 //! The command line: flags only.
 
 use crate::commands::{self, Output};
+use crate::examples;
 use std::path::PathBuf;
 
 /// Keeps the options of every command apart from those of the one at hand.
@@ -88,22 +89,31 @@ pub enum LogFormat {
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Create the configured repositories.
+    #[command(after_help = examples::INIT)]
     Init(commands::init::Args),
     /// Run the agent: pushes and fetches WAL in parallel, behind a socket.
+    #[command(after_help = examples::AGENT)]
     Agent(commands::agent::Args),
     /// Check configuration, server and repositories; switch WAL and wait until it is archived.
+    #[command(after_help = examples::CHECK)]
     Check(commands::check::Args),
     /// List backups, WAL, and the window that a restore can reach.
+    #[command(after_help = examples::INFO)]
     Info(commands::info::Args),
     /// Store one WAL file: archive_command = 'pgark archive-push %p'.
+    #[command(after_help = examples::ARCHIVE_PUSH)]
     ArchivePush(commands::archive_push::Args),
     /// Fetch one WAL file: restore_command = 'pgark archive-get %f %p'.
+    #[command(after_help = examples::ARCHIVE_GET)]
     ArchiveGet(commands::archive_get::Args),
     /// Take a base backup of the cluster.
+    #[command(after_help = examples::BACKUP)]
     Backup(commands::backup::Args),
     /// Restore the cluster into a directory, to any point that its WAL reaches.
+    #[command(after_help = examples::RESTORE)]
     Restore(commands::restore::Args),
     /// Verify what is stored, without restoring it. Exit code 3 when something is wrong.
+    #[command(after_help = examples::VERIFY)]
     Verify(commands::verify::Args),
     /// Search the archived WAL: gaps, and what happened to a table.
     Wal(commands::wal::Args),
@@ -113,6 +123,7 @@ pub enum Command {
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Print a completion script for a shell.
+    #[command(after_help = examples::COMPLETIONS)]
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
@@ -123,5 +134,37 @@ pub enum Command {
 #[derive(Debug, Clone, Copy, clap::Subcommand)]
 pub enum ConfigCommand {
     /// Parse the configuration file and report the first mistake.
+    #[command(after_help = examples::CONFIG_CHECK)]
     Check,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory as _, Parser as _};
+
+    fn check(command: &clap::Command, path: &str) {
+        let verbs = command.get_subcommands().filter(|c| c.get_name() != "help");
+        for verb in verbs {
+            let path = format!("{path} {}", verb.get_name());
+            if verb.has_subcommands() {
+                check(verb, &path);
+                continue;
+            }
+            let help = verb.get_after_help().map(ToString::to_string);
+            let help = help.unwrap_or_default();
+            let examples: Vec<&str> = help.lines().filter_map(|l| l.strip_prefix("  ")).collect();
+            assert!(!examples.is_empty(), "{path} has no examples");
+            for example in examples {
+                assert!(example.starts_with(&path), "{example:?} below {path}");
+                let parsed = Cli::try_parse_from(example.split_whitespace());
+                assert!(parsed.is_ok(), "{example:?}: {}", parsed.unwrap_err());
+            }
+        }
+    }
+
+    #[test]
+    fn every_verb_has_examples_that_parse() {
+        check(&Cli::command(), "pgark");
+    }
 }

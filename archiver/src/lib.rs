@@ -13,6 +13,7 @@ pub mod commands;
 pub mod config;
 pub mod crashsafe;
 pub mod error;
+mod examples;
 pub mod exit_code;
 pub mod fault;
 pub mod places;

@@ -21,6 +21,7 @@ pub struct Args {
 #[derive(Debug, Clone, clap::Subcommand)]
 enum Command {
     /// Register the cluster's new system identifier after pg_upgrade, under the same name.
+    #[command(after_help = crate::examples::UPGRADE)]
     Upgrade,
 }
 

@@ -28,10 +28,13 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     /// Show which transactions changed, truncated or dropped a table
+    #[command(after_help = crate::examples::FIND)]
     Find(FindArgs),
     /// Show which WAL is archived, and its gaps
+    #[command(after_help = crate::examples::RANGES)]
     Ranges(RangesArgs),
     /// Show refused WAL files in quarantine, or say that somebody has looked at them
+    #[command(after_help = crate::examples::CONFLICTS)]
     Conflicts(conflicts::Args),
 }
 

@@ -50,6 +50,11 @@ fn section(page: &mut String, command: &Command, parent: &str, level: usize) {
     }
     let own = |a: &&Arg| !a.is_global_set() && !["help", "version"].contains(&a.get_id().as_str());
     options(page, command.get_arguments().filter(own));
+    if let Some(examples) = command.get_after_help().map(ToString::to_string) {
+        let lines = examples.lines().filter_map(|line| line.strip_prefix("  "));
+        let lines: Vec<&str> = lines.collect();
+        let _ = write!(page, "Examples:\n\n```\n{}\n```\n\n", lines.join("\n"));
+    }
     for verb in verbs {
         section(page, verb, &name, level + 1);
     }

@@ -1,0 +1,76 @@
+//! The examples below each verb's `--help`. Tests parse every line that begins with `pgark`.
+
+pub(crate) const INIT: &str = "\
+Examples:
+  pgark init --no-encryption
+  pgark init --no-encryption --repository far";
+
+pub(crate) const AGENT: &str = "\
+Examples:
+  pgark agent
+  pgark agent --config /etc/pgark/pgark.toml --log-format json";
+
+pub(crate) const CHECK: &str = "\
+Examples:
+  pgark check
+  pgark check --no-switch --output json";
+
+pub(crate) const INFO: &str = "\
+Examples:
+  pgark info
+  pgark info --repository local --output json";
+
+pub(crate) const ARCHIVE_PUSH: &str = "\
+Examples:
+  pgark archive-push pg_wal/000000010000000000000001";
+
+pub(crate) const ARCHIVE_GET: &str = "\
+Examples:
+  pgark archive-get 000000010000000000000001 pg_wal/RECOVERYXLOG
+  pgark archive-get 00000002.history /tmp/00000002.history";
+
+pub(crate) const BACKUP: &str = "\
+Examples:
+  pgark backup
+  pgark backup --plan
+  pgark backup --annotate reason=before-upgrade --parallel 2";
+
+pub(crate) const RESTORE: &str = "\
+Examples:
+  pgark restore --target-dir /srv/restored --dry-run
+  pgark restore --target-dir /srv/restored --target-time 2026-11-21T10:30:00Z
+  pgark restore --target-dir /srv/standby --standby --archive keep
+  pgark restore --target-dir /var/lib/postgresql/15/main --delta --archive keep";
+
+pub(crate) const VERIFY: &str = "\
+Examples:
+  pgark verify
+  pgark verify --level pages --repository far";
+
+pub(crate) const FIND: &str = "\
+Examples:
+  pgark wal find --relation public.orders --since 2026-11-21T00:00:00Z";
+
+pub(crate) const RANGES: &str = "\
+Examples:
+  pgark wal ranges
+  pgark wal ranges --repository far --output json";
+
+pub(crate) const CONFLICTS: &str = "\
+Examples:
+  pgark wal conflicts
+  pgark wal conflicts --acknowledge 000000010000000000000001 --reason looked";
+
+pub(crate) const UPGRADE: &str = "\
+Examples:
+  pgark cluster upgrade
+  pgark cluster upgrade --config /etc/pgark/new.toml";
+
+pub(crate) const CONFIG_CHECK: &str = "\
+Examples:
+  pgark config check
+  pgark config check --config /tmp/pgark.toml";
+
+pub(crate) const COMPLETIONS: &str = "\
+Examples:
+  pgark completions bash";
