@@ -34,12 +34,14 @@ const RECOVERY_LIMIT: Duration = Duration::from_secs(900);
 pub fn run(settings: &Settings) {
     let started_at = chrono::Utc::now().to_rfc3339();
     let start = Instant::now();
+    crate::pgark::measure_release();
     let cached = dataset::cached(settings);
     let directory = TestDirectory::new("bench");
     let mut cluster = Cluster::over(&directory, MAJOR, "source");
     dataset::copy(&cached, cluster.data());
     cluster.log_mut().allow("");
     cluster.start();
+    let data_bytes = dataset::measured(&cluster, settings);
     let mut bench = Bench::new(settings, &directory, &cluster);
     bench.backups_and_restores();
     bench.wal();
@@ -49,6 +51,7 @@ pub fn run(settings: &Settings) {
         postgres: cluster.psql("SHOW server_version"),
         host: host(),
         scale: settings.scale,
+        data_bytes,
         complete: settings.is_complete(),
         method: measure::METHOD,
         digests: digest::MEANING,

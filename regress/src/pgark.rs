@@ -8,6 +8,7 @@ use crate::process::wait_until;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 /// Longer than any run of the tests.
@@ -279,22 +280,39 @@ pub fn binary() -> &'static Path {
             std::fs::create_dir_all(&folder).unwrap();
             let new = folder.join(format!("pgark.{}", std::process::id()));
             directory::copy_program(&built, &new);
-            require_faults(&new);
+            check_faults(&new);
             std::fs::rename(&new, &copy).unwrap();
         }
         copy
     })
 }
 
-/// A binary without faults would let a test of a crash pass without a crash.
-fn require_faults(binary: &Path) {
+static MEASURING: AtomicBool = AtomicBool::new(false);
+
+/// From now on this process measures: [`binary`] must be as users have it, without faults.
+pub fn measure_release() {
+    MEASURING.store(true, Ordering::Relaxed);
+}
+
+/// A binary without faults would let a test of a crash pass without a crash; one with them is not
+/// what a bench is to measure.
+fn check_faults(binary: &Path) {
     let bytes = std::fs::read(binary).unwrap();
     let mark = b"PGARK_FAULT_CRASH";
-    assert!(
-        bytes.windows(mark.len()).any(|window| window == mark),
-        "{} was built without the feature fault-injection; run make test",
-        binary.display()
-    );
+    let faults = bytes.windows(mark.len()).any(|window| window == mark);
+    if MEASURING.load(Ordering::Relaxed) {
+        assert!(
+            !faults,
+            "{} was built with the feature fault-injection; run make bench",
+            binary.display()
+        );
+    } else {
+        assert!(
+            faults,
+            "{} was built without the feature fault-injection; run make test",
+            binary.display()
+        );
+    }
 }
 
 /// Removes copies of earlier builds that nobody can be running any more.

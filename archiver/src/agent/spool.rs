@@ -15,6 +15,8 @@ use pgark_types::{ArchiveFile, SegmentName, SegmentSize, SystemId};
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::Write;
+use std::num::NonZero;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -22,8 +24,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// How long a request waits for a fetch that is under way.
 const WAIT: Duration = Duration::from_secs(50);
-/// Fetch threads beside the one of the request.
-const WORKERS_MAX: usize = 4;
+/// Fetch threads beside the one of the request: one per processor, within these limits. More than
+/// there are processors would take them from the server that replays.
+const WORKERS: RangeInclusive<usize> = 2..=4;
 /// A spool file that nobody took is junk after this time.
 const UNTAKEN_MAX: Duration = Duration::from_secs(600);
 
@@ -70,7 +73,9 @@ impl Spool {
             entries: Mutex::default(),
             changed: Condvar::new(),
         });
-        for _ in 0..config.wal.prefetch_segments.min(WORKERS_MAX) {
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let workers = processors.clamp(*WORKERS.start(), *WORKERS.end());
+        for _ in 0..config.wal.prefetch_segments.min(workers) {
             let worker = Arc::clone(&spool);
             spawn("prefetch", move || worker.work())?;
         }

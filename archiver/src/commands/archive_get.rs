@@ -7,19 +7,24 @@ use crate::agent::client;
 use crate::agent::protocol::{Fetch, Reply, Request};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
-use crate::postgres::wal_page;
+use crate::postgres::wal_page::{self, LONG_HEADER_BYTES};
 use crate::repository::layout;
-use crate::wal::answer::{Answer, IN_FLIGHT, Place, Scope, answer};
+use crate::wal::answer::{Answer, IN_FLIGHT, Place, Scope, answer_by};
 use crate::wal::fork;
+use crate::wal::get::{self, Taker};
 use crate::wal::repositories::Repositories;
 use crate::{Error, ErrorKind, Result, exit_code, fault};
 use pgark_types::ArchiveFile;
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// A spooled file is read and hashed in pieces of this size: they stay in the cache.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// Fetches one WAL file from the repositories.
 #[derive(Debug, Clone, clap::Args)]
@@ -161,9 +166,16 @@ impl Get<'_> {
             Some(scope) => scope,
             None => Scope::registered(&repos, config.cluster_name())?,
         };
-        match answer(&repos, &scope, self.file)? {
-            Answer::Present(plain) => self.deliver(&scope, &plain),
-            Answer::Absent(why) => Ok(Found::Absent(why)),
+        let mut delivery = Delivery::to(self.path);
+        let answer = answer_by(&repos, &scope, self.file, &mut |repo| {
+            get::fetch_to(repo, scope.system_id, self.file, &mut delivery)
+        });
+        match (answer, delivery.trouble.take()) {
+            (Ok(Answer::Present(())), _) => self.deliver(&scope, delivery),
+            // Not the repository's trouble: a file that is there, and no room for it, is not absent.
+            (_, Some(trouble)) => Err(delivery.could_not("write", trouble)),
+            (Ok(Answer::Absent(why)), None) => Ok(Found::Absent(why)),
+            (Err(error), None) => Err(error),
         }
     }
 
@@ -208,39 +220,35 @@ impl Get<'_> {
             return Ok(None);
         }
         let spool = config.agent.state_dir.join("get").join(&spooled);
-        let plain = std::fs::read(&spool)
-            .map_err(|e| Error::io(format!("could not read \"{}\"", spool.display()), e))?;
-        if !spooled.ends_with(&layout::short_digest(&blake3::hash(&plain))) {
-            return Err(Error::data(
-                "spool_damaged",
-                format!("spool file \"{}\" is damaged", spool.display()),
-            ));
-        }
-        self.check(scope, &plain)?;
+        self.check(scope, &read_spooled(&spool, &spooled, &mut |_| Ok(()))?)?;
         fault::point("get:before_rename");
         if std::fs::rename(&spool, self.path).is_err() {
             // Another file system.
-            self.deliver(scope, &plain)?;
+            let mut delivery = Delivery::to(self.path);
+            delivery.restart()?;
+            read_spooled(&spool, &spooled, &mut |piece| delivery.take(piece))?;
+            self.deliver(scope, delivery)?;
             let _ = std::fs::remove_file(&spool);
         }
         fault::point("get:after_rename");
         Ok(Some(Found::Delivered))
     }
 
-    /// Writes the file under its final name in one step. No fsync: Postgres asks again after a
-    /// crash.
-    fn deliver(&self, scope: &Scope, plain: &[u8]) -> Result<Found> {
-        self.check(scope, plain)?;
-        put_in_place(self.path, plain)?;
+    /// Gives the file its final name in one step. No fsync: Postgres asks again after a crash.
+    fn deliver(&self, scope: &Scope, delivery: Delivery<'_>) -> Result<Found> {
+        self.check(scope, &delivery.seen)?;
+        fault::point("get:before_rename");
+        delivery.rename()?;
+        fault::point("get:after_rename");
         Ok(Found::Delivered)
     }
 
     /// A segment's header must fit its name, its cluster and its size.
-    fn check(&self, scope: &Scope, plain: &[u8]) -> Result<()> {
+    fn check(&self, scope: &Scope, seen: &Seen) -> Result<()> {
         let (ArchiveFile::Segment(segment) | ArchiveFile::Partial(segment)) = self.file else {
             return Ok(());
         };
-        let header = wal_page::validate_segment(plain, segment)?;
+        let header = wal_page::validate_start(&seen.head, seen.bytes, segment)?;
         if header.system_identifier != scope.system_id || header.segment_size != scope.segment_size
         {
             return Err(Error::new(
@@ -253,29 +261,124 @@ impl Get<'_> {
     }
 }
 
-/// Writes beside `path` and renames; what is left after an error would fill pg_wal.
-fn put_in_place(path: &Path, plain: &[u8]) -> Result<()> {
-    let mut temporary = OsString::from(path);
-    temporary.push(".pgark");
-    let temporary = PathBuf::from(temporary);
-    let could_not = |what: &str| format!("could not {what} \"{}\"", path.display());
-    let written = std::fs::write(&temporary, plain)
-        .map_err(|e| Error::io(could_not("write"), e))
-        .and_then(|()| {
-            fault::point("get:before_rename");
-            std::fs::rename(&temporary, path).map_err(|e| Error::io(could_not("rename"), e))
-        });
-    if let Err(error) = written {
-        let _ = std::fs::remove_file(&temporary);
-        return Err(error);
-    }
-    fault::point("get:after_rename");
-    Ok(())
-}
-
 enum Found {
     Delivered,
     Absent(String),
+}
+
+/// What a segment is judged by once its pieces are gone.
+#[derive(Default)]
+struct Seen {
+    /// The long page header, or all there is.
+    head: Vec<u8>,
+    bytes: u64,
+}
+
+impl Seen {
+    fn see(&mut self, piece: &[u8]) {
+        let missing = LONG_HEADER_BYTES.saturating_sub(self.head.len());
+        self.head.extend(piece.iter().take(missing));
+        self.bytes = self.bytes.saturating_add(piece.len() as u64);
+    }
+}
+
+/// The file under its temporary name, which goes when this does.
+struct Delivery<'a> {
+    path: &'a Path,
+    temporary: PathBuf,
+    file: Option<File>,
+    seen: Seen,
+    /// Why it could not be written.
+    trouble: Option<io::Error>,
+}
+
+impl<'a> Delivery<'a> {
+    /// Creates nothing yet: there may be nothing to deliver.
+    fn to(path: &'a Path) -> Self {
+        let mut temporary = OsString::from(path);
+        temporary.push(".pgark");
+        Self {
+            path,
+            temporary: PathBuf::from(temporary),
+            file: None,
+            seen: Seen::default(),
+            trouble: None,
+        }
+    }
+
+    fn could_not(&self, what: &str, e: io::Error) -> Error {
+        Error::io(format!("could not {what} \"{}\"", self.path.display()), e)
+    }
+
+    fn not_written(&mut self, e: io::Error) -> Error {
+        let again = e.raw_os_error().map(io::Error::from_raw_os_error);
+        self.trouble = Some(again.unwrap_or_else(|| e.kind().into()));
+        self.could_not("write", e)
+    }
+
+    fn rename(mut self) -> Result<()> {
+        std::fs::rename(&self.temporary, self.path).map_err(|e| self.could_not("rename", e))?;
+        self.file = None;
+        Ok(())
+    }
+}
+
+impl Taker for Delivery<'_> {
+    fn restart(&mut self) -> Result<()> {
+        let created = File::create(&self.temporary);
+        self.file = Some(created.map_err(|e| self.not_written(e))?);
+        self.seen = Seen::default();
+        Ok(())
+    }
+
+    fn take(&mut self, piece: &[u8]) -> Result<()> {
+        if let Some(file) = &mut self.file
+            && let Err(e) = file.write_all(piece)
+        {
+            return Err(self.not_written(e));
+        }
+        self.seen.see(piece);
+        Ok(())
+    }
+}
+
+impl Drop for Delivery<'_> {
+    /// Bytes that nobody has vouched for do not stay.
+    fn drop(&mut self) {
+        if self.file.take().is_some() {
+            let _ = std::fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Reads the agent's file `name` at `path` in pieces, and checks that its content is what its name
+/// says.
+fn read_spooled(
+    path: &Path,
+    name: &str,
+    each: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<Seen> {
+    let could_not = |e| Error::io(format!("could not read \"{}\"", path.display()), e);
+    let mut file = File::open(path).map_err(could_not)?;
+    let mut hasher = blake3::Hasher::new();
+    let mut seen = Seen::default();
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        let read = file.read(&mut piece).map_err(could_not)?;
+        let Some(part) = piece.get(..read).filter(|part| !part.is_empty()) else {
+            break;
+        };
+        hasher.update(part);
+        seen.see(part);
+        each(part)?;
+    }
+    if !name.ends_with(&layout::short_digest(&hasher.finalize())) {
+        return Err(Error::data(
+            "spool_damaged",
+            format!("spool file \"{}\" is damaged", path.display()),
+        ));
+    }
+    Ok(seen)
 }
 
 /// The data directory: where Postgres runs us, or, for pg_rewind, the parent of %p's `pg_wal`.
@@ -317,11 +420,69 @@ mod tests {
         let path = directory.path().join("RECOVERYXLOG");
         std::fs::create_dir(&path).unwrap();
         std::fs::write(path.join("in the way"), "").unwrap();
-        assert!(put_in_place(&path, b"wal").is_err());
+        let deliver = || {
+            let mut delivery = Delivery::to(&path);
+            delivery.restart()?;
+            delivery.take(b"wa")?;
+            delivery.take(b"l")?;
+            delivery.rename()
+        };
+        assert!(deliver().is_err());
         let left = std::fs::read_dir(directory.path()).unwrap().count();
         assert_eq!(left, 1, "more than what was in the way");
         std::fs::remove_dir_all(&path).unwrap();
-        put_in_place(&path, b"wal").unwrap();
+        deliver().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"wal");
+    }
+
+    #[test]
+    fn bytes_that_nobody_vouched_for_do_not_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("RECOVERYXLOG");
+        let mut delivery = Delivery::to(&path);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+        delivery.restart().unwrap();
+        delivery.take(b"wrong").unwrap();
+        delivery.restart().unwrap();
+        delivery.take(b"right").unwrap();
+        let temporary = delivery.temporary.clone();
+        assert_eq!(std::fs::read(temporary).unwrap(), b"right");
+        assert_eq!(
+            (&*delivery.seen.head, delivery.seen.bytes),
+            (&b"right"[..], 5)
+        );
+        drop(delivery);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_remembered() {
+        let path = Path::new("/dev/null/RECOVERYXLOG");
+        let mut delivery = Delivery::to(path);
+        assert!(delivery.restart().is_err());
+        assert!(delivery.trouble.is_some());
+    }
+
+    #[test]
+    fn a_damaged_spool_file_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let plain = vec![7; PIECE_BYTES + 1];
+        let name = format!("x-{}", layout::short_digest(&blake3::hash(&plain)));
+        let path = directory.path().join(&name);
+        std::fs::write(&path, &plain).unwrap();
+        let mut copy = Vec::new();
+        let seen = read_spooled(&path, &name, &mut |piece| {
+            copy.extend_from_slice(piece);
+            Ok(())
+        });
+        assert_eq!(seen.unwrap().bytes, plain.len() as u64);
+        assert_eq!(copy, plain);
+        for at in [0, PIECE_BYTES - 1, PIECE_BYTES] {
+            let mut damaged = plain.clone();
+            damaged[at] ^= 1;
+            std::fs::write(&path, &damaged).unwrap();
+            let error = read_spooled(&path, &name, &mut |_| Ok(())).err().unwrap();
+            assert_eq!(error.code(), "spool_damaged", "byte {at}");
+        }
     }
 }

@@ -155,13 +155,22 @@ pub fn parse_segment_header(bytes: &[u8]) -> Result<SegmentHeader> {
 /// # Errors
 /// Kind Data: those of [`parse_segment_header`], and `wal_size`, `wal_address`, `wal_timeline`.
 pub fn validate_segment(bytes: &[u8], segment: SegmentName) -> Result<SegmentHeader> {
+    validate_start(bytes, bytes.len() as u64, segment)
+}
+
+/// As [`validate_segment`], of a file of `length` bytes that begins with `bytes`: its first
+/// [`LONG_HEADER_BYTES`] will do.
+///
+/// # Errors
+/// As [`validate_segment`].
+pub fn validate_start(bytes: &[u8], length: u64, segment: SegmentName) -> Result<SegmentHeader> {
     let of = |e: Error| e.context(format!("WAL file \"{segment}\""));
     let header = parse_segment_header(bytes).map_err(of)?;
     let size = header.segment_size;
-    if u64::try_from(bytes.len()) != Ok(size.bytes()) {
+    if length != size.bytes() {
         return Err(of(Error::data(
             "wal_size",
-            format!("{} bytes long instead of {}", bytes.len(), size.bytes()),
+            format!("{length} bytes long instead of {}", size.bytes()),
         )));
     }
     let start = segment

@@ -20,9 +20,9 @@ pub const IN_FLIGHT: &str = "wal_in_flight";
 
 /// An answer that is certain. Doubt is the error beside it.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// The content, verified.
-    Present(Vec<u8>),
+pub enum Answer<T = Vec<u8>> {
+    /// The content, verified, or what was made of it.
+    Present(T),
     /// Proven absent, and why.
     Absent(String),
 }
@@ -188,6 +188,21 @@ pub enum Place {
 /// Doubt: the storage's error, a damaged file, or kind Data with code `wal_missing` or
 /// [`IN_FLIGHT`].
 pub fn answer(repos: &Repositories, scope: &Scope, file: ArchiveFile) -> Result<Answer> {
+    answer_by(repos, scope, file, &mut |repo| {
+        get::fetch(repo, scope.system_id, file)
+    })
+}
+
+/// As [`answer`], with `fetch` to get `file` from one repository. It may be asked more than once.
+///
+/// # Errors
+/// As [`answer`], and what `fetch` returns.
+pub fn answer_by<T>(
+    repos: &Repositories,
+    scope: &Scope,
+    file: ArchiveFile,
+    fetch: &mut dyn FnMut(&Repository) -> Result<Option<T>>,
+) -> Result<Answer<T>> {
     let place = match file {
         ArchiveFile::Segment(segment) => match scope.place(segment)? {
             Place::Outside(why) => return Ok(Answer::Absent(why)),
@@ -203,7 +218,7 @@ pub fn answer(repos: &Repositories, scope: &Scope, file: ArchiveFile) -> Result<
     let mut doubt: Option<Error> = None;
     let mut proof: Option<String> = None;
     for (repo, required) in &repos.open {
-        match ask(repo, scope, file, place.as_ref()) {
+        match ask(repo, scope, place.as_ref(), fetch) {
             Ok(Answer::Present(plain)) => {
                 if let Some(error) = doubt {
                     tracing::warn!(
@@ -243,12 +258,12 @@ pub fn answer(repos: &Repositories, scope: &Scope, file: ArchiveFile) -> Result<
 }
 
 /// What a server gets that asks for a parent's segment past the fork: never the segment.
-fn past_the_fork(
+fn past_the_fork<T>(
     repos: &Repositories,
     scope: &Scope,
     segment: SegmentName,
     fork: Fork,
-) -> Result<Answer> {
+) -> Result<Answer<T>> {
     let why = format!(
         "timeline {} supersedes it from {} on",
         fork.child, fork.switch
@@ -278,13 +293,13 @@ fn past_the_fork(
     }
 }
 
-fn ask(
+fn ask<T>(
     repo: &Repository,
     scope: &Scope,
-    file: ArchiveFile,
     place: Option<&(SegmentName, Place)>,
-) -> Result<Answer> {
-    if let Some(plain) = get::fetch(repo, scope.system_id, file)? {
+    fetch: &mut dyn FnMut(&Repository) -> Result<Option<T>>,
+) -> Result<Answer<T>> {
+    if let Some(plain) = fetch(repo)? {
         return Ok(Answer::Present(plain));
     }
     let Some((segment, place)) = place else {
@@ -294,7 +309,7 @@ fn ask(
     let no = segment.number(scope.segment_size)?;
     if stored.numbers.contains(&no) {
         // It arrived between the two looks, or it is listed and cannot be had.
-        return match get::fetch(repo, scope.system_id, file)? {
+        return match fetch(repo)? {
             Some(plain) => Ok(Answer::Present(plain)),
             None => Err(missing(*segment, "it is listed and cannot be read")),
         };
@@ -327,7 +342,13 @@ impl StoredSegments {
     }
 
     /// What the absence of segment `no` means.
-    fn judge(&self, scope: &Scope, segment: SegmentName, no: u64, place: &Place) -> Result<Answer> {
+    fn judge<T>(
+        &self,
+        scope: &Scope,
+        segment: SegmentName,
+        no: u64,
+        place: &Place,
+    ) -> Result<Answer<T>> {
         let run_from = match place {
             Place::Outside(why) => return Ok(Answer::Absent(why.clone())),
             Place::Planned => return Err(missing(segment, "this recovery counts on it")),

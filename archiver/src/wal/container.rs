@@ -8,6 +8,7 @@
 use crate::repository::Repository;
 use crate::{Error, Result};
 use pgark_types::{ArchiveFile, SystemId};
+use std::io::Read;
 
 /// The version of the container this pgark writes and reads.
 pub const VERSION: u16 = 1;
@@ -22,6 +23,8 @@ const MAGIC: [u8; 8] = *b"PGARKWAL";
 const FIXED_BYTES: usize = 104;
 const CRC_BYTES: usize = 4;
 const DIGEST_BYTES: usize = 32;
+/// Content is unpacked, hashed and handed on in pieces of this size: they stay in the cache.
+const PIECE_BYTES: usize = 256 << 10;
 const TAG_CONTEXT: &[u8] = b"pgark wal v1\0";
 
 /// Keyed BLAKE3 of a file's identity and content: equal tags in one repository, equal content.
@@ -76,6 +79,13 @@ pub fn content_tag(
     file: ArchiveFile,
     plain: &[u8],
 ) -> ContentTag {
+    let mut hasher = tag_hasher(repo, system_id, file);
+    hasher.update(plain);
+    ContentTag(*hasher.finalize().as_bytes())
+}
+
+/// What [`content_tag`] hashes, up to the content.
+fn tag_hasher(repo: &Repository, system_id: SystemId, file: ArchiveFile) -> blake3::Hasher {
     let name = file.to_string();
     let mut hasher = blake3::Hasher::new_keyed(repo.digest_key());
     hasher.update(TAG_CONTEXT);
@@ -83,8 +93,7 @@ pub fn content_tag(
     hasher.update(&file.timeline().0.to_le_bytes());
     hasher.update(&[u8::try_from(name.len()).unwrap_or(u8::MAX)]);
     hasher.update(name.as_bytes());
-    hasher.update(plain);
-    ContentTag(*hasher.finalize().as_bytes())
+    hasher
 }
 
 /// The container of `plain` as `file` of the cluster `system_id`.
@@ -173,19 +182,40 @@ impl<'a> Container<'a> {
             body: header.body,
         })
     }
+}
 
-    fn decompress(&self) -> Result<Vec<u8>, Reject> {
-        let len = usize::try_from(self.plain_len)
-            .map_err(|_| Reject::Damaged("its length is out of range"))?;
-        let plain = match self.codec {
-            Codec::Raw => self.body.to_vec(),
-            Codec::Zstd => zstd::bulk::decompress(self.body, len)
-                .map_err(|_| Reject::Damaged("its body does not decompress"))?,
-        };
-        if plain.len() != len {
-            return Err(Reject::Damaged("its content is not as long as stated"));
+/// Hands the content of `body` on in pieces, never more than `plain_len` bytes in all.
+fn unpack(
+    file: ArchiveFile,
+    codec: Codec,
+    body: &[u8],
+    plain_len: u64,
+    each: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    const LENGTH: Reject = Reject::Damaged("its content is not as long as stated");
+    if codec == Codec::Raw {
+        if body.len() as u64 != plain_len {
+            return Err(LENGTH.of(file));
         }
-        Ok(plain)
+        return body.chunks(PIECE_BYTES).try_for_each(each);
+    }
+    let broken = |_| Reject::Damaged("its body does not decompress").of(file);
+    let mut reader = zstd::stream::read::Decoder::with_buffer(body).map_err(broken)?;
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut left = plain_len;
+    loop {
+        let read = reader.read(&mut piece).map_err(broken)?;
+        left = left
+            .checked_sub(read as u64)
+            .ok_or_else(|| LENGTH.of(file))?;
+        match piece.get(..read) {
+            Some(part) if read > 0 => each(part)?,
+            _ => break,
+        }
+    }
+    match left {
+        0 => Ok(()),
+        _ => Err(LENGTH.of(file)),
     }
 }
 
@@ -200,12 +230,37 @@ pub fn decode(
     file: ArchiveFile,
     bytes: &[u8],
 ) -> Result<Vec<u8>> {
+    let mut plain = Vec::new();
+    decode_to(repo, system_id, file, bytes, &mut |piece| {
+        plain.extend_from_slice(piece);
+        Ok(())
+    })?;
+    Ok(plain)
+}
+
+/// As [`decode`], the content in pieces. What `each` has got proves to be right only when this
+/// returns: until then it may be damaged, and after an error it is to be thrown away.
+///
+/// # Errors
+/// As [`decode`], and what `each` returns.
+pub fn decode_to(
+    repo: &Repository,
+    system_id: SystemId,
+    file: ArchiveFile,
+    bytes: &[u8],
+    each: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
     let container = Container::parse(system_id, file, bytes)?;
-    let plain = container.decompress().map_err(|reason| reason.of(file))?;
-    if content_tag(repo, system_id, file, &plain) != container.tag {
+    let mut hasher = tag_hasher(repo, system_id, file);
+    let (codec, body) = (container.codec, container.body);
+    unpack(file, codec, body, container.plain_len, &mut |piece| {
+        hasher.update(piece);
+        each(piece)
+    })?;
+    if ContentTag(*hasher.finalize().as_bytes()) != container.tag {
         return Err(Reject::Damaged("its content does not match its tag").of(file));
     }
-    Ok(plain)
+    Ok(())
 }
 
 enum Reject {

@@ -38,6 +38,56 @@ pub fn fetch(repo: &Repository, system_id: SystemId, file: ArchiveFile) -> Resul
     }
 }
 
+/// Takes a file's content in pieces.
+pub trait Taker {
+    /// Forgets every piece so far: another copy begins.
+    ///
+    /// # Errors
+    /// The taker's own, of any kind but Data.
+    fn restart(&mut self) -> Result<()>;
+
+    /// Takes the next piece.
+    ///
+    /// # Errors
+    /// The taker's own, of any kind but Data.
+    fn take(&mut self, piece: &[u8]) -> Result<()>;
+}
+
+/// As [`fetch`], the content in pieces; whether there is one. The pieces are verified only once
+/// this has returned `Some`, and to be thrown away otherwise.
+///
+/// # Errors
+/// As [`fetch`], and the taker's.
+pub fn fetch_to(
+    repo: &Repository,
+    system_id: SystemId,
+    file: ArchiveFile,
+    taker: &mut dyn Taker,
+) -> Result<Option<()>> {
+    fault::point("get:panic");
+    let key = layout::wal(system_id, file)?;
+    let main = match repo.storage().get(&key, CONTAINER_BYTES_MAX) {
+        Ok(bytes) => {
+            taker.restart()?;
+            let each = &mut |piece: &[u8]| taker.take(piece);
+            container::decode_to(repo, system_id, file, &bytes, each)
+        }
+        Err(error) => Err(error),
+    };
+    match main {
+        Ok(()) => return Ok(Some(())),
+        Err(error) if error.code() == "object_not_found" || error.kind() == ErrorKind::Data => {}
+        Err(error) => return Err(error),
+    }
+    // Rare, so the simple way will do: it looks at the main copy again, and then at the variants.
+    let Some(plain) = fetch(repo, system_id, file)? else {
+        return Ok(None);
+    };
+    taker.restart()?;
+    taker.take(&plain)?;
+    Ok(Some(()))
+}
+
 /// The keys of the variants of `file`, in order.
 ///
 /// # Errors

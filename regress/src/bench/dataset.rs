@@ -4,15 +4,18 @@
 use super::Settings;
 use crate::{Cluster, Major, StopMode, TestDirectory, account};
 use std::io::{BufWriter, Write};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Changes whenever the generated content does.
-const GENERATOR_VERSION: u32 = 2;
+const GENERATOR_VERSION: u32 = 3;
 /// Rows at scale 1, so that tables and indexes together are 2 GB.
-const DOCUMENTS: f64 = 450_000.0;
-const EVENTS: f64 = 1_000_000.0;
-const VECTORS: f64 = 330_000.0;
+const DOCUMENTS: f64 = 600_000.0;
+const EVENTS: f64 = 1_330_000.0;
+const VECTORS: f64 = 440_000.0;
+/// What tables and indexes may take at scale 1.
+const EXPECTED_BYTES: RangeInclusive<u64> = 1_950_000_000..=2_200_000_000;
 const DIMENSIONS: u32 = 384;
 const WORDS: u64 = 30_000;
 
@@ -74,6 +77,23 @@ pub(super) fn cached(settings: &Settings) -> PathBuf {
         std::fs::rename(&new, &cached).unwrap();
     }
     cached
+}
+
+/// Bytes of the generated tables and their indexes, as the server has it.
+///
+/// # Panics
+/// At scale 1, when they are not 2 GB: the generator would measure something else than it says.
+pub(super) fn measured(cluster: &Cluster<'_>, settings: &Settings) -> u64 {
+    let sql = "SELECT sum(pg_total_relation_size(c::regclass))::bigint
+               FROM unnest('{documents,events,embeddings}'::text[]) c";
+    let bytes: u64 = cluster.psql(sql).trim().parse().unwrap();
+    eprintln!("bench: {bytes} bytes of tables and indexes");
+    let full = settings.scale >= 1.0;
+    assert!(
+        !full || EXPECTED_BYTES.contains(&((bytes as f64 / settings.scale) as u64)),
+        "the cluster is not 2 GB per unit of scale: {bytes} bytes"
+    );
+    bytes
 }
 
 /// Copies a data directory, owners and modes included.

@@ -41,6 +41,8 @@ pub(super) struct Record {
     pub(super) postgres: String,
     pub(super) host: String,
     pub(super) scale: f64,
+    /// Tables and indexes of the cluster, by the server.
+    pub(super) data_bytes: u64,
     pub(super) complete: bool,
     pub(super) method: &'static str,
     pub(super) digests: &'static str,
