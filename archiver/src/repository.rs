@@ -2,6 +2,7 @@
 
 pub mod backups;
 mod codec;
+pub mod crypto;
 pub mod format;
 pub mod frame;
 pub mod layer;

@@ -1,0 +1,3 @@
+//! Encryption of a repository (`docs/formats/encryption.md`).
+
+pub mod xaes;
