@@ -15,7 +15,7 @@ pub mod unfinished;
 
 mod open;
 
-pub use open::{Repository, create};
+pub use open::{Repository, create, create_encrypted, unfinished};
 
 #[cfg(test)]
 mod tests;

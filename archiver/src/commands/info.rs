@@ -57,7 +57,7 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
     {
         return Err(repository_unknown(wanted));
     }
-    for (name, _, storage) in storages {
+    for (name, section, storage) in storages {
         if args
             .repository
             .as_ref()
@@ -65,7 +65,7 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
         {
             continue;
         }
-        let repository = Repository::open(&name, storage)?;
+        let repository = section.open(&name, storage)?;
         let sessions = Sessions::list(&repository)?;
         let mut names: BTreeSet<String> = sessions.components(&repository)?.into_iter().collect();
         if cluster::current(&repository, config.cluster_name())?.is_some() {

@@ -98,7 +98,10 @@ mod tests {
 
     fn sealed(key: &[u8; 32], nonce: [u8; 24], aad: &[u8], message: &[u8]) -> Vec<u8> {
         let mut bytes = message.to_vec();
-        let tag = Xaes::new(key).unwrap().seal(nonce, aad, &mut bytes).unwrap();
+        let tag = Xaes::new(key)
+            .unwrap()
+            .seal(nonce, aad, &mut bytes)
+            .unwrap();
         bytes.extend_from_slice(&tag);
         bytes
     }
@@ -162,7 +165,10 @@ mod tests {
         }
         assert_eq!(xaes.open(nonce, b"aae", &mut good.clone()), Err(Failed));
         for len in 0..good.len() {
-            assert_eq!(xaes.open(nonce, &aad, &mut good[..len].to_vec()), Err(Failed));
+            assert_eq!(
+                xaes.open(nonce, &aad, &mut good[..len].to_vec()),
+                Err(Failed)
+            );
         }
     }
 }
