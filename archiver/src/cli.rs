@@ -119,6 +119,8 @@ pub enum Command {
     Wal(commands::wal::Args),
     /// Tell the repositories about a pg_upgrade.
     Cluster(commands::cluster::Args),
+    /// List, add, remove, rotate and prove the keys of an encrypted repository.
+    Key(commands::key::Args),
     /// Look at the configuration file.
     #[command(subcommand)]
     Config(ConfigCommand),

@@ -9,10 +9,12 @@ pub mod cluster;
 pub mod config;
 pub mod info;
 pub mod init;
+pub mod key;
 pub mod restore;
 pub mod verify;
 pub mod wal;
 
+mod key_file;
 mod output;
 
 pub use output::{Output, lost, print_text, visible};

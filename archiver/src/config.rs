@@ -1,5 +1,7 @@
 //! `pgark.toml` (DESIGN 14): parsed strictly, so that a misspelt key is an error and not a default.
 
+use crate::repository::Repository;
+use crate::repository::crypto::source::{KeySource, PassphraseSource};
 use crate::storage::SharedStorage;
 use crate::storage::posix::PosixStorage;
 use crate::{Error, Result};
@@ -163,6 +165,123 @@ pub struct RepositoryConfig {
     /// Whether WAL is acknowledged only when this repository has it.
     #[serde(default = "yes")]
     pub required: bool,
+    /// How the repository is encrypted. An encrypted one without this section can be listed and its
+    /// stored bytes verified, no more.
+    pub encryption: Option<Encryption>,
+}
+
+/// `[repository.<name>.encryption]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Encryption {
+    /// What opens the repository.
+    pub mode: EncryptionMode,
+    /// Mode `key-file`: the file with the key; a recovery kit will do. Not readable by everybody.
+    pub key_file: Option<PathBuf>,
+    /// Mode `passphrase`: `file:` and the path of a file that holds it, or `env:` and the name of an
+    /// environment variable. A file is better: the environment of a process can be read in /proc.
+    pub passphrase: Option<String>,
+    /// Mode `recipients`: for whom the master key is encrypted, `age1…`; used by init and key rotate.
+    #[serde(default)]
+    pub recipients: Vec<String>,
+    /// Mode `recipients`: the file with the age identity that opens the repository.
+    pub identity_file: Option<PathBuf>,
+}
+
+/// What opens a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EncryptionMode {
+    /// It is not encrypted.
+    None,
+    /// A key in a file.
+    KeyFile,
+    /// A passphrase.
+    Passphrase,
+    /// An age identity.
+    Recipients,
+}
+
+impl Encryption {
+    /// Where the key comes from; `None` for mode `none`.
+    ///
+    /// # Errors
+    /// Kind Invalid for a mode without its key, or with another one's.
+    pub fn source(&self) -> Result<Option<KeySource>> {
+        let invalid = |what: &str| {
+            Err(Error::invalid(
+                "config_invalid",
+                format!("[repository.*.encryption]: {what}"),
+            )
+            .with_hint(KEYS_HINT))
+        };
+        let age = !self.recipients.is_empty() || self.identity_file.is_some();
+        let keys = (&self.key_file, &self.passphrase, age);
+        match (self.mode, keys) {
+            (EncryptionMode::None, (None, None, false)) => Ok(None),
+            (EncryptionMode::None, _) => invalid("mode none has no key"),
+            (EncryptionMode::KeyFile, (Some(path), None, false)) => {
+                Ok(Some(KeySource::KeyFile(path.clone())))
+            }
+            (EncryptionMode::KeyFile, _) => {
+                invalid("mode key-file needs key_file and no other key")
+            }
+            (EncryptionMode::Passphrase, (None, Some(text), false)) => {
+                Ok(Some(KeySource::Passphrase(passphrase_source(text)?)))
+            }
+            (EncryptionMode::Passphrase, _) => {
+                invalid("mode passphrase needs passphrase and no other key")
+            }
+            (EncryptionMode::Recipients, (None, None, true)) => Ok(Some(KeySource::Recipients {
+                recipients: self.recipients.clone(),
+                identity_file: self.identity_file.clone(),
+            })),
+            (EncryptionMode::Recipients, _) => {
+                invalid("mode recipients needs recipients or identity_file and no other key")
+            }
+        }
+    }
+}
+
+/// `file:/path` or `env:NAME`.
+fn passphrase_source(text: &str) -> Result<PassphraseSource> {
+    match text.split_once(':') {
+        Some(("file", path)) if path.starts_with('/') => {
+            Ok(PassphraseSource::File(PathBuf::from(path)))
+        }
+        Some(("env", name)) if !name.is_empty() => Ok(PassphraseSource::Env(name.to_owned())),
+        // Not with the text: it may be the passphrase itself.
+        _ => Err(Error::invalid(
+            "config_invalid",
+            "[repository.*.encryption]: passphrase is neither file:/path nor env:NAME",
+        )
+        .with_hint("The passphrase itself does not belong into the configuration.")),
+    }
+}
+
+impl RepositoryConfig {
+    /// Opens the repository `name` in `storage`, with its key when the section names one.
+    ///
+    /// # Errors
+    /// As [`Repository::open`] and [`Repository::open_with`]; kind Invalid, `encryption_mismatch`,
+    /// for an encrypted one in mode `none`.
+    pub fn open(&self, name: &str, storage: SharedStorage) -> Result<Repository> {
+        let Some(encryption) = &self.encryption else {
+            return Repository::open(name, storage);
+        };
+        if let Some(source) = encryption.source()? {
+            return Repository::open_with(name, storage, &source);
+        }
+        let repository = Repository::open(name, storage)?;
+        if repository.is_encrypted() {
+            return Err(Error::invalid(
+                "encryption_mismatch",
+                format!("repository \"{name}\" is encrypted, and the configuration says it is not"),
+            )
+            .with_hint("Set mode and key in [repository.*.encryption]."));
+        }
+        Ok(repository)
+    }
 }
 
 /// The kinds of storage.
@@ -248,6 +367,9 @@ impl Config {
             match &repository.path {
                 Some(path) if path.is_absolute() => {}
                 _ => return invalid(format!("repository.{name}.path must be an absolute path")),
+            }
+            if let Some(encryption) = &repository.encryption {
+                encryption.source()?;
             }
         }
         let data_directory = self

@@ -73,6 +73,7 @@ fn run(cli: &Cli) -> Result<u8> {
         Command::Init(args) => commands::init::run(&Config::load(path)?, args, output)?,
         Command::Info(args) => commands::info::run(&Config::load(path)?, args, output)?,
         Command::Wal(args) => commands::wal::run(&Config::load(path)?, args, output)?,
+        Command::Key(args) => commands::key::run(&Config::load(path)?, args, output)?,
         Command::Cluster(args) => commands::cluster::run(&Config::load(path)?, args, output)?,
         Command::Check(args) => {
             let cancel = cancel_on_signal()?;

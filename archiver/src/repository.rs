@@ -2,6 +2,7 @@
 
 pub mod backups;
 mod codec;
+pub mod crypto;
 pub mod format;
 pub mod frame;
 pub mod layer;
@@ -14,7 +15,7 @@ pub mod unfinished;
 
 mod open;
 
-pub use open::{Repository, create};
+pub use open::{Repository, create, create_encrypted, unfinished};
 
 #[cfg(test)]
 mod tests;

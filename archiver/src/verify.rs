@@ -115,6 +115,13 @@ pub fn verify(
     now: DateTime<Utc>,
     cancel: &CancelToken,
 ) -> Result<Report> {
+    if level == Level::Pages && !repository.can_read() {
+        return Err(Error::invalid(
+            "key_required",
+            "the pages of an encrypted repository cannot be verified without an owner's key",
+        )
+        .with_hint("Name the key in [repository.*.encryption], or verify at level bytes."));
+    }
     let mut report = Report::default();
     let listing = repository.storage().list("")?;
     let listing: BTreeMap<Key, ObjectMeta> = listing

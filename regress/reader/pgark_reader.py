@@ -113,7 +113,7 @@ class Repository:
         self.path = path
         identity = self.sealed("repository.json")
         require(identity["format"] == 1, "a repository of another format")
-        require(identity["encryption"] == "none", "an encrypted repository")
+        require(identity["encryption"] == "none", "an encrypted repository: this reader has no ciphers")
         require(not identity.get("features_required"), "a repository with unknown features")
         self.id = bytes.fromhex(identity["id"])
         self.key = bytes.fromhex(identity["digest_key"])
@@ -145,17 +145,19 @@ class Repository:
         """Checks a whole object but for its digest; returns its ULID and {offset: frame bytes}."""
         magic = MAGICS[key.split("/")[0]]
         require(len(data) >= 128, f"{key}: too short")
-        head, foot = data[:64], data[-64:]
-        require(head[:10] == magic + b"\1\0", f"{key}: another magic or version")
-        require(struct.unpack_from("<I", head, 60)[0] == zlib.crc32(head[:60]), f"{key}: damaged header")
-        require(zero(head[10:16]) and zero(head[48:60]), f"{key}: unknown features")
+        length = {b"\1\0": 64, b"\2\0": 96}.get(data[8:10])
+        require(data[:8] == magic and length, f"{key}: another magic or version")
+        head, foot = data[:length], data[-64:]
+        require(struct.unpack_from("<I", head, length - 4)[0] == zlib.crc32(head[:-4]), f"{key}: damaged header")
+        # Version 2 names the session and the data key; the latter is zero without encryption.
+        require(zero(head[10:16]) and zero(head[64 if length == 96 else 48 : -4]), f"{key}: unknown features")
         require(head[16:32] == self.id, f"{key}: belongs to another repository")
         toc_at, count, toc_crc, digest, spare, crc, mark = struct.unpack("<QII32sII8s", foot)
         require(mark == magic and spare == 0 and crc == zlib.crc32(foot[:52]), f"{key}: damaged footer")
         require(toc_at + 24 * count == len(data) - 64, f"{key}: wrong length")
         toc = data[toc_at:-64]
         require(toc_crc == zlib.crc32(toc) and digest == blake3(data[:-64]).digest(), f"{key}: damaged")
-        frames, at = {}, 64
+        frames, at = {}, length
         for offset, stored, plain, class_ in struct.iter_unpack("<QIIQ", toc):
             frame = data[at : at + stored + 44]
             require(offset == at and at + stored + 44 <= toc_at, f"{key}: wrong table of contents")

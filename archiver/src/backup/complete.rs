@@ -69,7 +69,11 @@ pub(super) fn write(
         ..manifest(&finished, session)
     };
     let digest = put_manifest(repository, clock, &manifest)?;
-    let label = label_record(&manifest, digest);
+    let mut label = label_record(&manifest, digest);
+    if repository.is_encrypted() {
+        // The record is in clear; what the user noted is his own affair.
+        label.annotations.clear();
+    }
     let key = layout::label(&manifest.component, &manifest.label)?;
     match repository
         .storage()
@@ -188,6 +192,7 @@ fn object_use(sealed: &Sealed) -> ObjectUse {
         key: sealed.key.to_string(),
         size: sealed.size,
         live_bytes: sealed.size,
+        data_key: sealed.data_key,
     }
 }
 

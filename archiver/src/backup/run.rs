@@ -68,15 +68,17 @@ pub fn run(
 ) -> Result<Outcome> {
     let began = Instant::now();
     let section = config.require_cluster()?;
+    repository.require_key()?;
     let mut sql = SqlSession::connect(&section.conninfo, "pgark backup")?;
     let (server, control) = server::inspect(&mut sql, section)?;
     crate::places::holds_no_repository(config, &server.data_directory)?;
     register(repository, config, &server, &control, clock)?;
     let label = new_label(clock);
     let session = Session::begin(repository, SharedClock::clone(clock), &section.name, &label)?;
+    let writing = session.repository().clone();
     let mut job = Job {
         config,
-        repository,
+        repository: &writing,
         options,
         clock,
         cancel,

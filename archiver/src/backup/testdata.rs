@@ -175,6 +175,7 @@ impl Source {
             clock.as_ref(),
         )?;
         let session = Session::begin(repository, SharedClock::clone(clock), NAME, &label)?;
+        let repository = &session.repository().clone();
         session.pin_wal(&WalPin {
             system_identifier: control.system_identifier,
             timeline: TimelineId(1),

@@ -82,9 +82,9 @@ impl Checks {
 pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -> Result<u8> {
     let mut checks = Checks::default();
     let mut repositories = Vec::new();
-    for (name, _, storage) in config.storages()? {
+    for (name, section, storage) in config.storages()? {
         let probe = storage.capabilities();
-        let opened = Repository::open(&name, storage).and_then(|repository| {
+        let opened = section.open(&name, storage).and_then(|repository| {
             if !probe.exclusive_put || !probe.durable_put {
                 return Err(Error::unavailable(
                     "storage_too_weak",

@@ -6,7 +6,6 @@ use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::postgres::control_file::ControlFile;
 use crate::postgres::session::Session;
-use crate::repository::Repository;
 use crate::wal::cluster::{self, Identity};
 use serde_json::json;
 use std::path::PathBuf;
@@ -44,8 +43,8 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
         segment_size: control.wal_segment_size,
         postgres_major: control.major(),
     };
-    for (name, _, storage) in config.storages()? {
-        let repository = Repository::open(&name, storage)?;
+    for (name, repository, storage) in config.storages()? {
+        let repository = repository.open(&name, storage)?;
         cluster::upgrade(&repository, &section.name, identity, &SystemClock)?;
         if output == Output::Text {
             print_text(format_args!(

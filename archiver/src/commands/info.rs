@@ -57,7 +57,7 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
     {
         return Err(repository_unknown(wanted));
     }
-    for (name, _, storage) in storages {
+    for (name, section, storage) in storages {
         if args
             .repository
             .as_ref()
@@ -65,7 +65,7 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
         {
             continue;
         }
-        let repository = Repository::open(&name, storage)?;
+        let repository = section.open(&name, storage)?;
         let sessions = Sessions::list(&repository)?;
         let mut names: BTreeSet<String> = sessions.components(&repository)?.into_iter().collect();
         if cluster::current(&repository, config.cluster_name())?.is_some() {
@@ -143,6 +143,8 @@ impl Component {
         match self.find_window(repository, &inventory, size) {
             Ok(window) => self.window = window,
             Err(error) if error.kind() == ErrorKind::Data => self.problem = Some(error),
+            // Without the key there is no telling: the commits stand in the WAL.
+            Err(error) if !repository.can_read() => self.problem = Some(error),
             Err(error) => return Err(error),
         }
         Ok(())

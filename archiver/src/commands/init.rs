@@ -1,19 +1,29 @@
 //! `pgark init`.
 
+use super::key_file;
 use super::output::{Output, print_json, print_text, repository_unknown};
-use crate::clock::SystemClock;
-use crate::config::Config;
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, RepositoryConfig};
+use crate::repository::crypto::keys::NewSlot;
+use crate::repository::crypto::source::KeySource;
+use crate::repository::{Repository, layout};
+use crate::storage::SharedStorage;
 use crate::storage::posix::PosixStorage;
 use crate::{Error, Result, places, repository};
 use serde_json::json;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Creates the configured repositories.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Store everything unencrypted. This version cannot encrypt, so the option is required.
+    /// Store everything unencrypted. Without it the configuration must say how to encrypt.
     #[arg(long)]
     pub no_encryption: bool,
+    /// Where to write the recovery kit of an encrypted repository: a file that is not there yet. The
+    /// kit opens the repository when every other key is lost: keep it away from this host
+    #[arg(long, value_name = "FILE")]
+    pub recovery_kit: Option<PathBuf>,
     /// Only this repository [default: every configured one that does not exist yet]
     #[arg(long, value_name = "NAME")]
     pub repository: Option<String>,
@@ -22,16 +32,9 @@ pub struct Args {
 /// Creates the repositories.
 ///
 /// # Errors
-/// Kind Invalid without `--no-encryption`; Conflict when the named one exists, or all do; or the
-/// storage's error.
+/// Kind Invalid without a choice for or against encryption, or without a recovery kit; Conflict
+/// when the named one exists, or all do; or the storage's error.
 pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
-    if !args.no_encryption {
-        return Err(Error::invalid(
-            "encryption_choice",
-            "say whether the repository is to be encrypted",
-        )
-        .with_hint("This version can only make unencrypted ones: pgark init --no-encryption."));
-    }
     let storages = config.storages()?;
     if let Some(name) = &args.repository
         && !storages.iter().any(|(n, ..)| n == name)
@@ -43,25 +46,52 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
         .filter(|(n, ..)| args.repository.as_ref().is_none_or(|w| w == n));
     let mut made = Vec::new();
     let mut there_already = None;
-    for (name, section, _) in wanted {
+    for (name, section, configured) in wanted {
+        let there = matches!(configured.head(&layout::repository()?), Ok(Some(_)));
+        // An interrupted init is gone on with.
+        let begun = match there {
+            true => repository::unfinished(configured)?,
+            false => None,
+        };
+        let source = match there && begun.is_none() {
+            true => None,
+            false => choice(name, section, args)?,
+        };
         let path = section.path.clone().unwrap_or_default();
         let cluster = config.cluster.as_ref();
         let data_directory = cluster.and_then(|c| c.data_directory.as_deref());
         places::outside_data_directories(&path, data_directory)?;
-        let storage: crate::storage::SharedStorage = Arc::new(PosixStorage::create(path.clone())?);
-        match repository::create(&storage, &SystemClock) {
+        let storage: SharedStorage = Arc::new(PosixStorage::create(path.clone())?);
+        let created = match (&source, &args.recovery_kit) {
+            (Some(source), Some(kit)) => {
+                let id = begun.unwrap_or_else(|| SystemClock.random());
+                encrypted((name, id), &storage, source, kit)
+            }
+            _ => repository::create(&storage, &SystemClock),
+        };
+        match created {
             Err(e) if e.code() == "repository_exists" && args.repository.is_none() => {
                 there_already.get_or_insert(e);
                 continue;
             }
             other => other?,
         }
-        made.push(json!({"name": name, "path": path}));
+        let kit = args.recovery_kit.as_ref().filter(|_| source.is_some());
+        made.push(
+            json!({"name": name, "path": path, "encrypted": source.is_some(), "recovery_kit": kit}),
+        );
         if output == Output::Text {
             print_text(format_args!(
                 "repository \"{name}\" is ready at {}",
                 path.display()
             ));
+            if let Some(kit) = kit {
+                print_text(format_args!(
+                    "It is encrypted. Its recovery kit is in {}: the kit was read back and opens it. Move it away\n\
+                     from this host, or print it and remove the file; \"pgark key check --kit\" proves it again.",
+                    kit.display()
+                ));
+            }
         }
     }
     // With a second repository in the configuration the first one stays as it is; a run that made
@@ -71,6 +101,70 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
     }
     if output == Output::Json {
         print_json(json!({"repositories": made}));
+    }
+    Ok(())
+}
+
+/// Whether and how to encrypt: it must be said, and not twice differently.
+fn choice(name: &str, section: &RepositoryConfig, args: &Args) -> Result<Option<KeySource>> {
+    let source = match &section.encryption {
+        Some(encryption) => encryption.source()?,
+        None if args.no_encryption => None,
+        None => {
+            return Err(Error::invalid(
+                "encryption_choice",
+                format!("say whether repository \"{name}\" is to be encrypted"),
+            )
+            .with_hint("Add [repository.*.encryption] with mode key-file, passphrase or recipients, or say --no-encryption."));
+        }
+    };
+    match (&source, args.no_encryption, &args.recovery_kit) {
+        (Some(_), true, _) => Err(Error::invalid(
+            "encryption_choice",
+            format!("--no-encryption, and the configuration encrypts repository \"{name}\""),
+        )
+        .with_hint("Leave one of them out.")),
+        (Some(_), false, None) => Err(Error::invalid(
+            "recovery_kit_required",
+            format!("repository \"{name}\" needs a recovery kit"),
+        )
+        .with_hint(
+            "Say --recovery-kit FILE. Without a kit, a lost key is the loss of every backup.",
+        )),
+        _ => Ok(source),
+    }
+}
+
+/// An encrypted repository, and the proof that its keys open it.
+fn encrypted(
+    (name, id): (&str, [u8; 16]),
+    storage: &SharedStorage,
+    source: &KeySource,
+    kit: &Path,
+) -> Result<()> {
+    let credential = key_file::credential(source, name)?;
+    let slots = [
+        NewSlot {
+            name: "first".to_owned(),
+            credential,
+        },
+        key_file::kit(kit, name, &id)?,
+    ];
+    repository::create_encrypted(storage, &SystemClock, &id, &slots)?;
+    Repository::open_with(
+        name,
+        SharedStorage::clone(storage),
+        &KeySource::KeyFile(kit.to_path_buf()),
+    )?;
+    let opens = !matches!(
+        source,
+        KeySource::Recipients {
+            identity_file: None,
+            ..
+        }
+    );
+    if opens {
+        Repository::open_with(name, SharedStorage::clone(storage), source)?;
     }
     Ok(())
 }

@@ -90,8 +90,8 @@ pub(super) fn open_repository(config: &Config, name: Option<&str>) -> Result<Rep
             .position(|(_, section, _)| section.required)
             .unwrap_or(0),
     };
-    let (name, _, storage) = storages.swap_remove(wanted);
-    Repository::open(&name, storage)
+    let (name, section, storage) = storages.swap_remove(wanted);
+    section.open(&name, storage)
 }
 
 /// The configuration has no repository called `name`.

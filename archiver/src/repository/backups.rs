@@ -3,9 +3,9 @@
 use super::format::layer::Layer;
 use super::format::manifest::{FileEntry, FrameRef, Label, Manifest, Slice};
 use super::format::{FrameClass, ObjectKind};
-use super::reader::{FrameRun, ObjectTable, check_named, fetch_frame, fetch_run, frames};
+use super::reader::{FrameRun, ObjectTable, check_named, decode_all, fetch_frame, fetch_run};
 use super::session::{End, read_end};
-use super::{Repository, frame, layout, open::SEALED_BYTES_MAX, sealed};
+use super::{Repository, layout, open::SEALED_BYTES_MAX, sealed};
 use crate::storage::Key;
 use crate::{Error, Result};
 use pgark_types::BackupLabel;
@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use ulid::Ulid;
 
 /// The largest manifest that is read into memory.
-const MANIFEST_BYTES_MAX: u64 = 256 << 20;
+pub(crate) const MANIFEST_BYTES_MAX: u64 = 256 << 20;
 
 /// What a listing found under one label.
 #[derive(Debug)]
@@ -121,6 +121,21 @@ fn find(repository: &Repository, component: &str, label: BackupLabel) -> Result<
     }
 }
 
+/// The record of a committed backup; `None` when it was not committed.
+///
+/// # Errors
+/// Kind Data when it is damaged, or the storage's.
+pub fn find_label(
+    repository: &Repository,
+    component: &str,
+    label: &BackupLabel,
+) -> Result<Option<Label>> {
+    match examine(repository, component, label)? {
+        State::Committed(record) => Ok(Some(*record)),
+        State::Undecided(_) | State::Nothing => Ok(None),
+    }
+}
+
 fn examine(repository: &Repository, component: &str, label: &BackupLabel) -> Result<State> {
     let Some(record) = read_label(repository, component, label)? else {
         return without_label(repository, component, label);
@@ -149,6 +164,10 @@ fn examine(repository: &Repository, component: &str, label: &BackupLabel) -> Res
 
 /// A backup without its label record is either unfinished or has lost it: the manifest tells.
 fn without_label(repository: &Repository, component: &str, label: &BackupLabel) -> Result<State> {
+    if !repository.can_read() {
+        // Which session wrote it stands in the manifest, which cannot be read.
+        return Ok(State::Nothing);
+    }
     let Some((manifest, _)) = stored_manifest(repository, component, label)? else {
         return Ok(State::Nothing);
     };
@@ -260,7 +279,7 @@ impl Backup {
             }
             _ => return Err(absent()),
         }
-        let objects = ObjectTable::new(manifest.objects.iter().map(|o| o.key.as_str()))?;
+        let objects = ObjectTable::new(&manifest.objects)?;
         Ok(Self {
             manifest,
             root_digest,
@@ -370,12 +389,13 @@ pub fn cut(plain: &[u8], slice: Slice) -> Result<&[u8]> {
 
 /// Parses a stored manifest: the plain bytes of its frames, in order.
 fn read_manifest(repository: &Repository, key: &Key, stored: &[u8]) -> Result<Manifest> {
-    let (mut json, mut plain) = (Vec::new(), Vec::new());
-    let frames = frames(repository, ObjectKind::Manifest, stored).map_err(|e| e.context(key))?;
-    for frame in frames {
-        frame::decode_into(frame, FrameClass::Manifest, &mut plain).map_err(|e| e.context(key))?;
-        json.extend_from_slice(&plain);
-    }
+    let json = decode_all(
+        repository,
+        ObjectKind::Manifest,
+        FrameClass::Manifest,
+        stored,
+    )
+    .map_err(|e| e.context(key))?;
     serde_json::from_slice(&json).map_err(|e| {
         Error::data(
             "manifest_malformed",

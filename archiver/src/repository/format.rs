@@ -7,16 +7,18 @@ pub mod manifest;
 /// The repository format this pgark writes and reads.
 pub const VERSION: u32 = 1;
 
-/// Length of an object's header and of its footer.
+/// Length of the header of an object of version 1, and of every object's footer.
 pub const HEADER_BYTES: usize = 64;
+/// Length of the header of an object of version 2.
+pub const HEADER_2_BYTES: usize = 96;
 /// Length of a frame's header.
 pub const FRAME_HEADER_BYTES: usize = 40;
 /// What a frame takes beyond its payload: header and trailing checksum.
 pub const FRAME_OVERHEAD_BYTES: u64 = 44;
 /// Length of one entry of the table of contents.
 pub const TOC_ENTRY_BYTES: usize = 24;
-/// The version number in object headers.
-pub const OBJECT_VERSION: u16 = 1;
+/// The version number in the headers of objects that this pgark writes. It reads 1 too.
+pub const OBJECT_VERSION: u16 = 2;
 /// A pack is closed once it has grown to this.
 pub const PACK_BYTES_TARGET: u64 = 64 << 20;
 /// The most plain bytes in one frame.

@@ -230,3 +230,64 @@ pub fn verify_record(ulid: Ulid) -> Result<Key> {
 pub fn recorded(text: &str) -> Result<Key> {
     Key::new(text)
 }
+
+/// `keys/`.
+pub const KEYS_PREFIX: &str = "keys/";
+
+/// `keys/<slot>.json`: a key slot.
+///
+/// # Errors
+/// None in fact.
+pub fn key_slot(slot: Ulid) -> Result<Key> {
+    Key::new(format!("{KEYS_PREFIX}{slot}.json"))
+}
+
+/// Whether `key` is that of a key slot.
+#[must_use]
+pub fn is_key_slot(key: &Key) -> bool {
+    let name = key.as_str().strip_prefix(KEYS_PREFIX);
+    let name = name.and_then(|name| name.strip_suffix(".json"));
+    name.is_some_and(|name| Ulid::from_string(name).is_ok())
+}
+
+/// `keys/epoch/<n>-<repository>.json`: the master key's epochs.
+///
+/// # Errors
+/// None in fact.
+pub fn key_epoch(number: u32, repository: &[u8; 16]) -> Result<Key> {
+    let id = super::format::to_hex(repository);
+    Key::new(format!("{KEYS_PREFIX}epoch/{number:06}-{id}.json"))
+}
+
+/// Whether `key` is that of an epoch of the repository.
+#[must_use]
+pub fn is_key_epoch(key: &Key, repository: &[u8; 16]) -> bool {
+    let id = super::format::to_hex(repository);
+    let name = key.as_str().strip_prefix(KEYS_PREFIX);
+    let name = name.and_then(|name| name.strip_prefix("epoch/"));
+    name.is_some_and(|name| name.ends_with(&format!("-{id}.json")))
+}
+
+/// `keys/dek/`.
+pub const DATA_KEYS_PREFIX: &str = "keys/dek/";
+
+/// `keys/dek/<epoch>-`.
+#[must_use]
+pub fn data_keys_prefix(epoch: u32) -> String {
+    format!("{DATA_KEYS_PREFIX}{epoch:06}-")
+}
+
+/// `keys/dek/<epoch>-<ulid>.json`: a data key.
+///
+/// # Errors
+/// None in fact.
+pub fn data_key(epoch: u32, ulid: Ulid) -> Result<Key> {
+    Key::new(format!("{}{ulid}.json", data_keys_prefix(epoch)))
+}
+
+/// The data key whose record `key` is.
+#[must_use]
+pub fn data_key_of(key: &Key) -> Option<Ulid> {
+    let name = key.file_name().strip_suffix(".json")?;
+    Ulid::from_string(name.split_once('-')?.1).ok()
+}

@@ -3,12 +3,13 @@
 //! The name holds the digest of all that comes before it, so an object is named when it is done;
 //! until then frames refer to it by its ULID.
 
+use super::crypto::WriteKey;
 use super::format::manifest::FrameRef;
 use super::format::{
-    FRAME_OVERHEAD_BYTES, FRAME_PLAIN_BYTES_MAX, FrameClass, HEADER_BYTES, OBJECT_VERSION,
-    ObjectKind, magic,
+    FRAME_OVERHEAD_BYTES, FRAME_PLAIN_BYTES_MAX, FrameClass, HEADER_2_BYTES, HEADER_BYTES,
+    OBJECT_VERSION, ObjectKind, magic,
 };
-use super::frame::FrameEncoder;
+use super::frame::{FrameEncoder, Seal};
 use super::{Repository, layout};
 use crate::clock::{Clock, new_ulid};
 use crate::storage::{Key, ObjectWriter, Put};
@@ -26,12 +27,16 @@ pub struct Sealed {
     pub size: u64,
     /// BLAKE3-256 of its bytes.
     pub digest: blake3::Hash,
+    /// The data key that it is encrypted with.
+    pub data_key: Option<Ulid>,
 }
 
 /// An object being written. Dropping it discards it.
 pub struct ObjectBuilder {
     kind: ObjectKind,
     ulid: Ulid,
+    repository: [u8; 16],
+    data_key: Option<WriteKey>,
     writer: Box<dyn ObjectWriter>,
     hasher: blake3::Hasher,
     offset: u64,
@@ -45,27 +50,33 @@ impl std::fmt::Debug for ObjectBuilder {
 }
 
 impl ObjectBuilder {
-    /// Begins an object.
+    /// Begins an object. It names the session that `repository` writes for.
     ///
     /// # Errors
-    /// The storage's.
+    /// The storage's; kind Invalid without the key of an encrypted repository.
     pub fn start(repository: &Repository, kind: ObjectKind, clock: &dyn Clock) -> Result<Self> {
         let ulid = new_ulid(clock);
         let mut object = Self {
             kind,
             ulid,
+            repository: *repository.id(),
+            data_key: repository.write_key()?,
             writer: repository.storage().start_object()?,
             hasher: blake3::Hasher::new(),
             offset: 0,
             toc: Vec::new(),
         };
-        let mut header = Vec::with_capacity(HEADER_BYTES);
+        let mut header = Vec::with_capacity(HEADER_2_BYTES);
         header.extend_from_slice(magic(kind));
         header.extend_from_slice(&OBJECT_VERSION.to_le_bytes());
         header.extend_from_slice(&[0; 6]);
         header.extend_from_slice(repository.id());
         header.extend_from_slice(&ulid.to_bytes());
-        header.resize(HEADER_BYTES - 4, 0);
+        let session = repository.session().unwrap_or_default();
+        header.extend_from_slice(&session.to_bytes());
+        let data_key = object.data_key.as_ref().map(|key| key.ulid);
+        header.extend_from_slice(&data_key.unwrap_or_default().to_bytes());
+        header.resize(HEADER_2_BYTES - 4, 0);
         header.extend_from_slice(&crc32fast::hash(&header).to_le_bytes());
         object.append(&header)?;
         Ok(object)
@@ -99,8 +110,14 @@ impl ObjectBuilder {
         class: FrameClass,
         plain: &[u8],
     ) -> Result<FrameRef> {
-        let frame = encoder.encode(class, plain)?;
         let offset = self.offset;
+        let seal = self.data_key.as_ref().map(|key| Seal {
+            cipher: &key.cipher,
+            repository: &self.repository,
+            object: self.ulid,
+            offset,
+        });
+        let frame = encoder.encode_sealed(class, plain, seal)?;
         let stored_len = (frame.len() as u64).saturating_sub(FRAME_OVERHEAD_BYTES);
         let stored_len = u32::try_from(stored_len).unwrap_or(u32::MAX);
         let plain_len = u32::try_from(plain.len()).unwrap_or(u32::MAX);
@@ -175,6 +192,7 @@ impl ObjectBuilder {
                 key,
                 size: self.offset,
                 digest,
+                data_key: self.data_key.map(|key| key.ulid),
             }),
             Put::Exists => Err(Error::conflict(
                 "object_exists",

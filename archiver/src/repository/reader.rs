@@ -2,15 +2,17 @@
 
 use super::Repository;
 use super::codec::Reader;
-use super::format::manifest::FrameRef;
+use super::crypto::xaes::Xaes;
+use super::format::manifest::{FrameRef, ObjectUse};
 use super::format::{
-    FRAME_HEADER_BYTES, FRAME_OVERHEAD_BYTES, FrameClass, HEADER_BYTES, OBJECT_VERSION, ObjectKind,
-    TOC_ENTRY_BYTES, magic,
+    FRAME_HEADER_BYTES, FRAME_OVERHEAD_BYTES, FrameClass, HEADER_2_BYTES, HEADER_BYTES,
+    OBJECT_VERSION, ObjectKind, TOC_ENTRY_BYTES, magic,
 };
-use super::frame::{self, FrameHeader};
+use super::frame::{self, FrameHeader, Seal};
 use crate::storage::{Key, Storage};
 use crate::{Error, Result};
 use std::collections::HashMap;
+use std::sync::Arc;
 use ulid::Ulid;
 
 /// Bytes of an object read at a time while all of it is checked.
@@ -21,16 +23,17 @@ pub type Visit<'a> = &'a mut dyn FnMut(FrameRef, FrameHeader, &[u8]) -> Result<(
 
 /// The objects of a manifest, by ULID.
 #[derive(Debug, Clone, Default)]
-pub struct ObjectTable(HashMap<Ulid, Key>);
+pub struct ObjectTable(HashMap<Ulid, (Key, Option<Ulid>)>);
 
 impl ObjectTable {
-    /// The table of these keys.
+    /// The table of these objects.
     ///
     /// # Errors
     /// Kind Data when a key is no object name.
-    pub fn new<'a>(keys: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+    pub fn new<'a>(objects: impl IntoIterator<Item = &'a ObjectUse>) -> Result<Self> {
         let mut table = HashMap::new();
-        for text in keys {
+        for object in objects {
+            let text = object.key.as_str();
             let key = super::layout::recorded(text)?;
             let ulid = ulid_of(&key);
             let ulid = ulid.ok_or_else(|| {
@@ -39,7 +42,7 @@ impl ObjectTable {
                     format!("\"{text}\" is no object name"),
                 )
             })?;
-            if table.insert(ulid, key).is_some() {
+            if table.insert(ulid, (key, object.data_key)).is_some() {
                 return Err(Error::data(
                     "manifest_malformed",
                     format!("object {ulid} is listed twice"),
@@ -54,6 +57,10 @@ impl ObjectTable {
     /// # Errors
     /// Kind Data when the manifest does not list it.
     pub fn key(&self, ulid: Ulid) -> Result<&Key> {
+        self.entry(ulid).map(|(key, _)| key)
+    }
+
+    fn entry(&self, ulid: Ulid) -> Result<&(Key, Option<Ulid>)> {
         self.0.get(&ulid).ok_or_else(|| {
             Error::data(
                 "manifest_malformed",
@@ -81,6 +88,8 @@ pub fn fetch_frame(
 #[derive(Debug)]
 pub struct FrameRun<'a> {
     key: &'a Key,
+    repository: [u8; 16],
+    cipher: Option<Arc<Xaes>>,
     offset: u64,
     bytes: Vec<u8>,
 }
@@ -95,12 +104,15 @@ pub fn fetch_run<'a>(
     first: FrameRef,
     last: FrameRef,
 ) -> Result<FrameRun<'a>> {
-    let key = objects.key(first.object)?;
+    let (key, data_key) = objects.entry(first.object)?;
+    let cipher = repository.read_key(*data_key)?;
     let end = last.end();
     let length = end.saturating_sub(first.offset);
     let bytes = repository.storage().get_range(key, first.offset, length)?;
     Ok(FrameRun {
         key,
+        repository: *repository.id(),
+        cipher,
         offset: first.offset,
         bytes,
     })
@@ -124,8 +136,14 @@ impl FrameRun<'_> {
         let stored = place(reference.offset)
             .zip(place(reference.end()))
             .and_then(|(from, to)| self.bytes.get(from..to));
+        let seal = self.cipher.as_ref().map(|cipher| Seal {
+            cipher,
+            repository: &self.repository,
+            object: reference.object,
+            offset: reference.offset,
+        });
         let decoded = match stored {
-            Some(stored) => frame::decode_into(stored, class, plain),
+            Some(stored) => frame::decode_sealed(stored, class, seal, plain),
             None => Err(damaged("a frame lies outside of what was read")),
         };
         decoded.map_err(|e| {
@@ -249,13 +267,15 @@ impl<'a> Walk<'a> {
         visit: Visit<'_>,
     ) -> Result<blake3::Hash> {
         let footer = self.footer(kind)?;
-        let ulid = check_header(self.take(HEADER_BYTES)?, repository, kind)?;
+        let len = header_len(self.peek(HEADER_BYTES)?)?;
+        let header = check_header(self.take(len)?, repository, kind)?;
+        let ulid = header.ulid;
         let named = self.key.file_name().starts_with(&ulid.to_string());
         if kind != ObjectKind::Manifest && !named {
             return Err(damaged("its name is not the one in its header"));
         }
         let mut toc = Vec::new();
-        let mut offset = HEADER_BYTES as u64;
+        let mut offset = len as u64;
         for _ in 0..footer.frames {
             let head = FrameHeader::parse(self.peek(FRAME_HEADER_BYTES)?)?;
             let len = u64::from(head.stored_len) + FRAME_OVERHEAD_BYTES;
@@ -264,6 +284,11 @@ impl<'a> Walk<'a> {
             }
             let bytes = self.take(usize::try_from(len).unwrap_or(usize::MAX))?;
             frame::open(bytes)?;
+            if head.nonce.is_some() != header.data_key.is_some() {
+                return Err(damaged(
+                    "its frames are not as encrypted as its header says",
+                ));
+            }
             visit(
                 FrameRef {
                     object: ulid,
@@ -318,26 +343,30 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The frames of `bytes`, a whole object of `kind`. Its digest is the caller's to check.
+/// The plain bytes of all frames of `bytes`, a whole object of `kind`, in order. Its digest is the
+/// caller's to check.
 ///
 /// # Errors
-/// Kind Data, code `object_damaged`.
-pub(super) fn frames<'a>(
+/// Kind Data, code `object_damaged`; or what the data key's record says.
+pub(super) fn decode_all(
     repository: &Repository,
     kind: ObjectKind,
-    bytes: &'a [u8],
-) -> Result<Vec<&'a [u8]>> {
+    class: FrameClass,
+    bytes: &[u8],
+) -> Result<Vec<u8>> {
     let at = bytes.len().checked_sub(HEADER_BYTES);
     let (content, footer) = at
         .and_then(|at| bytes.split_at_checked(at))
         .ok_or_else(|| damaged("it is too short"))?;
     let footer = Footer::parse(footer, kind, content.len() as u64)?;
+    let header_len = header_len(content)?;
     let toc_offset = usize::try_from(footer.toc_offset).ok();
     let (header, mut rest) = toc_offset
-        .and_then(|offset| content.get(..offset)?.split_at_checked(HEADER_BYTES))
+        .and_then(|offset| content.get(..offset)?.split_at_checked(header_len))
         .ok_or_else(|| damaged("it is too short"))?;
-    check_header(header, repository, kind)?;
-    let mut frames = Vec::new();
+    let header = check_header(header, repository, kind)?;
+    let cipher = repository.read_key(header.data_key)?;
+    let (mut all, mut plain, mut offset) = (Vec::new(), Vec::new(), header_len as u64);
     while !rest.is_empty() {
         let head = rest.get(..FRAME_HEADER_BYTES).unwrap_or_default();
         let len = u64::from(FrameHeader::parse(head)?.stored_len) + FRAME_OVERHEAD_BYTES;
@@ -345,10 +374,18 @@ pub(super) fn frames<'a>(
             .ok()
             .and_then(|len| rest.split_at_checked(len))
             .ok_or_else(|| damaged("a frame runs past the table of contents"))?;
-        frames.push(frame);
+        let seal = cipher.as_ref().map(|cipher| Seal {
+            cipher,
+            repository: repository.id(),
+            object: header.ulid,
+            offset,
+        });
+        frame::decode_sealed(frame, class, seal, &mut plain)?;
+        all.extend_from_slice(&plain);
+        offset += len;
         rest = behind;
     }
-    Ok(frames)
+    Ok(all)
 }
 
 struct Footer {
@@ -386,9 +423,25 @@ impl Footer {
     }
 }
 
-fn check_header(bytes: &[u8], repository: &Repository, kind: ObjectKind) -> Result<Ulid> {
+struct Header {
+    ulid: Ulid,
+    data_key: Option<Ulid>,
+}
+
+/// The length of the header that `bytes` begin with.
+fn header_len(bytes: &[u8]) -> Result<usize> {
+    match bytes.get(8..10) {
+        Some([1, 0]) => Ok(HEADER_BYTES),
+        Some([2, 0]) => Ok(HEADER_2_BYTES),
+        _ => Err(damaged("it is of another kind or version")),
+    }
+}
+
+fn check_header(bytes: &[u8], repository: &Repository, kind: ObjectKind) -> Result<Header> {
     let (head, checksum) = bytes
-        .split_at_checked(HEADER_BYTES - 4)
+        .len()
+        .checked_sub(4)
+        .and_then(|at| bytes.split_at_checked(at))
         .ok_or_else(|| damaged("it is too short"))?;
     if crc32fast::hash(head).to_le_bytes() != checksum {
         return Err(damaged("its header is damaged"));
@@ -399,8 +452,12 @@ fn check_header(bytes: &[u8], repository: &Repository, kind: ObjectKind) -> Resu
     let reserved: [u8; 6] = reader.array()?;
     let repository_id: [u8; 16] = reader.array()?;
     let ulid = reader.ulid()?;
+    let (_session, data_key) = match version {
+        1 => (Ulid::nil(), Ulid::nil()),
+        _ => (reader.ulid()?, reader.ulid()?),
+    };
     let spare: [u8; 12] = reader.array()?;
-    if &mark != magic(kind) || version != OBJECT_VERSION {
+    if &mark != magic(kind) || version > OBJECT_VERSION {
         return Err(damaged("it is of another kind or version"));
     }
     // Not zero: a newer format, which this reader would misread.
@@ -410,7 +467,11 @@ fn check_header(bytes: &[u8], repository: &Repository, kind: ObjectKind) -> Resu
     if &repository_id != repository.id() {
         return Err(damaged("it belongs to another repository"));
     }
-    Ok(ulid)
+    let data_key = Some(data_key).filter(|key| !key.is_nil());
+    if data_key.is_some() != repository.is_encrypted() {
+        return Err(damaged("it is not as encrypted as its repository"));
+    }
+    Ok(Header { ulid, data_key })
 }
 
 fn damaged(detail: &str) -> Error {

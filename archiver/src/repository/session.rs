@@ -125,7 +125,7 @@ impl Session {
             ulid,
             Arc::clone(&beating),
         );
-        let repository = repository.clone();
+        let repository = repository.for_session(ulid)?;
         Ok(Self {
             repository,
             clock,
@@ -134,6 +134,12 @@ impl Session {
             thread: Some(thread),
             ended: false,
         })
+    }
+
+    /// The repository, to write this session's objects through.
+    #[must_use]
+    pub fn repository(&self) -> &Repository {
+        &self.repository
     }
 
     /// The session's name.

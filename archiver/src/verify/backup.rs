@@ -2,7 +2,7 @@
 
 use super::{Level, Verification};
 use crate::postgres::page;
-use crate::repository::backups::{Backup, cut};
+use crate::repository::backups::{self, Backup, MANIFEST_BYTES_MAX, cut};
 use crate::repository::format::FrameClass;
 use crate::repository::format::manifest::{FileEntry, FileKind, Label, ObjectUse};
 use crate::repository::layer::{PageSource, resolve};
@@ -33,6 +33,9 @@ impl Verification<'_> {
 
     /// Opens the manifest, without help of the label record, and follows it.
     pub(super) fn manifest_only(&mut self, component: &str, label: &BackupLabel) -> Result<()> {
+        if !self.repository.can_read() {
+            return self.stored_manifest(component, label);
+        }
         let key = layout::manifest(component, label)?;
         let result = Backup::open(self.repository, component, label);
         let backup = match result {
@@ -63,6 +66,21 @@ impl Verification<'_> {
             .into_iter()
             .for_each(|detail| self.report.find(key.as_str(), "page", detail));
         self.report.note(key.as_str(), "page", result)
+    }
+
+    /// Without the key: the manifest is the one that its session committed, byte for byte.
+    fn stored_manifest(&mut self, component: &str, label: &BackupLabel) -> Result<()> {
+        let key = layout::manifest(component, label)?;
+        let bytes = self.repository.storage().get(&key, MANIFEST_BYTES_MAX);
+        let committed = backups::find_label(self.repository, component, label);
+        let result = bytes.and_then(|bytes| match committed? {
+            Some(record) if record.root_digest == blake3::hash(&bytes).to_hex().as_str() => Ok(()),
+            _ => Err(Error::data(
+                "manifest_damaged",
+                format!("the manifest of backup \"{label}\" is not the one that was committed"),
+            )),
+        });
+        self.report.note(key.as_str(), "damaged", result)
     }
 
     fn expect(&mut self, objects: &[ObjectUse]) {

@@ -2,6 +2,7 @@
 
 use super::{Level, Verification};
 use crate::postgres::history_file::TimelineHistory;
+use crate::repository::crypto::envelope;
 use crate::repository::format::ObjectKind;
 use crate::repository::format::manifest::Label;
 use crate::repository::{layout, reader, sealed};
@@ -40,9 +41,12 @@ impl Verification<'_> {
             )
             .map(drop),
             ["wal", system_id, rest @ ..] => self.wal_object(key, system_id, rest),
-            ["repository.json"] | ["components" | "sessions" | "clusters" | "verify", ..] => {
-                self.sealed(key)
-            }
+            ["components", _, "relmap", _] => self.enveloped(key),
+            ["repository.json"]
+            | [
+                "components" | "sessions" | "clusters" | "verify" | "keys",
+                ..,
+            ] => self.sealed(key),
             _ => Err(Error::data(
                 "unexpected_object",
                 "no pgark writes an object of this name",
@@ -54,6 +58,16 @@ impl Verification<'_> {
         let bytes = self.repository.storage().get(key, SMALL_BYTES_MAX)?;
         let json = sealed::check(key.as_str(), &bytes)?;
         super::identity::check_place(key, json, &self.backups)
+    }
+
+    fn enveloped(&self, key: &Key) -> Result<()> {
+        let bytes = self.repository.storage().get(key, SMALL_BYTES_MAX)?;
+        if self.repository.can_read() {
+            let plain = envelope::open(self.repository, key, bytes)?;
+            let json = sealed::check(key.as_str(), &plain)?;
+            return super::identity::check_place(key, json, &self.backups);
+        }
+        envelope::check(self.repository, key, &bytes)
     }
 
     fn wal_object(&self, key: &Key, system_id: &str, rest: &[&str]) -> Result<()> {
@@ -68,7 +82,9 @@ impl Verification<'_> {
             }
             [_, _, name] if name.contains(".idx") => {
                 let bytes = storage.get(key, SMALL_BYTES_MAX)?;
-                let index = commit_index::verify(&bytes)?;
+                let Some(index) = commit_index::verify(self.repository, key, bytes)? else {
+                    return Ok(());
+                };
                 let version = u32::from(commit_index::VERSION);
                 let own = layout::wal_index(index.system_identifier, index.segment, version)?;
                 match own == *key {
@@ -79,6 +95,9 @@ impl Verification<'_> {
             ["conflict", name, _] | ["history", name] | [_, _, name] => {
                 let file = wal_file(name)?;
                 let bytes = storage.get(key, WAL_BYTES_MAX)?;
+                if !self.repository.can_read() {
+                    return container::check(self.repository, system_id, file, &bytes).map(drop);
+                }
                 let plain = container::decode(self.repository, system_id, file, &bytes)?;
                 match (rest, file) {
                     // What was stored whole may never have been a history.

@@ -20,8 +20,9 @@ mod tests;
 use crate::postgres::wal_record::RelationFile;
 use crate::postgres::wal_record::decoder::{Head, Stop, Tail};
 use crate::postgres::wal_record::transaction::{Outcome, WalTime};
+use crate::repository::crypto::envelope;
 use crate::repository::{Repository, layout};
-use crate::storage::Put;
+use crate::storage::{Key, Put};
 use crate::{Error, Result};
 use pgark_types::{ArchiveFile, Lsn, SegmentName, SegmentSize, SystemId};
 use serde::{Deserialize, Serialize};
@@ -268,7 +269,8 @@ pub fn index_and_store(
 ) -> Result<()> {
     let index = index_segment(system_id, segment, size, bytes)?;
     let key = layout::wal_index(system_id, segment, u32::from(VERSION))?;
-    match repo.storage().put_if_absent(&key, &file::encode(&index)?)? {
+    let stored = envelope::seal(repo, &key, file::encode(&index)?)?;
+    match repo.storage().put_if_absent(&key, &stored)? {
         Put::Created | Put::Exists => Ok(()),
     }
 }
@@ -284,7 +286,8 @@ pub fn load(
     size: SegmentSize,
 ) -> Result<Option<SegmentIndex>> {
     let key = layout::wal_index(system_id, segment, u32::from(VERSION))?;
-    let bytes = match repo.storage().get(&key, file::FILE_BYTES_MAX) {
+    let stored = repo.storage().get(&key, file::FILE_BYTES_MAX);
+    let bytes = match stored.and_then(|bytes| envelope::open(repo, &key, bytes)) {
         Ok(bytes) => bytes,
         Err(e) if e.code() == "object_not_found" => return Ok(None),
         Err(e) if e.kind() == crate::ErrorKind::Data => {
@@ -312,11 +315,23 @@ pub fn load(
     }
 }
 
-/// Checks the bytes of a stored index.
+/// The index in the bytes of a stored one; without the key of an encrypted repository their digest is
+/// checked, and that is all.
+///
+/// # Errors
+/// Kind Data, code `commit_index_damaged` or `envelope_damaged`.
+pub fn verify(repo: &Repository, key: &Key, bytes: Vec<u8>) -> Result<Option<SegmentIndex>> {
+    if repo.can_read() {
+        return decode(&envelope::open(repo, key, bytes)?).map(Some);
+    }
+    envelope::check(repo, key, &bytes).map(|()| None)
+}
+
+/// Parses the plain bytes of an index.
 ///
 /// # Errors
 /// Kind Data, code `commit_index_damaged`.
-pub fn verify(bytes: &[u8]) -> Result<SegmentIndex> {
+pub fn decode(bytes: &[u8]) -> Result<SegmentIndex> {
     file::decode(bytes)
 }
 

@@ -4,6 +4,7 @@
 use crate::clock::Clock;
 use crate::repository::{Repository, layout, sealed};
 use crate::storage::{Key, Put};
+use crate::wal::container::{self, CONTAINER_BYTES_MAX};
 use crate::{Error, ErrorKind, Result};
 use chrono::{DateTime, Utc};
 use pgark_types::{ArchiveFile, SystemId};
@@ -178,9 +179,13 @@ pub(super) fn quarantine(
 ) -> Result<Key> {
     let b3 = layout::short_digest(&blake3::hash(container));
     let kept = list_of(repository, system_id, file)?;
-    let same = |c: &&Conflict| c.key.as_str().ends_with(&b3) && c.acknowledgement.is_none();
-    if let Some(conflict) = kept.iter().find(same) {
-        return Ok(conflict.key.clone());
+    let of = (system_id, file);
+    for conflict in kept.iter().filter(|c| c.acknowledgement.is_none()) {
+        let known = conflict.key.as_str().ends_with(&b3)
+            || repository.is_encrypted() && same_tag(repository, of, &conflict.key, container)?;
+        if known {
+            return Ok(conflict.key.clone());
+        }
     }
     let key = layout::wal_conflict(system_id, file, crate::clock::new_ulid(clock), &b3)?;
     match repository.storage().put_if_absent(&key, container)? {
@@ -195,6 +200,19 @@ pub(super) fn quarantine(
         );
     }
     Ok(key)
+}
+
+/// Encrypted containers of one content differ: their tags tell.
+fn same_tag(
+    repository: &Repository,
+    (system_id, file): (SystemId, ArchiveFile),
+    kept: &Key,
+    container: &[u8],
+) -> Result<bool> {
+    let tag = |bytes: &[u8]| container::check(repository, system_id, file, bytes);
+    let kept = repository.storage().get(kept, CONTAINER_BYTES_MAX)?;
+    // A damaged one is not the same.
+    Ok(tag(&kept).is_ok_and(|kept| tag(container).is_ok_and(|new| new == kept)))
 }
 
 /// Says that somebody has looked at `conflict`. The first one who says so counts; saying it again

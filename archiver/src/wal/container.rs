@@ -6,9 +6,13 @@
 //! (is this the content that was pushed under this name).
 
 use crate::repository::Repository;
+use crate::repository::crypto::secret::random;
+use crate::repository::crypto::xaes::{NONCE_BYTES, TAG_BYTES};
 use crate::{Error, Result};
 use pgark_types::{ArchiveFile, SystemId};
+use std::borrow::Cow;
 use std::io::Read;
+use ulid::Ulid;
 
 /// The version of the container this pgark writes and reads.
 pub const VERSION: u16 = 1;
@@ -17,15 +21,19 @@ pub const VERSION: u16 = 1;
 pub const PLAIN_BYTES_MAX: u64 = 1 << 30;
 
 /// The longest container, in bytes. A body that compression would lengthen is stored as it is.
-pub const CONTAINER_BYTES_MAX: u64 = PLAIN_BYTES_MAX + FIXED_BYTES as u64 + 255 + 4 + 32;
+pub const CONTAINER_BYTES_MAX: u64 =
+    PLAIN_BYTES_MAX + (FIXED_BYTES + 255 + KEY_NAME_BYTES + 4 + TAG_BYTES + 32) as u64;
 
 const MAGIC: [u8; 8] = *b"PGARKWAL";
 const FIXED_BYTES: usize = 104;
+/// The data key's ULID, in encrypted containers.
+const KEY_NAME_BYTES: usize = 16;
 const CRC_BYTES: usize = 4;
 const DIGEST_BYTES: usize = 32;
 /// Content is unpacked, hashed and handed on in pieces of this size: they stay in the cache.
 const PIECE_BYTES: usize = 256 << 10;
 const TAG_CONTEXT: &[u8] = b"pgark wal v1\0";
+const AAD_CONTEXT: &[u8] = b"pgark wal container v1\0";
 
 /// Keyed BLAKE3 of a file's identity and content: equal tags in one repository, equal content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,7 +141,14 @@ pub fn seal(
     let name_len = u8::try_from(name.len())
         .map_err(|e| Error::internal("wal_name", "a WAL file name is too long").with_source(e))?;
     let tag = content_tag(repo, system_id, file, plain);
-    let overhead = FIXED_BYTES + name.len() + CRC_BYTES + DIGEST_BYTES;
+    let data_key = repo.write_key()?;
+    let mut nonce = [0; NONCE_BYTES];
+    let mut stored_len = body.bytes.len() as u64;
+    if data_key.is_some() {
+        random(&mut nonce)?;
+        stored_len += TAG_BYTES as u64;
+    }
+    let overhead = FIXED_BYTES + name.len() + KEY_NAME_BYTES + CRC_BYTES + TAG_BYTES + DIGEST_BYTES;
     let mut out = Vec::with_capacity(body.bytes.len() + overhead);
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&VERSION.to_le_bytes());
@@ -141,27 +156,52 @@ pub fn seal(
     out.extend_from_slice(&file.timeline().0.to_le_bytes());
     out.extend_from_slice(&system_id.0.to_le_bytes());
     out.extend_from_slice(&plain_len.to_le_bytes());
-    out.extend_from_slice(&(body.bytes.len() as u64).to_le_bytes());
-    out.extend_from_slice(&[0; 4]); // key epoch
+    out.extend_from_slice(&stored_len.to_le_bytes());
+    out.extend_from_slice(&[0; 4]);
     out.push(body.codec as u8);
-    out.push(0); // cipher: none
+    out.push(u8::from(data_key.is_some()));
     out.push(name_len);
     out.push(0);
-    out.extend_from_slice(&[0; 24]); // nonce
+    out.extend_from_slice(&nonce);
     out.extend_from_slice(&tag.0);
     out.extend_from_slice(name.as_bytes());
+    if let Some(data_key) = &data_key {
+        out.extend_from_slice(&data_key.ulid.to_bytes());
+    }
+    let aad = aad(repo, &out);
     out.extend_from_slice(&crc32fast::hash(&out).to_le_bytes());
+    let body_at = out.len();
     out.extend_from_slice(&body.bytes);
+    if let Some(data_key) = &data_key {
+        let body = out.get_mut(body_at..).unwrap_or_default();
+        let tag = data_key.cipher.seal(nonce, &aad, body);
+        let tag = tag.map_err(|_| Error::internal("encrypt", "could not encrypt a WAL file"))?;
+        out.extend_from_slice(&tag);
+    }
     out.extend_from_slice(blake3::hash(&out).as_bytes());
     Ok(out)
+}
+
+/// What an encrypted body is bound to: the repository and the whole header.
+fn aad(repo: &Repository, header: &[u8]) -> Vec<u8> {
+    [AAD_CONTEXT, repo.id(), header].concat()
 }
 
 /// A container whose header, digest and identity are right. Its content is not checked yet.
 struct Container<'a> {
     plain_len: u64,
     codec: Codec,
+    sealed: Option<Sealed>,
     tag: ContentTag,
+    head: &'a [u8],
     body: &'a [u8],
+}
+
+/// How a body is encrypted.
+#[derive(Clone, Copy)]
+struct Sealed {
+    data_key: Ulid,
+    nonce: [u8; NONCE_BYTES],
 }
 
 impl<'a> Container<'a> {
@@ -178,9 +218,28 @@ impl<'a> Container<'a> {
         Ok(Self {
             plain_len: header.plain_len,
             codec: header.codec,
+            sealed: header.sealed,
             tag: header.tag,
+            head: header.head,
             body: header.body,
         })
+    }
+
+    /// The body as compression left it.
+    fn decrypt(&self, repo: &Repository, file: ArchiveFile) -> Result<Cow<'a, [u8]>> {
+        let cipher = repo
+            .read_key(self.sealed.map(|sealed| sealed.data_key))
+            .map_err(|e| e.context(format_args!("stored WAL file {file}")))?;
+        let (Some(cipher), Some(sealed)) = (cipher, self.sealed) else {
+            return Ok(Cow::Borrowed(self.body));
+        };
+        let mut body = self.body.to_vec();
+        let opened = cipher.open(sealed.nonce, &aad(repo, self.head), &mut body);
+        let len = opened
+            .map_err(|_| Reject::Damaged("its body does not match its tag").of(file))?
+            .len();
+        body.truncate(len);
+        Ok(Cow::Owned(body))
     }
 }
 
@@ -252,15 +311,39 @@ pub fn decode_to(
 ) -> Result<()> {
     let container = Container::parse(system_id, file, bytes)?;
     let mut hasher = tag_hasher(repo, system_id, file);
-    let (codec, body) = (container.codec, container.body);
-    unpack(file, codec, body, container.plain_len, &mut |piece| {
-        hasher.update(piece);
-        each(piece)
-    })?;
+    let body = container.decrypt(repo, file)?;
+    unpack(
+        file,
+        container.codec,
+        &body,
+        container.plain_len,
+        &mut |piece| {
+            hasher.update(piece);
+            each(piece)
+        },
+    )?;
     if ContentTag(*hasher.finalize().as_bytes()) != container.tag {
         return Err(Reject::Damaged("its content does not match its tag").of(file));
     }
     Ok(())
+}
+
+/// Checks what needs no key: the stored bytes are whole, and claim to be `file` of the cluster. The
+/// content's tag is what it is said to be.
+///
+/// # Errors
+/// As [`decode`].
+pub fn check(
+    repo: &Repository,
+    system_id: SystemId,
+    file: ArchiveFile,
+    bytes: &[u8],
+) -> Result<ContentTag> {
+    let container = Container::parse(system_id, file, bytes)?;
+    if container.sealed.is_some() != repo.is_encrypted() {
+        return Err(Reject::Damaged("it is not as encrypted as its repository").of(file));
+    }
+    Ok(container.tag)
 }
 
 enum Reject {
@@ -289,8 +372,11 @@ struct Header<'a> {
     system_id: SystemId,
     plain_len: u64,
     codec: Codec,
+    sealed: Option<Sealed>,
     tag: ContentTag,
     name: &'a [u8],
+    /// Everything before the header's checksum.
+    head: &'a [u8],
     body: &'a [u8],
 }
 
@@ -317,22 +403,32 @@ impl<'a> Header<'a> {
         let system_id = SystemId(u64::from_le_bytes(fields.take().ok_or(SHORT)?));
         let plain_len = u64::from_le_bytes(fields.take().ok_or(SHORT)?);
         let stored_len = u64::from_le_bytes(fields.take().ok_or(SHORT)?);
-        let key_epoch = u32::from_le_bytes(fields.take().ok_or(SHORT)?);
+        let spare = u32::from_le_bytes(fields.take().ok_or(SHORT)?);
         let [codec, cipher, name_len, reserved] = fields.take().ok_or(SHORT)?;
-        let nonce: [u8; 24] = fields.take().ok_or(SHORT)?;
+        let nonce: [u8; NONCE_BYTES] = fields.take().ok_or(SHORT)?;
         let tag = ContentTag(fields.take().ok_or(SHORT)?);
 
         let (name, rest) = rest.split_at_checked(usize::from(name_len)).ok_or(SHORT)?;
+        let key_name_len = if cipher == 0 { 0 } else { KEY_NAME_BYTES };
+        let (key_name, rest) = rest.split_at_checked(key_name_len).ok_or(SHORT)?;
         let (crc, body) = rest.split_first_chunk().ok_or(SHORT)?;
         let head = content
-            .get(..FIXED_BYTES + usize::from(name_len))
+            .get(..FIXED_BYTES + usize::from(name_len) + key_name_len)
             .ok_or(SHORT)?;
         if crc32fast::hash(head) != u32::from_le_bytes(*crc) {
             return Err(Reject::Damaged("the checksum of its header does not match"));
         }
-        if flags != 0 || key_epoch != 0 || cipher != 0 || reserved != 0 || nonce != [0; 24] {
-            return Err(Reject::Format("it uses flags or a cipher"));
+        if flags != 0 || spare != 0 || reserved != 0 {
+            return Err(Reject::Format("it uses flags"));
         }
+        let sealed = match (cipher, <[u8; KEY_NAME_BYTES]>::try_from(key_name)) {
+            (0, _) if nonce == [0; NONCE_BYTES] => None,
+            (1, Ok(key)) => Some(Sealed {
+                data_key: Ulid::from_bytes(key),
+                nonce,
+            }),
+            _ => return Err(Reject::Format("its cipher is neither 0 nor 1")),
+        };
         let codec = match codec {
             0 => Codec::Raw,
             1 => Codec::Zstd,
@@ -346,8 +442,10 @@ impl<'a> Header<'a> {
             system_id,
             plain_len,
             codec,
+            sealed,
             tag,
             name,
+            head,
             body,
         })
     }

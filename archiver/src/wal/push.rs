@@ -234,6 +234,7 @@ impl Push<'_> {
 }
 
 fn push_one(job: &Job, repo: &Repository) -> Result<Stored> {
+    repo.require_key()?;
     cluster::register_or_check(
         repo,
         &job.name,

@@ -1,6 +1,6 @@
 //! All configured repositories, opened one by one: one that fails must not stop the others.
 
-use crate::config::Config;
+use crate::config::{Config, RepositoryConfig};
 use crate::repository::Repository;
 use crate::storage::SharedStorage;
 use crate::wal::patience::{self, Work};
@@ -59,8 +59,8 @@ impl Repositories {
         storages.sort_by_key(|(_, section, _)| !section.required);
         for (name, section, storage) in storages {
             let opened = match section.required {
-                true => Repository::open(&name, storage),
-                false => open_best_effort(&name, storage),
+                true => section.open(&name, storage),
+                false => open_best_effort(&name, &section, storage),
             };
             match opened {
                 Ok(repository) => repositories.open.push((repository, section.required)),
@@ -81,8 +81,12 @@ impl Repositories {
     }
 }
 
-fn open_best_effort(name: &str, storage: SharedStorage) -> Result<Repository> {
-    let owned = name.to_owned();
-    let work = Work::start(name, move || Repository::open(&owned, storage))?;
+fn open_best_effort(
+    name: &str,
+    section: &RepositoryConfig,
+    storage: SharedStorage,
+) -> Result<Repository> {
+    let (owned, section) = (name.to_owned(), section.clone());
+    let work = Work::start(name, move || section.open(&owned, storage))?;
     work.wait(Instant::now() + patience::LIMIT)
 }

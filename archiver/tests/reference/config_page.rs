@@ -86,6 +86,7 @@ fn keys(
         {
             let default = match (attribute.take(), defaults.get(name)) {
                 (_, Some(value)) => format!("`{value}`"),
+                (Some("default"), _) if type_.starts_with("Vec<") => "`[]`".to_owned(),
                 (Some("default"), _) => "`\"\"`".to_owned(),
                 (Some(serde), _) => {
                     let function = serde.split('"').nth(1).unwrap();
@@ -111,6 +112,8 @@ fn type_name(type_: &str, enums: &HashMap<String, String>) -> String {
     let inner = type_.trim_start_matches("Option<").trim_end_matches('>');
     match inner {
         "String" => "string".to_owned(),
+        "Vec<String" => "strings".to_owned(),
+        "Encryption" => "section".to_owned(),
         "PathBuf" => "path".to_owned(),
         "bool" => "boolean".to_owned(),
         "i32" | "u32" | "u64" | "usize" => "integer".to_owned(),
@@ -126,11 +129,23 @@ fn enums(source: &str) -> HashMap<String, String> {
         let words: Vec<String> = variants
             .map(str::trim)
             .filter(|line| !line.starts_with("//"))
-            .map(|line| format!("`\"{}\"`", line.trim_end_matches(',').to_lowercase()))
+            .map(|line| format!("`\"{}\"`", kebab(line.trim_end_matches(','))))
             .collect();
         (name, words.join(" or "))
     });
     enums.collect()
+}
+
+/// `KeyFile` as `key-file`.
+fn kebab(name: &str) -> String {
+    let mut word = String::new();
+    for letter in name.chars() {
+        if letter.is_uppercase() && !word.is_empty() {
+            word.push('-');
+        }
+        word.extend(letter.to_lowercase());
+    }
+    word
 }
 
 /// Functions of one line that give a default.

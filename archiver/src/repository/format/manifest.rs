@@ -54,6 +54,9 @@ pub struct ObjectUse {
     pub size: u64,
     /// Bytes of it that this backup uses.
     pub live_bytes: u64,
+    /// The data key that it is encrypted with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_key: Option<Ulid>,
 }
 
 /// A line of the file table. Lines are sorted by path, bytewise.
@@ -250,7 +253,7 @@ pub struct Label {
     pub bytes_source: u64,
     /// See [`Manifest`].
     pub bytes_stored: u64,
-    /// See [`Manifest`].
+    /// See [`Manifest`]; empty in an encrypted repository, for this record is in clear.
     pub annotations: BTreeMap<String, String>,
     /// How many pages failed their checksum.
     pub corrupt_page_count: u64,

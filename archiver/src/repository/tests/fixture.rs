@@ -252,6 +252,7 @@ fn manifest(
                 key: o.key.to_string(),
                 size: o.size,
                 live_bytes: o.size,
+                data_key: o.data_key,
             })
             .collect(),
         file_table: vec![table],

@@ -2,7 +2,7 @@
 
 use super::fixture::*;
 use crate::repository::format::manifest::FrameRef;
-use crate::repository::format::{FrameClass, HEADER_BYTES, ObjectKind};
+use crate::repository::format::{FrameClass, HEADER_2_BYTES, HEADER_BYTES, ObjectKind};
 use crate::repository::frame::{self, FrameEncoder};
 use crate::repository::pack::{ObjectBuilder, Sealed};
 use crate::repository::reader::check_object;
@@ -89,11 +89,11 @@ fn reserved_header_bytes_are_refused() {
     let (memory, repository) = repository();
     let (sealed, _) = write(&repository, ObjectKind::Pack, &[]);
     let bytes = memory.get(&sealed.key, u64::MAX).unwrap();
-    for at in (10..16).chain(48..60) {
+    for at in (10..16).chain(80..92) {
         let mut bad = bytes.clone();
         bad[at] = 1;
-        let crc = crc32fast::hash(&bad[..HEADER_BYTES - 4]).to_le_bytes();
-        bad[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&crc);
+        let crc = crc32fast::hash(&bad[..HEADER_2_BYTES - 4]).to_le_bytes();
+        bad[HEADER_2_BYTES - 4..HEADER_2_BYTES].copy_from_slice(&crc);
         let footer = bad.len() - HEADER_BYTES;
         let digest = blake3::hash(&bad[..footer]);
         bad[footer + 16..footer + 48].copy_from_slice(digest.as_bytes());

@@ -2,6 +2,7 @@
 //! the commit index can be asked by name.
 
 use crate::postgres::wal_record::RelationFile;
+use crate::repository::crypto::envelope;
 use crate::repository::{Repository, layout, sealed};
 use crate::storage::{Key, Put};
 use crate::{Error, Result};
@@ -125,7 +126,8 @@ fn parse<T: serde::de::DeserializeOwned>(rows: Vec<String>) -> Result<Vec<T>> {
 /// The storage's error.
 pub fn store(repo: &Repository, component: &str, map: &RelationMap) -> Result<()> {
     let key = layout::relmap(component, map.lsn)?;
-    match repo.storage().put_if_absent(&key, &sealed::seal(map)?)? {
+    let stored = envelope::seal(repo, &key, sealed::seal(map)?)?;
+    match repo.storage().put_if_absent(&key, &stored)? {
         Put::Created | Put::Exists => Ok(()),
     }
 }
@@ -164,6 +166,7 @@ fn read(repo: &Repository, key: &Key) -> Result<Option<RelationMap>> {
     let map = repo
         .storage()
         .get(key, RELMAP_BYTES_MAX)
+        .and_then(|bytes| envelope::open(repo, key, bytes))
         .and_then(|bytes| sealed::open(key.as_str(), &bytes));
     match map {
         Ok(map) => Ok(Some(map)),

@@ -22,7 +22,7 @@ pub(super) fn settle(job: &Job, repo: &Repository, sealed: &[u8]) -> Result<Stor
             repo.storage().make_durable(&key)?;
             Ok(Stored::Duplicate)
         }
-        Copy::Other(plain) => Err(conflict(job, repo, sealed, &plain)),
+        Copy::Other(plain) => Err(conflict(job, repo, sealed, plain.as_deref())),
         Copy::Damaged(error) => repair(job, repo, sealed, &error),
         Copy::Gone => Err(Error::unavailable(
             "wal_vanished",
@@ -33,7 +33,8 @@ pub(super) fn settle(job: &Job, repo: &Repository, sealed: &[u8]) -> Result<Stor
 
 enum Copy {
     Same,
-    Other(Vec<u8>),
+    /// Another content; not known to a writer, who cannot read.
+    Other(Option<Vec<u8>>),
     Damaged(Error),
     Gone,
 }
@@ -41,12 +42,29 @@ enum Copy {
 /// Reads a stored copy whole and verifies it before anything is concluded from it.
 fn read(job: &Job, repo: &Repository, key: &Key) -> Result<Copy> {
     let stored = repo.storage().get(key, CONTAINER_BYTES_MAX);
+    if !repo.can_read() {
+        return compare_tags(job, repo, stored);
+    }
     let plain = stored.and_then(|bytes| container::decode(repo, job.system_id(), job.file, &bytes));
     match plain {
         Ok(plain) if plain == *job.plain => Ok(Copy::Same),
-        Ok(plain) => Ok(Copy::Other(plain)),
+        Ok(plain) => Ok(Copy::Other(Some(plain))),
         Err(error) if error.code() == "object_not_found" => Ok(Copy::Gone),
         // Written by a newer pgark: not ours to call damaged.
+        Err(error) if error.code() == "wal_container_format" => Err(error),
+        Err(error) if error.kind() == ErrorKind::Data => Ok(Copy::Damaged(error)),
+        Err(error) => Err(error),
+    }
+}
+
+/// A write-only host knows what its own content's tag would be.
+fn compare_tags(job: &Job, repo: &Repository, stored: Result<Vec<u8>>) -> Result<Copy> {
+    let tag = stored.and_then(|bytes| container::check(repo, job.system_id(), job.file, &bytes));
+    let own = container::content_tag(repo, job.system_id(), job.file, &job.plain);
+    match tag {
+        Ok(tag) if tag == own => Ok(Copy::Same),
+        Ok(_) => Ok(Copy::Other(None)),
+        Err(error) if error.code() == "object_not_found" => Ok(Copy::Gone),
         Err(error) if error.code() == "wal_container_format" => Err(error),
         Err(error) if error.kind() == ErrorKind::Data => Ok(Copy::Damaged(error)),
         Err(error) => Err(error),
@@ -91,7 +109,7 @@ fn check_variants(job: &Job, repo: &Repository, sealed: &[u8]) -> Result<bool> {
                 repo.storage().make_durable(&key)?;
                 same = true;
             }
-            Copy::Other(plain) => return Err(conflict(job, repo, sealed, &plain)),
+            Copy::Other(plain) => return Err(conflict(job, repo, sealed, plain.as_deref())),
             Copy::Damaged(_) | Copy::Gone => {}
         }
     }
@@ -99,8 +117,11 @@ fn check_variants(job: &Job, repo: &Repository, sealed: &[u8]) -> Result<bool> {
 }
 
 /// Quarantines the refused content, alerts, and returns the refusal.
-fn conflict(job: &Job, repo: &Repository, sealed: &[u8], stored: &[u8]) -> Error {
-    let difference = first_difference(job, stored);
+fn conflict(job: &Job, repo: &Repository, sealed: &[u8], stored: Option<&[u8]>) -> Error {
+    let difference = match stored {
+        Some(stored) => first_difference(job, stored),
+        None => "Their tags differ; this host's key cannot read what is stored.".to_owned(),
+    };
     let refusal = Refusal {
         node: conflicts::node_name(),
         tool: env!("CARGO_PKG_VERSION").to_owned(),
