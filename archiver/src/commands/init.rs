@@ -2,7 +2,8 @@
 
 use super::output::{Output, print_json, print_text, repository_unknown};
 use crate::clock::SystemClock;
-use crate::config::Config;
+use crate::config::{Config, RepositoryConfig, RepositoryKind};
+use crate::storage::SharedStorage;
 use crate::storage::posix::PosixStorage;
 use crate::{Error, Result, places, repository};
 use serde_json::json;
@@ -43,12 +44,11 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
         .filter(|(n, ..)| args.repository.as_ref().is_none_or(|w| w == n));
     let mut made = Vec::new();
     let mut there_already = None;
-    for (name, section, _) in wanted {
-        let path = section.path.clone().unwrap_or_default();
-        let cluster = config.cluster.as_ref();
-        let data_directory = cluster.and_then(|c| c.data_directory.as_deref());
-        places::outside_data_directories(&path, data_directory)?;
-        let storage: crate::storage::SharedStorage = Arc::new(PosixStorage::create(path.clone())?);
+    for (name, section, storage) in wanted {
+        let (storage, place) = match section.kind {
+            RepositoryKind::Posix => directory(config, section)?,
+            RepositoryKind::S3 => bucket(storage)?,
+        };
         match repository::create(&storage, &SystemClock) {
             Err(e) if e.code() == "repository_exists" && args.repository.is_none() => {
                 there_already.get_or_insert(e);
@@ -56,12 +56,9 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
             }
             other => other?,
         }
-        made.push(json!({"name": name, "path": path}));
+        made.push(json!({"name": name, "path": place}));
         if output == Output::Text {
-            print_text(format_args!(
-                "repository \"{name}\" is ready at {}",
-                path.display()
-            ));
+            print_text(format_args!("repository \"{name}\" is ready at {place}"));
         }
     }
     // With a second repository in the configuration the first one stays as it is; a run that made
@@ -73,4 +70,29 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
         print_json(json!({"repositories": made}));
     }
     Ok(())
+}
+
+/// Makes the directory; the storage and its place for the reader.
+fn directory(config: &Config, section: &RepositoryConfig) -> Result<(SharedStorage, String)> {
+    let path = section.path.clone().unwrap_or_default();
+    let cluster = config.cluster.as_ref();
+    let data_directory = cluster.and_then(|c| c.data_directory.as_deref());
+    places::outside_data_directories(&path, data_directory)?;
+    let place = path.display().to_string();
+    Ok((Arc::new(PosixStorage::create(path)?), place))
+}
+
+/// Tries whether the server keeps what a repository is built on, before one is made there.
+fn bucket(storage: &SharedStorage) -> Result<(SharedStorage, String)> {
+    if !storage.probe()?.exclusive_put {
+        return Err(Error::unavailable(
+            "storage_too_weak",
+            format!(
+                "of several puts of one object at {} more than one wins",
+                storage.describe()
+            ),
+        )
+        .with_hint("Set conditional_put = \"emulated\" in [repository.*]: docs/guide/s3.md says what that means."));
+    }
+    Ok((SharedStorage::clone(storage), storage.describe()))
 }

@@ -230,3 +230,24 @@ pub fn verify_record(ulid: Ulid) -> Result<Key> {
 pub fn recorded(text: &str) -> Result<Key> {
     Key::new(text)
 }
+
+/// What an object holds, as far as a storage has a choice to make for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ObjectClass {
+    /// WAL and what belongs to it.
+    Wal,
+    /// Packs of data.
+    Pack,
+    /// Everything else: small, and read by every command.
+    Metadata,
+}
+
+/// The class of the object called `key`.
+#[must_use]
+pub fn object_class(key: &str) -> ObjectClass {
+    match key.split('/').next() {
+        Some("wal") => ObjectClass::Wal,
+        Some("packs") => ObjectClass::Pack,
+        _ => ObjectClass::Metadata,
+    }
+}
