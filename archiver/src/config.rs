@@ -366,7 +366,9 @@ impl Config {
             match (repository.kind, &repository.path) {
                 (RepositoryKind::Posix, Some(path)) if path.is_absolute() => {
                     if repository.bucket.is_some() || repository.endpoint.is_some() {
-                        return invalid(format!("repository.{name}: bucket and endpoint need kind = \"s3\""));
+                        return invalid(format!(
+                            "repository.{name}: bucket and endpoint need kind = \"s3\""
+                        ));
                     }
                 }
                 (RepositoryKind::Posix, _) => {
@@ -402,10 +404,17 @@ impl Config {
         }
         let mut places = BTreeMap::new();
         for (name, repository) in &self.repository {
-            let place = crate::places::resolve(repository.path.as_deref().unwrap_or(Path::new("")));
+            let place = match repository.kind {
+                RepositoryKind::Posix => {
+                    crate::places::resolve(repository.path.as_deref().unwrap_or(Path::new("")))
+                }
+                RepositoryKind::S3 => {
+                    PathBuf::from(s3::Settings::from_config(name, repository)?.describe())
+                }
+            };
             if let Some(other) = places.insert(place, name) {
                 return invalid(format!(
-                    "repositories \"{other}\" and \"{name}\" are one directory: two copies there are one"
+                    "repositories \"{other}\" and \"{name}\" are one place: two copies there are one"
                 ));
             }
         }

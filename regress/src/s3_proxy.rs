@@ -30,8 +30,8 @@ pub enum Fault {
     TruncateRequest,
     /// Half of the answer reaches the client.
     TruncateAnswer,
-    /// This status with an error of S3's, nothing is carried out.
-    Refuse(u16),
+    /// This status and this code of S3's, nothing is carried out.
+    Refuse(u16, &'static str),
     /// It is carried out and answered with 500.
     ErrorAfter,
     /// 200 with an error in its body, nothing is carried out.
@@ -61,7 +61,9 @@ impl Plan {
                 *state ^= *state >> 7;
                 *state ^= *state << 17;
                 match *state % 1000 < *permille {
-                    true => choices[usize::try_from((*state >> 10) % choices.len() as u64).unwrap()],
+                    true => {
+                        choices[usize::try_from((*state >> 10) % choices.len() as u64).unwrap()]
+                    }
                     false => Fault::Pass,
                 }
             }
@@ -276,7 +278,9 @@ fn act(
     fault: Fault,
 ) -> io::Result<bool> {
     let error = |status: &str, code: &str| {
-        let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>by the proxy</Message></Error>");
+        let body = format!(
+            "<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>by the proxy</Message></Error>"
+        );
         format!(
             "HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {}\r\n\r\n{}",
             body.len(),
@@ -284,7 +288,10 @@ fn act(
         )
     };
     match fault {
-        Fault::Pass | Fault::StripConditions | Fault::DelayMillis(_) | Fault::LateReplyMillis(_) => {
+        Fault::Pass
+        | Fault::StripConditions
+        | Fault::DelayMillis(_)
+        | Fault::LateReplyMillis(_) => {
             if fault == Fault::StripConditions {
                 request.without(&["if-none-match", "if-match"]);
             }
@@ -317,8 +324,7 @@ fn act(
             client.write_all(&answer[..answer.len() / 2])?;
             Ok(false)
         }
-        Fault::Refuse(status) => {
-            let code = if status == 503 { "SlowDown" } else { "InternalError" };
+        Fault::Refuse(status, code) => {
             client.write_all(error(&format!("{status} Refused"), code).as_bytes())?;
             Ok(true)
         }

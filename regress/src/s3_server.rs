@@ -25,7 +25,9 @@ pub struct S3Server {
 }
 
 fn setup(script: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("setup").join(script)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("setup")
+        .join(script)
 }
 
 /// What a set-up script has made already.

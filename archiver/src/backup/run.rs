@@ -253,7 +253,13 @@ impl Job<'_> {
         };
         let threads = threads(self.options.parallel.unwrap_or(self.config.backup.parallel))
             // Each holds a pack, and the metadata one more.
-            .min(self.repository.storage().object_writers_max().saturating_sub(1).max(1));
+            .min(
+                self.repository
+                    .storage()
+                    .object_writers_max()
+                    .saturating_sub(1)
+                    .max(1),
+            );
         let result = std::thread::scope(|scope| {
             let work = scope.spawn(|| copy::copy(&shared, &scan.entries, threads));
             let watched = self.watch(&work, &cancel);

@@ -2,6 +2,7 @@
 //! Prints the number of cases of each; a failing case is a panic, a missing one an error.
 
 #![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)] // A test suite: it fails by panicking.
 
 use pgark_archiver::storage::SharedStorage;
 use pgark_archiver::storage::conformance::{CASES, run};
@@ -9,7 +10,7 @@ use pgark_archiver::storage::memory::MemoryStorage;
 use pgark_archiver::storage::posix::PosixStorage;
 use pgark_regress::TestDirectory;
 use pgark_regress::s3_proxy::{Fault, Proxy};
-use pgark_regress::s3_server::{S3Server, below_prefixes, section};
+use pgark_regress::s3_server::{S3Server, below_prefixes, section, storage};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -25,6 +26,35 @@ impl Results {
         println!("{storage}: {cases} cases in {:.1?}", started.elapsed());
         self.0.push((storage, cases));
     }
+}
+
+/// A real server's refusals have the codes that operators are told.
+fn refusals(directory: &TestDirectory, server: &S3Server, good: &str) {
+    let wrong = directory.file("wrong", "not-the-secret");
+    let wrong = format!("file:{}", wrong.display());
+    let swap = |key: &str| {
+        let lines = good.lines().map(|line| match line.starts_with(key) {
+            true => format!("{key} = \"{wrong}\"\n"),
+            false => format!("{line}\n"),
+        });
+        lines.collect::<String>()
+    };
+    let endpoint = server.endpoint();
+    let nowhere = pgark_regress::s3_server::section(directory, &endpoint, "nowhere");
+    for (section, code) in [
+        (swap("secret_access_key"), "s3_credentials_rejected"),
+        (swap("access_key_id"), "s3_credentials_rejected"),
+        (nowhere, "s3_bucket_missing"),
+    ] {
+        let storage = storage(&section);
+        for refused in [
+            storage.list("").map(drop).unwrap_err(),
+            storage.probe().map(drop).unwrap_err(),
+        ] {
+            assert_eq!(refused.code(), code, "{refused:?}");
+        }
+    }
+    println!("radosgw: refusals have their codes");
 }
 
 fn main() -> ExitCode {
@@ -53,7 +83,8 @@ fn main() -> ExitCode {
         let radosgw = S3Server::radosgw(&directory);
         radosgw.create_bucket("conformance");
         let section = section(&directory, &radosgw.endpoint(), "conformance");
-        results.run("radosgw", &below_prefixes(section));
+        results.run("radosgw", &below_prefixes(section.clone()));
+        refusals(&directory, &radosgw, &section);
     }
     println!("\n{:<32} cases", "storage");
     for (storage, cases) in &results.0 {

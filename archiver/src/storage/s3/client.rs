@@ -66,12 +66,16 @@ pub(super) async fn connect(settings: &Settings, upload: &Arc<Limiter>) -> Resul
     };
     let mut config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
-        .http_client(Throttling::new(http, upload))
+        .http_client(Throttling::before(http, upload))
         .region(Region::new(settings.region.clone()))
         .credentials_provider(credentials)
         .force_path_style(settings.path_style)
         .retry_config(RetryConfig::disabled())
-        .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
+        .timeout_config(
+            TimeoutConfig::builder()
+                .connect_timeout(CONNECT_TIMEOUT)
+                .build(),
+        )
         .stalled_stream_protection(stalls)
         .request_checksum_calculation(checksums)
         .response_checksum_validation(validation)
@@ -136,8 +140,15 @@ async fn credentials(
     http: &SharedHttpClient,
 ) -> Result<SharedCredentialsProvider> {
     Ok(match &settings.credentials {
-        Credentials::Parts { id, secret: reference, token } => {
-            let token = token.as_ref().map(|t| secret("session_token", t)).transpose()?;
+        Credentials::Parts {
+            id,
+            secret: reference,
+            token,
+        } => {
+            let token = token
+                .as_ref()
+                .map(|t| secret("session_token", t))
+                .transpose()?;
             let id = secret("access_key_id", id)?;
             let key = secret("secret_access_key", reference)?;
             SharedCredentialsProvider::new(Keys::new(id, key, token, None, "pgark.toml"))
@@ -168,8 +179,9 @@ async fn credentials(
             let config = ProviderConfig::without_region()
                 .with_region(Some(region))
                 .with_http_client(http.clone());
-            let mut chain = aws_config::default_provider::credentials::DefaultCredentialsChain::builder()
-                .configure(config);
+            let mut chain =
+                aws_config::default_provider::credentials::DefaultCredentialsChain::builder()
+                    .configure(config);
             if let Some(profile) = profile {
                 chain = chain.profile_name(profile);
             }

@@ -148,8 +148,7 @@ impl Failure {
         attempts: u32,
         elapsed: Duration,
     ) -> Error {
-        let (code, hint) = explain(self.cause, operation);
-        let message = format!(
+        let failed = format!(
             "could not {} \"{}\" in {place}",
             operation.verb, operation.subject
         );
@@ -158,81 +157,73 @@ impl Failure {
             n => format!("{n} attempts"),
         };
         let words = self.text.trim_end_matches('.');
-        let detail = format!("{words}. {tried} in {:.1} s.", elapsed.as_secs_f64());
-        let error = match self.cause {
-            Cause::Archived => Error::data(code, message),
-            _ => Error::unavailable(code, message),
-        };
-        error.with_detail(detail).with_hint(hint)
+        explain(self.cause, &failed, operation.permission).with_detail(format!(
+            "{words}. {tried} in {:.1} s.",
+            elapsed.as_secs_f64()
+        ))
     }
 }
 
-/// Code and hint.
-fn explain(cause: Cause, operation: &Operation) -> (&'static str, String) {
-    let (code, hint) = match cause {
-        Cause::Unavailable | Cause::NotFound | Cause::Exists | Cause::RangeNotSatisfiable => (
-            "s3_unavailable",
-            "Check endpoint in [repository.*], the network and the server; then run the command again.",
-        ),
-        Cause::CredentialsMissing => (
-            "s3_credentials_missing",
-            "Set access_key_id and secret_access_key or credentials_file in [repository.*], or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment.",
-        ),
-        Cause::CredentialsExpired => (
-            "s3_credentials_expired",
-            "Renew the session's credentials where [repository.*] says they come from.",
-        ),
-        Cause::CredentialsRejected => (
-            "s3_credentials_rejected",
-            "Check access key id and secret access key: the server does not know the one or the other.",
-        ),
-        Cause::AccessDenied => {
-            return (
-                "s3_access_denied",
-                format!(
-                    "Grant {} on the bucket to these credentials. Reading needs s3:GetObject and s3:ListBucket, writing s3:PutObject too.",
-                    operation.permission
-                ),
-            );
+/// The error of a cause, with what mends it.
+fn explain(cause: Cause, failed: &str, permission: &str) -> Error {
+    match cause {
+        Cause::Unavailable | Cause::NotFound | Cause::Exists | Cause::RangeNotSatisfiable => {
+            Error::unavailable("s3_unavailable", format!("{failed}: no answer that helps"))
+                .with_hint("Check endpoint in [repository.*], the network and the server; then run the command again.")
         }
-        Cause::BucketMissing => (
-            "s3_bucket_missing",
-            "Check bucket, endpoint and region in [repository.*], or create the bucket: pgark does not.",
-        ),
-        Cause::WrongRegion => (
-            "s3_wrong_region",
-            "Set region in [repository.*] to the bucket's.",
-        ),
-        Cause::ClockSkew => (
-            "s3_clock_skew",
-            "Set this host's clock: run chrony or systemd-timesyncd.",
-        ),
-        Cause::Tls => (
-            "s3_tls",
-            "Name the authority that signed the server's certificate with ca_file in [repository.*].",
-        ),
-        Cause::Full => (
-            "disk_full",
-            "Free space on the S3 server or raise the quota; then run the command again.",
-        ),
-        Cause::Archived => (
-            "s3_object_archived",
-            "Its storage class is an archive: request its retrieval, then run the command again.",
-        ),
-        Cause::Encryption => (
-            "s3_encryption_refused",
-            "Check sse and sse_kms_key_id in [repository.*], and the key's policy.",
-        ),
-        Cause::Foreign | Cause::NotImplemented => (
-            "s3_unexpected_reply",
-            "Check that endpoint in [repository.*] is an S3 server, and what proxies stand before it.",
-        ),
-        Cause::Refused => (
-            "s3_refused",
-            "The server's words are in the detail; check [repository.*] against them.",
-        ),
-    };
-    (code, hint.to_owned())
+        Cause::CredentialsMissing => {
+            Error::unavailable("s3_credentials_missing", format!("{failed}: there are no credentials"))
+                .with_hint("Set access_key_id and secret_access_key or credentials_file in [repository.*], or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment.")
+        }
+        Cause::CredentialsExpired => {
+            Error::unavailable("s3_credentials_expired", format!("{failed}: the credentials have expired"))
+                .with_hint("Renew the session's credentials where [repository.*] says they come from.")
+        }
+        Cause::CredentialsRejected => {
+            Error::unavailable("s3_credentials_rejected", format!("{failed}: the server rejects the credentials"))
+                .with_hint("Check access key id and secret access key: the server does not know the one or the other.")
+        }
+        Cause::AccessDenied => {
+            Error::unavailable("s3_access_denied", format!("{failed}: access denied"))
+                .with_hint(format!("Grant {permission} on the bucket to these credentials. Reading needs s3:GetObject and s3:ListBucket, writing s3:PutObject too."))
+        }
+        Cause::BucketMissing => {
+            Error::unavailable("s3_bucket_missing", format!("{failed}: there is no such bucket"))
+                .with_hint("Check bucket, endpoint and region in [repository.*], or create the bucket: pgark does not.")
+        }
+        Cause::WrongRegion => {
+            Error::unavailable("s3_wrong_region", format!("{failed}: the bucket is in another region"))
+                .with_hint("Set region in [repository.*] to the bucket's.")
+        }
+        Cause::ClockSkew => {
+            Error::unavailable("s3_clock_skew", format!("{failed}: the clocks are too far apart"))
+                .with_hint("Set this host's clock: run chrony or systemd-timesyncd.")
+        }
+        Cause::Tls => {
+            Error::unavailable("s3_tls", format!("{failed}: no trusted TLS connection"))
+                .with_hint("Name the authority that signed the server's certificate with ca_file in [repository.*]; the endpoint must speak TLS.")
+        }
+        Cause::Full => {
+            Error::unavailable("disk_full", format!("{failed}: the server has no room"))
+                .with_hint("Free space on the S3 server or raise the quota; then run the command again.")
+        }
+        Cause::Archived => {
+            Error::unavailable("s3_object_archived", format!("{failed}: its storage class is an archive"))
+                .with_hint("Request its retrieval from the archive, then run the command again.")
+        }
+        Cause::Encryption => {
+            Error::unavailable("s3_encryption_refused", format!("{failed}: the server cannot use the key"))
+                .with_hint("Check sse and sse_kms_key_id in [repository.*], and the key's policy.")
+        }
+        Cause::Foreign | Cause::NotImplemented => {
+            Error::unavailable("s3_unexpected_reply", format!("{failed}: the answer is not S3's"))
+                .with_hint("Check that endpoint in [repository.*] is an S3 server, and what proxies stand before it.")
+        }
+        Cause::Refused => {
+            Error::unavailable("s3_refused", format!("{failed}: refused"))
+                .with_hint("The server's words are in the detail; check [repository.*] against them.")
+        }
+    }
 }
 
 /// An error answer.
@@ -252,12 +243,14 @@ impl Answer<'_> {
             text = format!("{}: {}", text.trim_end(), self.words);
         }
         match (cause, self.region) {
-            (Cause::WrongRegion, Some(region)) => text = format!("The bucket is in region {region}"),
+            (Cause::WrongRegion, Some(region)) => {
+                text = format!("The bucket is in region {region}")
+            }
             (Cause::ClockSkew, _) => text = self.skew(now).unwrap_or(text),
             _ => {}
         }
         // After a 5xx nobody knows; a 4xx is a refusal, but a proxy's time-out is not.
-        let ambiguous = self.status >= 500 || matches!(self.status, 408 | 409 | 429);
+        let ambiguous = self.status >= 500 || matches!(self.status, 200..=299 | 408 | 409 | 429);
         Failure::new(cause, retry, ambiguous, text)
     }
 
@@ -270,12 +263,16 @@ impl Answer<'_> {
             "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" => {
                 Some((Cause::CredentialsExpired, false))
             }
-            "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken"
+            "InvalidAccessKeyId"
+            | "SignatureDoesNotMatch"
+            | "InvalidToken"
             | "UnrecognizedClientException" => Some((Cause::CredentialsRejected, false)),
             "AccessDenied" | "AllAccessDisabled" | "AccountProblem" => {
                 Some((Cause::AccessDenied, false))
             }
-            "PermanentRedirect" | "TemporaryRedirect" | "AuthorizationHeaderMalformed"
+            "PermanentRedirect"
+            | "TemporaryRedirect"
+            | "AuthorizationHeaderMalformed"
             | "IllegalLocationConstraintException" => Some((Cause::WrongRegion, false)),
             "RequestTimeTooSkewed" => Some((Cause::ClockSkew, false)),
             "InvalidObjectState" => Some((Cause::Archived, false)),
@@ -283,8 +280,14 @@ impl Answer<'_> {
                 Some((Cause::Full, false))
             }
             "NotImplemented" => Some((Cause::NotImplemented, false)),
-            "ConditionalRequestConflict" | "OperationAborted" | "RequestTimeout" | "SlowDown"
-            | "Throttling" | "TooManyRequests" | "BadDigest" | "XAmzContentSHA256Mismatch"
+            "ConditionalRequestConflict"
+            | "OperationAborted"
+            | "RequestTimeout"
+            | "SlowDown"
+            | "Throttling"
+            | "TooManyRequests"
+            | "BadDigest"
+            | "XAmzContentSHA256Mismatch"
             | "IncompleteBody" => Some((Cause::Unavailable, true)),
             code if code.starts_with("KMS.") => Some((Cause::Encryption, false)),
             _ => None,
@@ -298,6 +301,8 @@ impl Answer<'_> {
             416 => (Cause::RangeNotSatisfiable, false),
             501 => (Cause::NotImplemented, false),
             507 => (Cause::Full, false),
+            // An error in a good answer's clothes.
+            200..=299 => (Cause::Foreign, true),
             408 | 409 | 425 | 429 | 500.. => (Cause::Unavailable, true),
             _ => (Cause::Refused, false),
         })
@@ -333,9 +338,14 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 fn is_tls(text: &str) -> bool {
-    ["certificate", "InvalidContentType", "HandshakeFailure", "tls handshake"]
-        .iter()
-        .any(|word| text.contains(word))
+    [
+        "certificate",
+        "InvalidContentType",
+        "HandshakeFailure",
+        "tls handshake",
+    ]
+    .iter()
+    .any(|word| text.contains(word))
 }
 
 #[cfg(test)]
@@ -368,13 +378,33 @@ mod tests {
     fn every_bad_input_has_its_code_and_what_mends_it() {
         for (status, code, expected, word) in [
             (400, "ExpiredToken", "s3_credentials_expired", "Renew"),
-            (403, "InvalidAccessKeyId", "s3_credentials_rejected", "secret access key"),
-            (403, "SignatureDoesNotMatch", "s3_credentials_rejected", "secret access key"),
+            (
+                403,
+                "InvalidAccessKeyId",
+                "s3_credentials_rejected",
+                "secret access key",
+            ),
+            (
+                403,
+                "SignatureDoesNotMatch",
+                "s3_credentials_rejected",
+                "secret access key",
+            ),
             (403, "AccessDenied", "s3_access_denied", "s3:PutObject"),
             (403, "", "s3_access_denied", "s3:PutObject"),
-            (404, "NoSuchBucket", "s3_bucket_missing", "create the bucket"),
+            (
+                404,
+                "NoSuchBucket",
+                "s3_bucket_missing",
+                "create the bucket",
+            ),
             (301, "PermanentRedirect", "s3_wrong_region", "region"),
-            (400, "AuthorizationHeaderMalformed", "s3_wrong_region", "region"),
+            (
+                400,
+                "AuthorizationHeaderMalformed",
+                "s3_wrong_region",
+                "region",
+            ),
             (403, "RequestTimeTooSkewed", "s3_clock_skew", "clock"),
             (507, "XMinioStorageFull", "disk_full", "quota"),
             (403, "QuotaExceeded", "disk_full", "quota"),
@@ -401,6 +431,13 @@ mod tests {
         assert_eq!(answer(404, "NoSuchKey").cause, Cause::NotFound);
         let proxy = answer(404, "");
         assert_eq!((proxy.cause, proxy.retry), (Cause::Foreign, true));
+    }
+
+    #[test]
+    fn an_error_in_a_good_answer_is_tried_again() {
+        let disguised = answer(200, "InternalError");
+        assert!(disguised.retry && disguised.ambiguous);
+        assert_eq!(error(disguised).code(), "s3_unexpected_reply");
     }
 
     #[test]

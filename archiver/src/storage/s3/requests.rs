@@ -126,7 +126,9 @@ impl Inner {
             Some(_) => Ok(Put::Exists),
             None if !attempt.ambiguous => Ok(Put::Exists),
             // A server that drops metadata: the bytes must tell.
-            None if head.content_length().and_then(|n| usize::try_from(n).ok()) != Some(bytes.len()) => {
+            None if head.content_length().and_then(|n| usize::try_from(n).ok())
+                != Some(bytes.len()) =>
+            {
                 Ok(Put::Exists)
             }
             None => {
@@ -225,7 +227,10 @@ impl Inner {
         let mut body = answer.body;
         while let Some(piece) = body.next().await {
             let piece = piece.map_err(|e| {
-                Failure::unavailable(format!("The answer broke off after {} bytes: {e}", bytes.len()))
+                Failure::unavailable(format!(
+                    "The answer broke off after {} bytes: {e}",
+                    bytes.len()
+                ))
             })?;
             bytes.extend_from_slice(&piece);
             if bytes.len() as u64 > expected {
@@ -263,7 +268,9 @@ impl Inner {
                     modified: time(answer.last_modified()),
                 })),
                 Err(error) => match Failure::from_sdk(&error) {
-                    failure if matches!(failure.cause, Cause::NotFound | Cause::Foreign) => Ok(None),
+                    failure if matches!(failure.cause, Cause::NotFound | Cause::Foreign) => {
+                        Ok(None)
+                    }
                     failure => Err(failure),
                 },
             }
@@ -273,7 +280,9 @@ impl Inner {
             None => {
                 let page = self.page(name, None, Some(1))?;
                 let first = page.objects.into_iter().next();
-                Ok(first.filter(|(found, _)| found == name).map(|(_, found)| found))
+                Ok(first
+                    .filter(|(found, _)| found == name)
+                    .map(|(_, found)| found))
             }
         }
     }
@@ -331,12 +340,16 @@ impl Inner {
             let answer = Box::pin(request.send())
                 .await
                 .map_err(|error| Failure::from_sdk(&error))?;
-            if answer.name().is_none() && answer.prefix().is_none() && answer.key_count().is_none() {
+            if answer.name().is_none() && answer.prefix().is_none() && answer.key_count().is_none()
+            {
                 return Err(Failure::foreign("The answer to LIST is no listing"));
             }
             let mut objects = Vec::new();
             for object in answer.contents() {
-                let Some(name) = object.key().and_then(|key| key.strip_prefix(below.as_str())) else {
+                let Some(name) = object
+                    .key()
+                    .and_then(|key| key.strip_prefix(below.as_str()))
+                else {
                     continue;
                 };
                 let found = Found {

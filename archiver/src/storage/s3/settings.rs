@@ -129,7 +129,7 @@ impl Settings {
             endpoint: config.endpoint.clone(),
             region: config.region.clone(),
             ca_file: config.ca_file.clone(),
-            credentials: credentials(config).map_err(|message| invalid(message))?,
+            credentials: credentials(config).map_err(invalid)?,
             storage_class: StorageClasses {
                 wal: config.storage_class_wal.clone(),
                 packs: config.storage_class_packs.clone(),
@@ -162,7 +162,10 @@ impl Settings {
         };
         match self.prefix.as_str() {
             "" => format!("S3 bucket \"{}\" at {place}", self.bucket),
-            prefix => format!("S3 bucket \"{}\", prefix \"{prefix}\" at {place}", self.bucket),
+            prefix => format!(
+                "S3 bucket \"{}\", prefix \"{prefix}\" at {place}",
+                self.bucket
+            ),
         }
     }
 }
@@ -217,12 +220,18 @@ fn credentials(config: &RepositoryConfig) -> Result<Credentials, &'static str> {
 /// be had. The value is in no message.
 pub fn secret(key: &str, reference: &str) -> Result<String> {
     let unreadable = |why: String| {
-        Error::invalid("secret_unreadable", format!("could not read the value of {key}"))
-            .with_detail(why)
-            .with_hint("It must name a readable file (\"file:/path\") or a set variable (\"env:NAME\").")
+        Error::invalid(
+            "secret_unreadable",
+            format!("could not read the value of {key}"),
+        )
+        .with_detail(why)
+        .with_hint(
+            "It must name a readable file (\"file:/path\") or a set variable (\"env:NAME\").",
+        )
     };
     let value = if let Some(path) = reference.strip_prefix("file:") {
-        let text = std::fs::read_to_string(path).map_err(|e| unreadable(format!("\"{path}\": {e}.")))?;
+        let text =
+            std::fs::read_to_string(path).map_err(|e| unreadable(format!("\"{path}\": {e}.")))?;
         text.lines().next().unwrap_or_default().trim().to_owned()
     } else if let Some(name) = reference.strip_prefix("env:") {
         std::env::var(name).map_err(|_| unreadable(format!("${name} is not set.")))?
@@ -256,7 +265,10 @@ mod tests {
         assert_eq!(aws.region, "us-east-1");
         let own = parse("bucket = \"b-1\"\nendpoint = \"http://h:1\"\nprefix = \"/a/b/\"").unwrap();
         assert!(own.path_style && !own.is_tls());
-        assert_eq!(own.describe(), "S3 bucket \"b-1\", prefix \"a/b\" at http://h:1");
+        assert_eq!(
+            own.describe(),
+            "S3 bucket \"b-1\", prefix \"a/b\" at http://h:1"
+        );
     }
 
     #[test]
@@ -275,7 +287,11 @@ mod tests {
             "bucket = \"b-1\"\ndeadline_seconds = 0",
             "bucket = \"b-1\"\nunknown = 1",
         ] {
-            assert_eq!(parse(lines).unwrap_err().code(), "config_invalid", "{lines}");
+            assert_eq!(
+                parse(lines).unwrap_err().code(),
+                "config_invalid",
+                "{lines}"
+            );
         }
     }
 
@@ -290,7 +306,10 @@ mod tests {
         assert_eq!(error.code(), "secret_in_config");
         assert!(!format!("{error} {error:?}").contains("s3cr3t"));
         for reference in ["file:/nowhere/at/all", "env:PGARK_NO_SUCH_VARIABLE"] {
-            assert_eq!(secret("k", reference).unwrap_err().code(), "secret_unreadable");
+            assert_eq!(
+                secret("k", reference).unwrap_err().code(),
+                "secret_unreadable"
+            );
         }
     }
 }

@@ -58,7 +58,8 @@ pub(super) struct Throttling {
 }
 
 impl Throttling {
-    pub(super) fn new(inner: SharedHttpClient, limiter: &Arc<Limiter>) -> SharedHttpClient {
+    /// `inner` behind `limiter`, if that limits anything.
+    pub(super) fn before(inner: SharedHttpClient, limiter: &Arc<Limiter>) -> SharedHttpClient {
         if limiter.bytes_per_second == 0 {
             return inner;
         }
