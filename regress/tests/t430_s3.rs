@@ -8,8 +8,9 @@
 
 use crate::t100_targets::targets_in;
 use crate::t102_timelines::timelines_in;
+use pgark_archiver::storage::conformance;
 use pgark_regress::recovery::archived;
-use pgark_regress::s3_server::{S3Server, section};
+use pgark_regress::s3_server::{S3Server, below_prefixes, section};
 use pgark_regress::{Cluster, Ledger, Major, StopMode, TestDirectory, ledger, tools};
 use std::time::Duration;
 
@@ -21,6 +22,16 @@ fn in_bucket(test: &str, more: &str) -> (TestDirectory, S3Server) {
     let keys = section(&directory, &server.endpoint(), "backups");
     directory.set_repository(keys + more);
     (directory, server)
+}
+
+/// `make conformance` does the same with a real server.
+#[test]
+fn moto_conforms() {
+    let directory = TestDirectory::new("t430_conformance");
+    let server = S3Server::moto(&directory);
+    server.create_bucket("conformance");
+    let keys = section(&directory, &server.endpoint(), "conformance");
+    assert_eq!(conformance::run(&below_prefixes(keys)), conformance::CASES);
 }
 
 #[test]

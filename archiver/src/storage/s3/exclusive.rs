@@ -98,17 +98,27 @@ impl Inner {
                 let _ = self.delete(&claim);
                 return Err(e);
             }
-            if self.is_alone(&prefix, &claim, &digest)? {
-                if self.head(name)?.is_some() {
+            // Nothing was put yet: until then a claim is withdrawn whatever happens.
+            let standing = self.is_alone(&prefix, &claim, &digest).and_then(|alone| {
+                let there = alone && self.head(name)?.is_some();
+                Ok((alone, there))
+            });
+            match standing {
+                Err(error) => {
+                    self.withdraw(&claim);
+                    return Err(error);
+                }
+                Ok((true, true)) => {
                     self.withdraw(&claim);
                     return Ok(Put::Exists);
                 }
-                if claimed_at.elapsed() < CLAIM_USE {
+                Ok((true, false)) if claimed_at.elapsed() < CLAIM_USE => {
                     // After an error the claim stays: the bytes may still arrive.
                     let _ = self.put(name, bytes, false)?;
                     self.withdraw(&claim);
                     return Ok(Put::Created);
                 }
+                Ok(_) => {}
             }
             self.withdraw(&claim);
             if Instant::now() >= deadline {
