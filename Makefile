@@ -12,7 +12,7 @@ EXTENSION_LINT := PGRX_PG_CONFIG_PATH=$(PG_CONFIG) cargo clippy --locked --targe
 	-p pgark -p pgark-archive
 
 .NOTPARALLEL:
-.PHONY: demo test test-full regress bench install clean lint unit build
+.PHONY: demo test test-full regress conformance bench install clean lint unit build
 
 # Installs nothing of pgark's: it runs from the target directory.
 demo:
@@ -48,6 +48,11 @@ build:
 # End to end. The servers share two cores: more tests at once only make time-outs.
 regress:
 	cargo test --locked -p pgark-regress -- --test-threads=2
+
+# The storage conformance suite on every storage; the real S3 server needs root and two minutes to install.
+conformance:
+	$(SETUP)/install.sh conformance
+	cargo run --locked -q -p pgark-regress --bin conformance
 
 # Everything, in resumable parts of at most 40 minutes: make test-full PART=3. Without PART: lists them.
 test-full: $(if $(PART),setup build)

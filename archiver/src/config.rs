@@ -4,6 +4,7 @@ use crate::repository::Repository;
 use crate::repository::crypto::source::{KeySource, PassphraseSource};
 use crate::storage::SharedStorage;
 use crate::storage::posix::PosixStorage;
+use crate::storage::s3::{self, S3Storage};
 use crate::{Error, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -165,6 +166,59 @@ pub struct RepositoryConfig {
     /// Whether WAL is acknowledged only when this repository has it.
     #[serde(default = "yes")]
     pub required: bool,
+    /// S3: the bucket. It must exist.
+    pub bucket: Option<String>,
+    /// S3: what the names of all objects begin with, so that a bucket can hold several repositories.
+    pub prefix: Option<String>,
+    /// S3: URL of the server, `http://` or `https://`; without it AWS, by region.
+    pub endpoint: Option<String>,
+    /// S3: the region that requests are signed for.
+    #[serde(default = "default_region")]
+    pub region: String,
+    /// S3: `endpoint/bucket/key` (true) or `bucket.endpoint/key` (false); without it true where there is
+    /// an endpoint.
+    pub path_style: Option<bool>,
+    /// S3: certificates (PEM) to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// S3: where the access key id stands: `file:/path` or `env:NAME`. Without this, `credentials_file` and
+    /// `profile`, the SDK's chain is asked: environment, `~/.aws`, web identity, container, instance.
+    pub access_key_id: Option<String>,
+    /// S3: where the secret access key stands, likewise.
+    pub secret_access_key: Option<String>,
+    /// S3: where the session token of temporary credentials stands, likewise.
+    pub session_token: Option<String>,
+    /// S3: a file in the format of `~/.aws/credentials`.
+    pub credentials_file: Option<PathBuf>,
+    /// S3: the profile in `credentials_file`, or in the chain's files.
+    pub profile: Option<String>,
+    /// S3: storage class of WAL; without it the bucket decides.
+    pub storage_class_wal: Option<String>,
+    /// S3: storage class of packs.
+    pub storage_class_packs: Option<String>,
+    /// S3: storage class of everything else; it is read by every command.
+    pub storage_class_metadata: Option<String>,
+    /// S3: encryption by the server: none asked for, with its own key, or with a KMS key.
+    #[serde(default = "no_sse")]
+    pub sse: ServerSideEncryption,
+    /// S3: the KMS key; without it the bucket's own.
+    pub sse_kms_key_id: Option<String>,
+    /// S3: checksums in headers and trailers: where S3 requires them, or wherever it supports them (not
+    /// every compatible server does).
+    #[serde(default = "required_checksums")]
+    pub checksums: Checksums,
+    /// S3: how puts are kept from replacing: found out, by `If-None-Match`, or by claims where the server
+    /// does not honour that. See docs/guide/s3.md.
+    #[serde(default = "probed_put")]
+    pub conditional_put: ConditionalPut,
+    /// S3: bandwidth limit in bytes per second, in each direction; 0 = none.
+    #[serde(default = "no_limit")]
+    pub bytes_per_second_max: u64,
+    /// S3: how long one attempt of a request may take, in seconds; what has a body may take longer.
+    #[serde(default = "default_attempt_timeout")]
+    pub attempt_timeout_seconds: u64,
+    /// S3: how long a request may take with all its attempts, in seconds; what has a body may take longer.
+    #[serde(default = "default_deadline")]
+    pub deadline_seconds: u64,
     /// How the repository is encrypted. An encrypted one without this section can be listed and its
     /// stored bytes verified, no more.
     pub encryption: Option<Encryption>,
@@ -290,6 +344,42 @@ impl RepositoryConfig {
 pub enum RepositoryKind {
     /// A directory.
     Posix,
+    /// An S3 bucket, or the part of one below a prefix.
+    S3,
+}
+
+/// Encryption by an S3 server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServerSideEncryption {
+    /// None is asked for; the bucket may have a default.
+    None,
+    /// With the server's key.
+    S3,
+    /// With a key of its key management.
+    Kms,
+}
+
+/// Checksums beside those that S3 cannot do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Checksums {
+    /// Where an operation requires one.
+    Required,
+    /// Wherever an operation supports one.
+    Supported,
+}
+
+/// How an S3 put is kept from replacing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConditionalPut {
+    /// Found out by every process that writes.
+    Probe,
+    /// By `If-None-Match`.
+    Native,
+    /// By claims.
+    Emulated,
 }
 
 /// The configuration file that counts: `path`, else `PGARK_CONFIG`, else [`DEFAULT_PATH`].
@@ -312,6 +402,34 @@ fn default_database() -> String {
 
 fn yes() -> bool {
     true
+}
+
+fn default_region() -> String {
+    "us-east-1".to_owned()
+}
+
+fn no_sse() -> ServerSideEncryption {
+    ServerSideEncryption::None
+}
+
+fn required_checksums() -> Checksums {
+    Checksums::Required
+}
+
+fn probed_put() -> ConditionalPut {
+    ConditionalPut::Probe
+}
+
+fn no_limit() -> u64 {
+    0
+}
+
+fn default_attempt_timeout() -> u64 {
+    15
+}
+
+fn default_deadline() -> u64 {
+    60
 }
 
 impl Config {
@@ -364,9 +482,20 @@ impl Config {
             }
         }
         for (name, repository) in &self.repository {
-            match &repository.path {
-                Some(path) if path.is_absolute() => {}
-                _ => return invalid(format!("repository.{name}.path must be an absolute path")),
+            match (repository.kind, &repository.path) {
+                (RepositoryKind::Posix, Some(path)) if path.is_absolute() => {
+                    if repository.bucket.is_some() || repository.endpoint.is_some() {
+                        return invalid(format!(
+                            "repository.{name}: bucket and endpoint need kind = \"s3\""
+                        ));
+                    }
+                }
+                (RepositoryKind::Posix, _) => {
+                    return invalid(format!("repository.{name}.path must be an absolute path"));
+                }
+                (RepositoryKind::S3, _) => {
+                    s3::Settings::from_config(name, repository)?;
+                }
             }
             if let Some(encryption) = &repository.encryption {
                 encryption.source()?;
@@ -397,10 +526,17 @@ impl Config {
         }
         let mut places = BTreeMap::new();
         for (name, repository) in &self.repository {
-            let place = crate::places::resolve(repository.path.as_deref().unwrap_or(Path::new("")));
+            let place = match repository.kind {
+                RepositoryKind::Posix => {
+                    crate::places::resolve(repository.path.as_deref().unwrap_or(Path::new("")))
+                }
+                RepositoryKind::S3 => {
+                    PathBuf::from(s3::Settings::from_config(name, repository)?.describe())
+                }
+            };
             if let Some(other) = places.insert(place, name) {
                 return invalid(format!(
-                    "repositories \"{other}\" and \"{name}\" are one directory: two copies there are one"
+                    "repositories \"{other}\" and \"{name}\" are one place: two copies there are one"
                 ));
             }
         }
@@ -447,9 +583,14 @@ impl Config {
         self.repository
             .iter()
             .map(|(name, config)| {
-                let RepositoryKind::Posix = config.kind;
-                let path = config.path.clone().unwrap_or_default();
-                let storage: SharedStorage = Arc::new(PosixStorage::new(path));
+                let storage: SharedStorage = match config.kind {
+                    RepositoryKind::Posix => {
+                        Arc::new(PosixStorage::new(config.path.clone().unwrap_or_default()))
+                    }
+                    RepositoryKind::S3 => {
+                        Arc::new(S3Storage::new(s3::Settings::from_config(name, config)?))
+                    }
+                };
                 Ok((
                     name.clone(),
                     config.clone(),

@@ -9,6 +9,7 @@ pub mod faulty;
 mod key;
 pub mod memory;
 pub mod posix;
+pub mod s3;
 
 pub use key::Key;
 
@@ -78,6 +79,14 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// What this storage can do.
     fn capabilities(&self) -> Capabilities;
 
+    /// The same, tried anew; where it cannot be tried, why.
+    ///
+    /// # Errors
+    /// See the trait.
+    fn probe(&self) -> Result<Capabilities> {
+        Ok(self.capabilities())
+    }
+
     /// Stores `bytes` under `key` unless something is there. When it answers
     /// [`Put::Created`], the object is durable, name included.
     ///
@@ -90,6 +99,11 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// See the trait.
     fn start_object(&self) -> Result<Box<dyn ObjectWriter>>;
+
+    /// How many objects may be written at once without holding too much memory.
+    fn object_writers_max(&self) -> usize {
+        usize::MAX
+    }
 
     /// The whole object.
     ///

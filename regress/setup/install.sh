@@ -2,7 +2,7 @@
 # Installs what the demo, the tests and the bench need on Debian 12: through apt when run as root;
 # otherwise it lists what is missing and fails. Running it again changes nothing.
 #
-# usage: install.sh [demo|test|bench]     default: test
+# usage: install.sh [demo|test|conformance|bench]     default: test
 set -eu
 
 want=${1:-test}
@@ -15,9 +15,10 @@ test)
     packages="$packages postgresql-server-dev-15 libclang-14-dev binutils debootstrap"
     packages="$packages python3-venv python3-zstandard"
     ;;
+conformance) packages="$packages debootstrap python3-venv" ;;
 bench) packages="$packages postgresql-server-dev-15 libclang-14-dev binutils pgbackrest" ;;
 *)
-    echo "usage: install.sh [demo|test|bench]" >&2
+    echo "usage: install.sh [demo|test|conformance|bench]" >&2
     exit 2
     ;;
 esac
@@ -59,4 +60,9 @@ fi
 if [ "$want" = test ]; then
     "$(dirname "$0")/chroot.sh" >/dev/null
     "$(dirname "$0")/python.sh" >/dev/null
+    "$(dirname "$0")/s3-servers.sh" moto >/dev/null
+fi
+if [ "$want" = conformance ]; then
+    "$(dirname "$0")/s3-servers.sh" moto >/dev/null
+    "$(dirname "$0")/s3-servers.sh" radosgw >/dev/null
 fi

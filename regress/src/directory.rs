@@ -77,6 +77,7 @@ pub fn reachable(directory: &TestDirectory, name: &str, program: &Path) -> PathB
 pub struct TestDirectory {
     path: PathBuf,
     test: String,
+    repository: OnceLock<String>,
 }
 
 impl TestDirectory {
@@ -90,11 +91,28 @@ impl TestDirectory {
         let directory = Self {
             path,
             test: test.to_owned(),
+            repository: OnceLock::new(),
         };
         directory.make(&directory.path);
         let pid = std::process::id().to_string();
         std::fs::write(directory.path.join("harness.pid"), pid).unwrap();
         directory
+    }
+
+    /// From now on installations of pgark have their repository where these keys of
+    /// `[repository.local]` say, instead of in the folder `repository`.
+    pub fn set_repository(&self, section: String) {
+        self.repository.set(section).expect("set once");
+    }
+
+    /// The keys of `[repository.local]`.
+    pub fn repository(&self) -> String {
+        self.repository.get().cloned().unwrap_or_else(|| {
+            format!(
+                "kind = \"posix\"\npath = \"{}\"\n",
+                self.join("repository").display()
+            )
+        })
     }
 
     /// Where it is.

@@ -22,6 +22,8 @@ pub mod major;
 pub mod pgark;
 pub mod process;
 pub mod recovery;
+pub mod s3_proxy;
+pub mod s3_server;
 pub mod server_log;
 pub mod session;
 pub mod tools;

@@ -76,10 +76,7 @@ impl Pgark {
         let pgark = Self {
             config: home.join("pgark.toml"),
             cluster_section: cluster.map(cluster_section).unwrap_or_default(),
-            more: format!(
-                "[repository.local]\nkind = \"posix\"\npath = \"{}\"\n",
-                directory.join("repository").display()
-            ),
+            more: format!("[repository.local]\n{}", directory.repository()),
             home,
         };
         pgark.write();
@@ -114,8 +111,11 @@ impl Pgark {
             self.state().display(),
             self.more
         );
-        std::fs::write(&self.config, text).unwrap();
-        account::give(&self.config);
+        // In one step: a server may be running commands with it.
+        let new = self.home.join("pgark.toml.new");
+        std::fs::write(&new, text).unwrap();
+        account::give(&new);
+        std::fs::rename(&new, &self.config).unwrap();
     }
 
     /// The configuration file.

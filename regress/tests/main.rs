@@ -28,6 +28,9 @@ mod t310_crashes;
 mod t320_flips;
 mod t330_full_disk;
 mod t340_panic_and_cancel;
+mod t430_s3;
+mod t431_s3_faults;
+mod t432_s3_bad_input;
 // A part of the full tier of its own.
 #[cfg(feature = "pg18")]
 mod t400_postgres_18;

@@ -54,17 +54,21 @@ struct Case<'a> {
 }
 
 pub(crate) fn targets(major: Major) {
-    let directory = TestDirectory::new(&format!("t100_targets_{major}"));
-    let builder = Cluster::builder(&directory, major, "a")
+    targets_in(&TestDirectory::new(&format!("t100_targets_{major}")), major);
+}
+
+/// The same wherever the repository is.
+pub(crate) fn targets_in(directory: &TestDirectory, major: Major) {
+    let builder = Cluster::builder(directory, major, "a")
         .wal_segment_mib(1)
         .setting("track_commit_timestamp = on")
         // Left over from an earlier recovery and a life as a standby: no restore may obey them.
         .setting("recovery_target_time = '2000-01-01 00:00:00+00'")
         .setting("recovery_target_action = 'shutdown'")
         .setting("recovery_min_apply_delay = '1h'");
-    let (mut cluster, pgark) = archived(&directory, builder);
+    let (mut cluster, pgark) = archived(directory, builder);
     cluster.psql("CREATE TABLE event (id int PRIMARY KEY)");
-    let workload = Ledger::start(&directory, &cluster, 2, Duration::from_millis(1));
+    let workload = Ledger::start(directory, &cluster, 2, Duration::from_millis(1));
     workload.advance(20);
     let backup = pgark.backup();
     workload.advance(20);
@@ -109,10 +113,10 @@ pub(crate) fn targets(major: Major) {
         case("l", &[lsn, exclusive], &mark.lsn, &mark.counts, true),
         case("n", &["--target-name"], "before lunch", &at_name, true),
     ];
-    dry_run(&directory, &pgark, &backup, &event);
+    dry_run(directory, &pgark, &backup, &event);
     for case in &cases {
         println!("{}: {:?}", case.name, case.target);
-        let mut restored = pgark.recovered(&directory, major, case.name, &case.target);
+        let mut restored = pgark.recovered(directory, major, case.name, &case.target);
         let there = restored.psql("SELECT count(*) FROM event");
         assert_eq!(there, if case.event { "1" } else { "0" }, "{}", case.name);
         ledger::assert_counts(&restored, case.counts);
@@ -158,7 +162,12 @@ fn dry_run(directory: &TestDirectory, pgark: &Pgark, backup: &serde_json::Value,
 /// Every file below `path` with its length and change time.
 fn tree(path: &Path) -> BTreeMap<String, (u64, std::time::SystemTime)> {
     let mut found = BTreeMap::new();
-    let mut folders = vec![path.to_path_buf()];
+    // None where the repository is no directory.
+    let mut folders: Vec<_> = path
+        .exists()
+        .then(|| path.to_path_buf())
+        .into_iter()
+        .collect();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap().flatten() {
             let metadata = entry.metadata().unwrap();

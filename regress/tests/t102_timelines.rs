@@ -37,10 +37,17 @@ fn judge(mut cluster: Cluster<'_>, counts: &Counts, expected_timeline: &str) {
 }
 
 pub(crate) fn timelines(major: Major) {
-    let directory = TestDirectory::new(&format!("t102_timelines_{major}"));
-    let builder = Cluster::builder(&directory, major, "a").wal_segment_mib(1);
-    let (mut first, mut pgark) = archived(&directory, builder);
-    let workload = Ledger::start(&directory, &first, 2, PAUSE);
+    timelines_in(
+        &TestDirectory::new(&format!("t102_timelines_{major}")),
+        major,
+    );
+}
+
+/// The same wherever the repository is.
+pub(crate) fn timelines_in(directory: &TestDirectory, major: Major) {
+    let builder = Cluster::builder(directory, major, "a").wal_segment_mib(1);
+    let (mut first, mut pgark) = archived(directory, builder);
+    let workload = Ledger::start(directory, &first, 2, PAUSE);
     workload.advance(20);
     let old = pgark.backup();
     workload.advance(20);
@@ -55,7 +62,7 @@ pub(crate) fn timelines(major: Major) {
     first.stop(StopMode::Fast);
 
     // The recovery that goes on as timeline 2.
-    let mut second = Cluster::over(&directory, major, "b");
+    let mut second = Cluster::over(directory, major, "b");
     let lsn = ["--target-lsn", &fork.lsn, "--target-exclusive"];
     pgark.restore(&second, &[&lsn[..], &["--archive", "keep"]].concat());
     second.recover();
@@ -63,7 +70,7 @@ pub(crate) fn timelines(major: Major) {
     ledger::assert_counts(&second, &fork.counts);
     assert_eq!(timeline(&second), "00000002");
     assert_eq!(second.psql("SHOW archive_mode"), "on");
-    let workload = Ledger::start_as(&directory, &second, 11..=12, PAUSE);
+    let workload = Ledger::start_as(directory, &second, 11..=12, PAUSE);
     workload.advance(200);
     let between = workload.mark(&second);
     second.psql("SELECT pg_create_restore_point('again')");
@@ -80,7 +87,7 @@ pub(crate) fn timelines(major: Major) {
     let time = |mark: &pgark_regress::Mark| mark.time.clone();
     let recovered = |name: &str, target: &[&str]| {
         println!("{name}: {target:?}");
-        pgark.recovered(&directory, major, name, target)
+        pgark.recovered(directory, major, name, target)
     };
     let first_stop = old["stop_lsn"].clone();
     let (old, new) = (
@@ -161,7 +168,7 @@ pub(crate) fn timelines(major: Major) {
     }
 
     // After the wrong target, the right one: another recovery that goes on as the original.
-    let mut third = Cluster::over(&directory, major, "c");
+    let mut third = Cluster::over(directory, major, "c");
     let target = [
         "--target-time",
         &early.time,
@@ -175,13 +182,13 @@ pub(crate) fn timelines(major: Major) {
     pgark.attach(&third);
     ledger::assert_counts(&third, &early.counts);
     assert_eq!(timeline(&third), "00000003");
-    let workload = Ledger::start_as(&directory, &third, 21..=21, PAUSE);
+    let workload = Ledger::start_as(directory, &third, 21..=21, PAUSE);
     workload.advance(20);
     let finished = workload.stop();
     third.archive_all();
     third.stop(StopMode::Fast);
     let counts = both(&early.counts, &finished.counts());
-    let mut newest = pgark.recovered(&directory, major, "newest", &[]);
+    let mut newest = pgark.recovered(directory, major, "newest", &[]);
     ledger::assert_counts(&newest, &counts);
     assert_eq!(timeline(&newest), "00000004");
     newest.stop(StopMode::Fast);

@@ -253,7 +253,15 @@ impl Job<'_> {
             compression_level: self.config.backup.compression_level,
             pages_reread: AtomicU64::new(0),
         };
-        let threads = threads(self.options.parallel.unwrap_or(self.config.backup.parallel));
+        let threads = threads(self.options.parallel.unwrap_or(self.config.backup.parallel))
+            // Each holds a pack, and the metadata one more.
+            .min(
+                self.repository
+                    .storage()
+                    .object_writers_max()
+                    .saturating_sub(1)
+                    .max(1),
+            );
         let result = std::thread::scope(|scope| {
             let work = scope.spawn(|| copy::copy(&shared, &scan.entries, threads));
             let watched = self.watch(&work, &cancel);

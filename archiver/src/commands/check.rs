@@ -83,14 +83,14 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
     let mut checks = Checks::default();
     let mut repositories = Vec::new();
     for (name, section, storage) in config.storages()? {
-        let probe = storage.capabilities();
         let opened = section.open(&name, storage).and_then(|repository| {
+            let probe = repository.storage().probe()?;
             if !probe.exclusive_put || !probe.durable_put {
                 return Err(Error::unavailable(
                     "storage_too_weak",
                     format!("the storage lacks what pgark needs: {probe:?}"),
                 )
-                .with_hint("Use a file system with hard links or renameat2, and working fsync."));
+                .with_hint("Use a file system with hard links or renameat2, and working fsync; for S3, see docs/guide/s3.md."));
             }
             let detail = repository.storage().describe();
             Ok((repository, detail))

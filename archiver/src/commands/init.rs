@@ -3,7 +3,7 @@
 use super::key_file;
 use super::output::{Output, print_json, print_text, repository_unknown};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, RepositoryConfig};
+use crate::config::{Config, RepositoryConfig, RepositoryKind};
 use crate::repository::crypto::keys::NewSlot;
 use crate::repository::crypto::source::KeySource;
 use crate::repository::{Repository, layout};
@@ -46,22 +46,21 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
         .filter(|(n, ..)| args.repository.as_ref().is_none_or(|w| w == n));
     let mut made = Vec::new();
     let mut there_already = None;
-    for (name, section, configured) in wanted {
-        let there = matches!(configured.head(&layout::repository()?), Ok(Some(_)));
+    for (name, section, storage) in wanted {
+        let there = matches!(storage.head(&layout::repository()?), Ok(Some(_)));
         // An interrupted init is gone on with.
         let begun = match there {
-            true => repository::unfinished(configured)?,
+            true => repository::unfinished(storage)?,
             false => None,
         };
         let source = match there && begun.is_none() {
             true => None,
             false => choice(name, section, args)?,
         };
-        let path = section.path.clone().unwrap_or_default();
-        let cluster = config.cluster.as_ref();
-        let data_directory = cluster.and_then(|c| c.data_directory.as_deref());
-        places::outside_data_directories(&path, data_directory)?;
-        let storage: SharedStorage = Arc::new(PosixStorage::create(path.clone())?);
+        let (storage, place) = match section.kind {
+            RepositoryKind::Posix => directory(config, section)?,
+            RepositoryKind::S3 => bucket(storage)?,
+        };
         let created = match (&source, &args.recovery_kit) {
             (Some(source), Some(kit)) => {
                 let id = begun.unwrap_or_else(|| SystemClock.random());
@@ -78,13 +77,10 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
         }
         let kit = args.recovery_kit.as_ref().filter(|_| source.is_some());
         made.push(
-            json!({"name": name, "path": path, "encrypted": source.is_some(), "recovery_kit": kit}),
+            json!({"name": name, "path": place, "encrypted": source.is_some(), "recovery_kit": kit}),
         );
         if output == Output::Text {
-            print_text(format_args!(
-                "repository \"{name}\" is ready at {}",
-                path.display()
-            ));
+            print_text(format_args!("repository \"{name}\" is ready at {place}"));
             if let Some(kit) = kit {
                 print_text(format_args!(
                     "It is encrypted. Its recovery kit is in {}: the kit was read back and opens it. Move it away\n\
@@ -167,4 +163,29 @@ fn encrypted(
         Repository::open_with(name, SharedStorage::clone(storage), source)?;
     }
     Ok(())
+}
+
+/// Makes the directory; the storage and its place for the reader.
+fn directory(config: &Config, section: &RepositoryConfig) -> Result<(SharedStorage, String)> {
+    let path = section.path.clone().unwrap_or_default();
+    let cluster = config.cluster.as_ref();
+    let data_directory = cluster.and_then(|c| c.data_directory.as_deref());
+    places::outside_data_directories(&path, data_directory)?;
+    let place = path.display().to_string();
+    Ok((Arc::new(PosixStorage::create(path)?), place))
+}
+
+/// Tries whether the server keeps what a repository is built on, before one is made there.
+fn bucket(storage: &SharedStorage) -> Result<(SharedStorage, String)> {
+    if !storage.probe()?.exclusive_put {
+        return Err(Error::unavailable(
+            "storage_too_weak",
+            format!(
+                "of several puts of one object at {} more than one wins",
+                storage.describe()
+            ),
+        )
+        .with_hint("Set conditional_put = \"emulated\" in [repository.*]: docs/guide/s3.md says what that means."));
+    }
+    Ok((SharedStorage::clone(storage), storage.describe()))
 }

@@ -291,3 +291,24 @@ pub fn data_key_of(key: &Key) -> Option<Ulid> {
     let name = key.file_name().strip_suffix(".json")?;
     Ulid::from_string(name.split_once('-')?.1).ok()
 }
+
+/// What an object holds, as far as a storage has a choice to make for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ObjectClass {
+    /// WAL and what belongs to it.
+    Wal,
+    /// Packs of data.
+    Pack,
+    /// Everything else: small, and read by every command.
+    Metadata,
+}
+
+/// The class of the object called `key`.
+#[must_use]
+pub fn object_class(key: &str) -> ObjectClass {
+    match key.split('/').next() {
+        Some("wal") => ObjectClass::Wal,
+        Some("packs") => ObjectClass::Pack,
+        _ => ObjectClass::Metadata,
+    }
+}

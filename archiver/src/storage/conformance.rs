@@ -11,6 +11,9 @@ use super::{Key, Put, SharedStorage};
 /// One case: it gets a storage of its own.
 type Case = (&'static str, fn(&SharedStorage));
 
+/// The number of cases: change it when you add one. A storage that runs fewer does not conform.
+pub const CASES: usize = 27;
+
 /// Runs the suite; `make` makes an empty storage each time. Returns the number of cases, so that a
 /// caller notices when some are gone.
 ///

@@ -193,6 +193,10 @@ impl Storage for FaultyStorage {
         self.inner.capabilities()
     }
 
+    fn probe(&self) -> Result<Capabilities> {
+        self.inner.probe()
+    }
+
     fn put_if_absent(&self, key: &Key, bytes: &[u8]) -> Result<Put> {
         let n = self.control.begin("put_if_absent", true)?;
         if self.control.tears(n) {
@@ -211,6 +215,10 @@ impl Storage for FaultyStorage {
             control: Arc::clone(&self.control),
         };
         self.control.end(n, "start_object", Ok(Box::new(writer)))
+    }
+
+    fn object_writers_max(&self) -> usize {
+        self.inner.object_writers_max()
     }
 
     fn get(&self, key: &Key, size_max: u64) -> Result<Vec<u8>> {

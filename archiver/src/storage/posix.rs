@@ -120,6 +120,10 @@ impl Storage for PosixStorage {
         }
     }
 
+    fn probe(&self) -> Result<Capabilities> {
+        self.inner.probe()
+    }
+
     fn put_if_absent(&self, key: &Key, bytes: &[u8]) -> Result<Put> {
         self.inner.require_for_put(key)?;
         let mut temporary = write::Temporary::create(&self.inner)?;

@@ -175,6 +175,9 @@ fn default_impl(source: &str, name: &str) -> HashMap<String, String> {
 fn literal(expression: &str) -> String {
     match expression.split('"').nth(1) {
         Some(text) => format!("\"{text}\""),
-        None => expression.trim().to_owned(),
+        None => match expression.trim().split_once("::") {
+            Some((_, variant)) => format!("\"{}\"", variant.to_lowercase()),
+            None => expression.trim().to_owned(),
+        },
     }
 }

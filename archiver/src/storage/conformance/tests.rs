@@ -5,9 +5,6 @@ use crate::storage::posix::PosixStorage;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The number of cases: change it when you add one.
-const CASES: usize = 27;
-
 /// Makes directories `repo-<n>` below `parent`.
 fn posix_below(parent: &tempfile::TempDir) -> impl Fn() -> SharedStorage {
     let n = AtomicU32::new(0);

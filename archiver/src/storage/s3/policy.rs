@@ -1,0 +1,159 @@
+//! The one retry policy of S3: attempts with a limit each, a deadline for all, pauses that grow and
+//! are drawn at random. The SDK's own retries are off.
+
+use super::failure::Failure;
+use crate::Result;
+use std::time::{Duration, Instant};
+
+/// The first pause.
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+/// The longest pause: throughput returns this soon after the store does.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// The slowest link that an attempt and a deadline allow for, when the configuration sets no
+/// limit below it.
+const BYTES_PER_SECOND_MIN: u64 = 256 << 10;
+
+/// What is being done, for messages and limits.
+#[derive(Debug, Clone)]
+pub(super) struct Operation {
+    /// "put", "get", …
+    pub(super) verb: &'static str,
+    /// The permission it needs.
+    pub(super) permission: &'static str,
+    /// The object or prefix.
+    pub(super) subject: String,
+    /// For one attempt.
+    pub(super) attempt: Duration,
+    /// For all.
+    pub(super) deadline: Duration,
+}
+
+/// What an attempt knows of those before it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attempt {
+    /// One of them may have done its work without our knowing.
+    pub(super) ambiguous: bool,
+}
+
+/// How much longer `bytes` may take, at the slowest link or at the configured limit.
+pub(super) fn allowance(bytes: u64, bytes_per_second_max: u64) -> Duration {
+    let rate = match bytes_per_second_max {
+        0 => BYTES_PER_SECOND_MIN,
+        // Two may share the limit.
+        limit => (limit / 3).clamp(1, BYTES_PER_SECOND_MIN),
+    };
+    Duration::from_secs(bytes / rate)
+}
+
+/// Runs `attempt` until it succeeds, fails for good, or the deadline is near.
+pub(super) async fn retrying<T>(
+    operation: &Operation,
+    place: &str,
+    mut attempt: impl AsyncFnMut(Attempt) -> Result<T, Failure>,
+) -> Result<T> {
+    let started = Instant::now();
+    let mut ambiguous = false;
+    let mut count = 0_u32;
+    loop {
+        count += 1;
+        let left = operation.deadline.saturating_sub(started.elapsed());
+        let limit = operation.attempt.min(left);
+        let failure = match tokio::time::timeout(limit, attempt(Attempt { ambiguous })).await {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(failure)) => failure,
+            Err(_) => Failure::timeout(limit),
+        };
+        ambiguous |= failure.ambiguous;
+        let pause = pause(count, random_fraction());
+        let elapsed = started.elapsed();
+        if !failure.retry || elapsed + pause >= operation.deadline {
+            return Err(failure.into_error(operation, place, count, elapsed));
+        }
+        tracing::debug!(
+            attempt = count,
+            "could not {} \"{}\" at {place}: {}; trying again",
+            operation.verb,
+            operation.subject,
+            failure.text
+        );
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Grows twofold up to [`PAUSE_MAX`]; between a half and the whole of that, so that clients which
+/// failed together do not return together.
+fn pause(count: u32, fraction: f64) -> Duration {
+    let whole = PAUSE_FIRST.saturating_mul(1 << count.saturating_sub(1).min(10));
+    whole.min(PAUSE_MAX).mul_f64(0.5 + fraction / 2.0)
+}
+
+/// In 0 .. 1. Not for secrets.
+pub(super) fn random_fraction() -> f64 {
+    let mut bytes = [0_u8; 4];
+    // Without randomness there is no jitter, and nothing else is lost.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    fn run<T>(
+        deadline: Duration,
+        attempt: impl AsyncFnMut(Attempt) -> Result<T, Failure>,
+    ) -> Result<T> {
+        let operation = Operation {
+            verb: "put",
+            permission: "s3:PutObject",
+            subject: "x".to_owned(),
+            attempt: Duration::from_millis(200),
+            deadline,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        runtime.block_on(retrying(&operation, "place", attempt))
+    }
+
+    #[test]
+    fn retries_until_success_and_remembers_doubt() {
+        let mut seen = Vec::new();
+        let result = run(Duration::from_secs(20), async |attempt: Attempt| {
+            seen.push(attempt.ambiguous);
+            match seen.len() {
+                1 => Err(Failure::unavailable("no connection")),
+                2 => Err(Failure::unavailable("reset").ambiguous()),
+                3 => Err(Failure::unavailable("no connection")),
+                n => Ok(n),
+            }
+        });
+        assert_eq!(result.unwrap(), 4);
+        assert_eq!(seen, [false, false, true, true]);
+    }
+
+    #[test]
+    fn ends_at_the_deadline_with_a_clear_error() {
+        let started = Instant::now();
+        let hang = run(Duration::from_millis(900), async |_| {
+            std::future::pending::<Result<(), Failure>>().await
+        });
+        let error = hang.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert_eq!(error.code(), "s3_unavailable");
+        assert!(started.elapsed() < Duration::from_secs(5));
+        assert!(error.detail().unwrap().contains("attempt"), "{error:?}");
+    }
+
+    #[test]
+    fn pauses_grow_and_differ() {
+        assert_eq!(pause(1, 1.0), Duration::from_millis(100));
+        assert_eq!(pause(1, 0.0), Duration::from_millis(50));
+        assert_eq!(pause(4, 1.0), Duration::from_millis(800));
+        assert_eq!(pause(40, 1.0), PAUSE_MAX);
+        assert_eq!(allowance(256 << 10, 0), Duration::from_secs(1));
+        assert_eq!(allowance(3000, 300), Duration::from_secs(30));
+    }
+}

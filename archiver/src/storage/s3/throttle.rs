@@ -1,0 +1,157 @@
+//! The bandwidth limit: bytes leave and are taken in no faster than the configuration says.
+
+use aws_sdk_s3::primitives::SdkBody;
+use aws_smithy_runtime_api::client::http::{
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
+    SharedHttpConnector,
+};
+use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+use tokio::time::Sleep;
+
+/// Bytes that leave at once.
+const CHUNK_BYTES: usize = 64 << 10;
+
+/// One direction.
+#[derive(Debug)]
+pub(super) struct Limiter {
+    bytes_per_second: u64,
+    /// When the bytes let through so far are all paid for.
+    free_at: Mutex<Option<Instant>>,
+}
+
+impl Limiter {
+    /// 0 = no limit.
+    pub(super) fn new(bytes_per_second: u64) -> Self {
+        Self {
+            bytes_per_second,
+            free_at: Mutex::new(None),
+        }
+    }
+
+    /// How long to wait after letting `bytes` through.
+    pub(super) fn pay(&self, bytes: usize) -> Duration {
+        if self.bytes_per_second == 0 {
+            return Duration::ZERO;
+        }
+        let now = Instant::now();
+        let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = free_at.map_or(now, |at| at.max(now)) + cost;
+        *free_at = Some(until);
+        until - now
+    }
+}
+
+/// An HTTP client whose requests' bodies are held to a limit, after they were signed.
+#[derive(Debug)]
+pub(super) struct Throttling {
+    inner: SharedHttpClient,
+    limiter: Arc<Limiter>,
+}
+
+impl Throttling {
+    /// `inner` behind `limiter`, if that limits anything.
+    pub(super) fn before(inner: SharedHttpClient, limiter: &Arc<Limiter>) -> SharedHttpClient {
+        if limiter.bytes_per_second == 0 {
+            return inner;
+        }
+        SharedHttpClient::new(Self {
+            inner,
+            limiter: Arc::clone(limiter),
+        })
+    }
+}
+
+impl HttpClient for Throttling {
+    fn http_connector(
+        &self,
+        settings: &HttpConnectorSettings,
+        components: &RuntimeComponents,
+    ) -> SharedHttpConnector {
+        SharedHttpConnector::new(Connector {
+            inner: self.inner.http_connector(settings, components),
+            limiter: Arc::clone(&self.limiter),
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Connector {
+    inner: SharedHttpConnector,
+    limiter: Arc<Limiter>,
+}
+
+impl HttpConnector for Connector {
+    fn call(&self, mut request: HttpRequest) -> HttpConnectorFuture {
+        let bytes = request.body().bytes().map(Bytes::copy_from_slice);
+        if let Some(left) = bytes.filter(|b| !b.is_empty()) {
+            *request.body_mut() = SdkBody::from_body_1_x(Slow {
+                left,
+                limiter: Arc::clone(&self.limiter),
+                wait: None,
+            });
+        }
+        self.inner.call(request)
+    }
+}
+
+/// A body in pieces, with pauses.
+struct Slow {
+    left: Bytes,
+    limiter: Arc<Limiter>,
+    wait: Option<Pin<Box<Sleep>>>,
+}
+
+impl Body for Slow {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if let Some(wait) = &mut self.wait {
+            ready!(wait.as_mut().poll(context));
+            self.wait = None;
+        }
+        if self.left.is_empty() {
+            return Poll::Ready(None);
+        }
+        let length = self.left.len().min(CHUNK_BYTES);
+        let chunk = self.left.split_to(length);
+        let pause = self.limiter.pay(length);
+        self.wait = Some(Box::pin(tokio::time::sleep(pause)));
+        Poll::Ready(Some(Ok(Frame::data(chunk))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left.len() as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_paid_for_once() {
+        let limiter = Limiter::new(1000);
+        let first = limiter.pay(500);
+        let second = limiter.pay(500);
+        assert!((450..=500).contains(&first.as_millis()), "{first:?}");
+        assert!((900..=1000).contains(&second.as_millis()), "{second:?}");
+        assert_eq!(Limiter::new(0).pay(1 << 40), Duration::ZERO);
+    }
+}

@@ -1,0 +1,184 @@
+//! S3 servers of a test: moto, an emulator, within a second; Ceph's radosgw, a real one, within half a
+//! minute. On loopback, at ports that the system chooses, ended when dropped.
+
+use crate::directory::TestDirectory;
+use crate::process::wait_until;
+use pgark_archiver::config::Config;
+use pgark_archiver::storage::SharedStorage;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// The access key id of every test.
+pub const ACCESS_KEY: &str = "PGARKTESTKEY";
+/// The secret access key of every test.
+pub const SECRET_KEY: &str = "pgark-test-secret";
+
+/// A running server.
+#[derive(Debug)]
+pub struct S3Server {
+    child: Child,
+    port: u16,
+    folder: PathBuf,
+}
+
+fn setup(script: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("setup")
+        .join(script)
+}
+
+/// What a set-up script has made already.
+fn made(what: &str) -> PathBuf {
+    let mut command = Command::new(setup("s3-servers.sh"));
+    let output = command.args(["--path", what]).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{what} is not installed: run regress/setup/s3-servers.sh {what}"
+    );
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+}
+
+/// A port that is free now. Another process may take it before the server does; the test then fails.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+fn answers(port: u16) -> bool {
+    TcpStream::connect(("127.0.0.1", port)).is_ok()
+}
+
+impl S3Server {
+    /// Starts moto.
+    pub fn moto(directory: &TestDirectory) -> Self {
+        let folder = new_folder(directory, "moto");
+        let port = free_port();
+        let log = std::fs::File::create(folder.join("moto.log")).unwrap();
+        let child = Command::new(made("moto"))
+            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+            .current_dir(&folder)
+            .env("MOTO_S3_DEFAULT_MAX_KEYS", "1000")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let server = Self {
+            child,
+            port,
+            folder,
+        };
+        server.wait(Duration::from_secs(60));
+        server
+    }
+
+    /// Starts radosgw with its monitor and its OSD. Needs root.
+    pub fn radosgw(directory: &TestDirectory) -> Self {
+        made("radosgw");
+        let folder = new_folder(directory, "rgw");
+        let port = free_port();
+        // Two in a row.
+        let monitor = (0..100)
+            .map(|_| free_port())
+            .find(|port| *port < u16::MAX && TcpListener::bind(("127.0.0.1", port + 1)).is_ok())
+            .unwrap();
+        let log = std::fs::File::create(folder.join("start.log")).unwrap();
+        let child = Command::new(setup("radosgw.sh"))
+            .arg(&folder)
+            .args([port.to_string(), monitor.to_string()])
+            .args([ACCESS_KEY, SECRET_KEY])
+            .current_dir(&folder)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let server = Self {
+            child,
+            port,
+            folder,
+        };
+        server.wait(Duration::from_secs(120));
+        server
+    }
+
+    fn wait(&self, limit: Duration) {
+        wait_until("the S3 server answers", limit, || answers(self.port));
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `http://127.0.0.1:<port>`.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Makes a bucket, as somebody else's tool.
+    #[track_caller]
+    pub fn create_bucket(&self, bucket: &str) {
+        self.boto(&format!("s3.create_bucket(Bucket='{bucket}')"));
+    }
+
+    /// Runs Python with a boto3 client `s3`; what it prints.
+    #[track_caller]
+    pub fn boto(&self, code: &str) -> String {
+        let python = made("moto").with_file_name("python");
+        let program = format!(
+            "import boto3\nfrom botocore.config import Config\n\
+             s3 = boto3.client('s3', endpoint_url='{}', region_name='us-east-1', \
+             aws_access_key_id='{ACCESS_KEY}', aws_secret_access_key='{SECRET_KEY}', \
+             config=Config(s3={{'addressing_style': 'path'}}, request_checksum_calculation='when_required'))\n{code}\n",
+            self.endpoint()
+        );
+        let mut command = Command::new(python);
+        crate::cluster::run(command.arg("-c").arg(program).current_dir(&self.folder))
+    }
+}
+
+impl Drop for S3Server {
+    fn drop(&mut self) {
+        // radosgw.sh became unshare, whose end ends all of its namespace.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn new_folder(directory: &TestDirectory, what: &str) -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    directory.folder(&format!("{what}{count}"))
+}
+
+/// The keys of `[repository.*]` for `bucket` at `endpoint`, with the credentials in files of `directory`.
+pub fn section(directory: &TestDirectory, endpoint: &str, bucket: &str) -> String {
+    let id = directory.file("s3.id", ACCESS_KEY);
+    let secret = directory.file("s3.secret", SECRET_KEY);
+    format!(
+        "kind = \"s3\"\nbucket = \"{bucket}\"\nendpoint = \"{endpoint}\"\n\
+         access_key_id = \"file:{}\"\nsecret_access_key = \"file:{}\"\n",
+        id.display(),
+        secret.display()
+    )
+}
+
+/// The storage that a configuration section describes.
+pub fn storage(section: &str) -> SharedStorage {
+    let config = Config::parse(&format!("[repository.s]\n{section}")).unwrap();
+    let (_, _, storage) = config.storages().unwrap().pop().unwrap();
+    storage
+}
+
+/// Makes storages, each below a prefix of its own, in one bucket.
+pub fn below_prefixes(section: String) -> impl Fn() -> SharedStorage {
+    let count = AtomicU32::new(0);
+    move || {
+        let n = count.fetch_add(1, Ordering::SeqCst);
+        storage(&format!("{section}prefix = \"case/{n}\"\n"))
+    }
+}
