@@ -8,6 +8,7 @@ mod crash_tests;
 mod meta;
 mod pages;
 mod plan;
+pub(crate) mod replicate;
 mod run;
 mod scan;
 pub(crate) mod server;
@@ -18,5 +19,6 @@ pub(crate) mod wal_wait;
 
 pub(crate) use pages::page_digest;
 pub use plan::{Plan, plan};
+pub use replicate::Arrived;
 pub use run::{Options, Outcome, run};
 pub(crate) use scan::EMPTY_DIRECTORIES;

@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod config;
 pub mod info;
 pub mod init;
+pub mod repo;
 pub mod restore;
 pub mod verify;
 pub mod wal;

@@ -78,6 +78,9 @@ fn run(cli: &Cli) -> Result<u8> {
             let cancel = cancel_on_signal()?;
             return commands::check::run(&Config::load(path)?, args, output, &cancel);
         }
+        Command::Repo(args) => {
+            return commands::repo::run(&Config::load(path)?, args, output, &cancel_on_signal()?);
+        }
         Command::Verify(args) => {
             let cancel = cancel_on_signal()?;
             return commands::verify::run(&Config::load(path)?, args, output, &cancel);
