@@ -87,7 +87,7 @@ fn run(cli: &Cli) -> Result<u8> {
         }
         Command::Backup(args) => {
             let cancel = cancel_on_signal()?;
-            commands::backup::run(&Config::load(path)?, args, output, &cancel)?;
+            return commands::backup::run(&Config::load(path)?, args, output, &cancel);
         }
         Command::Restore(args) => {
             let cancel = cancel_on_signal()?;

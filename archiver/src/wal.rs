@@ -9,7 +9,7 @@ pub mod covered;
 pub mod fork;
 pub mod get;
 pub mod inventory;
-mod patience;
+pub(crate) mod patience;
 pub mod push;
 pub mod recovery_file;
 pub mod relnames;
