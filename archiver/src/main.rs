@@ -71,7 +71,9 @@ fn run(cli: &Cli) -> Result<u8> {
         Command::ArchiveGet(args) => return Ok(commands::archive_get::run(path, args)),
         Command::Agent(args) => commands::agent::run(path, args)?,
         Command::Init(args) => commands::init::run(&Config::load(path)?, args, output)?,
-        Command::Info(args) => commands::info::run(&Config::load(path)?, args, output)?,
+        Command::Info(args) => {
+            return commands::info::run(&Config::load(path)?, args, output);
+        }
         Command::Wal(args) => commands::wal::run(&Config::load(path)?, args, output)?,
         Command::Cluster(args) => commands::cluster::run(&Config::load(path)?, args, output)?,
         Command::Check(args) => {

@@ -28,6 +28,8 @@ mod t310_crashes;
 mod t320_flips;
 mod t330_full_disk;
 mod t340_panic_and_cancel;
+mod t440_several_repositories;
+mod t441_failover;
 // A part of the full tier of its own.
 #[cfg(feature = "pg18")]
 mod t400_postgres_18;

@@ -1,5 +1,7 @@
 //! `pgark info`.
 
+mod sides;
+
 use super::output::{Output, human_bytes, on_one_line, print_json, print_text, repository_unknown};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
@@ -11,10 +13,12 @@ use crate::restore::branch;
 use crate::wal::cluster;
 use crate::wal::conflicts::{self, Count};
 use crate::wal::inventory::{Inventory, TimelineWal};
+use crate::wal::lag;
 use crate::wal::target::{self, Archive, Window};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, exit_code};
 use pgark_types::{BackupLabel, SegmentSize, SystemId};
 use serde_json::{Value, json};
+use sides::{Side, side_json, sides_text, window_json};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
@@ -42,22 +46,24 @@ struct Component {
     conflicts: Count,
 }
 
-/// Prints what the repositories hold.
+/// Prints what the repositories hold; the exit code is 3 when one of several does not open.
 ///
 /// # Errors
 /// Kind Invalid for a repository that the configuration does not have, or a component that no
 /// repository has; one that cannot be opened
 /// or read.
-pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
+pub fn run(config: &Config, args: &Args, output: Output) -> Result<u8> {
     let mut found = Vec::new();
     let mut known = BTreeSet::from([config.cluster_name().to_owned()]);
+    let mut sides = Vec::new();
     let storages = config.storages()?;
     if let Some(wanted) = &args.repository
         && !storages.iter().any(|(name, ..)| name == wanted)
     {
         return Err(repository_unknown(wanted));
     }
-    for (name, _, storage) in storages {
+    let mut failure = None;
+    for (name, section, storage) in storages {
         if args
             .repository
             .as_ref()
@@ -65,7 +71,25 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
         {
             continue;
         }
-        let repository = Repository::open(&name, storage)?;
+        let mut side = Side {
+            name: name.clone(),
+            required: section.required,
+            repository: None,
+            error: None,
+            lag: None,
+        };
+        let repository = match Repository::open(&name, storage) {
+            Ok(repository) => repository,
+            Err(error) => {
+                // What the others hold is worth knowing just then.
+                side.error = Some((error.code(), error.to_string()));
+                sides.push(side);
+                failure.get_or_insert(error);
+                continue;
+            }
+        };
+        side.repository = Some(repository.clone());
+        sides.push(side);
         let sessions = Sessions::list(&repository)?;
         let mut names: BTreeSet<String> = sessions.components(&repository)?.into_iter().collect();
         if cluster::current(&repository, config.cluster_name())?.is_some() {
@@ -82,14 +106,42 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
             }
         }
     }
+    if let Some(error) = failure
+        && sides.iter().all(|side| side.repository.is_none())
+    {
+        return Err(error);
+    }
     if let Some(wanted) = &args.component
         && !known.contains(wanted)
     {
         return Err(component_unknown(wanted, &known));
     }
+    add_lags(config, &mut sides)?;
     match output {
-        Output::Json => print_json(json!({"components": merge(&found)})),
-        Output::Text => print_text(text(&found).trim_end()),
+        Output::Json => print_json(json!({
+            "components": merge(&found),
+            "repositories": sides.iter().map(|side| side_json(side, &found)).collect::<Vec<_>>(),
+        })),
+        Output::Text => print_text((text(&found) + &sides_text(&sides)).trim_end()),
+    }
+    let down = sides.iter().any(|side| side.error.is_some());
+    Ok(if down {
+        exit_code::FINDINGS
+    } else {
+        exit_code::DONE
+    })
+}
+
+fn add_lags(config: &Config, sides: &mut [Side]) -> Result<()> {
+    let open = sides.iter().filter_map(|side| side.repository.clone());
+    let open: Vec<Repository> = open.collect();
+    if open.len() < 2 {
+        return Ok(());
+    }
+    let all: Vec<&Repository> = open.iter().collect();
+    let mut lags = lag::lags(&all, config.cluster_name())?.into_iter();
+    for side in sides.iter_mut().filter(|side| side.repository.is_some()) {
+        side.lag = lags.next();
     }
     Ok(())
 }
@@ -199,9 +251,7 @@ fn merge(found: &[Component]) -> Vec<Value> {
             "kind": "postgres",
             "backups": backups,
             "wal": first.map(|c| c.wal.iter().map(wal_entry).collect::<Vec<_>>()).unwrap_or_default(),
-            "window": window.map(|w| json!({
-                "from": w.from_time, "to": w.to_time, "from_lsn": w.from_lsn, "to_lsn": w.to_lsn,
-            })),
+            "window": window.map(window_json),
             "unfinished": same.iter().flat_map(|c| c.unfinished.iter().map(|u| unfinished(c, u))).collect::<Vec<_>>(),
             "damaged": same.iter().flat_map(|c| c.damaged.iter().map(|d| damaged(c, d))).collect::<Vec<_>>(),
             "problems": same.iter().flat_map(|c| c.problem.iter().map(|e| problem(c, e))).collect::<Vec<_>>(),
