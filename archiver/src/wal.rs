@@ -10,6 +10,7 @@ pub mod fork;
 pub mod get;
 pub mod inventory;
 pub mod lag;
+pub mod orphan;
 pub(crate) mod patience;
 pub mod push;
 pub mod recovery_file;

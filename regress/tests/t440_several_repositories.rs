@@ -23,7 +23,9 @@ pub(crate) fn repository(directory: &TestDirectory, pgark: &mut Pgark, name: &st
 
 /// A cluster with some rows that archives into the repository "local".
 pub(crate) fn scene<'a>(directory: &'a TestDirectory) -> (Cluster<'a>, Pgark) {
-    let cluster = archiving(directory, Major::Pg15, "a").start();
+    let mut cluster = archiving(directory, Major::Pg15, "a").start();
+    // While a repository is configured and not made yet.
+    cluster.log_mut().allow("code storage_missing");
     let pgark = Pgark::new(directory, "p", Some(&cluster));
     let _ = pgark.run(&["init", "--no-encryption"]).expect(0);
     archive_with(&cluster, &pgark);
@@ -206,5 +208,7 @@ fn the_agent_catches_up() {
             .iter()
             .all(|segment| crate::archive::object(&spare, &id, segment).exists())
     });
-    assert!(pgark.agent_log().contains("caught up"));
+    wait_until("it says so", SOON, || {
+        pgark.agent_log().contains("has caught up")
+    });
 }

@@ -14,7 +14,9 @@ use crate::repository::backups::{self, Found};
 use crate::repository::unfinished::Sessions;
 use crate::wal::cluster::{self, Identity, Reason};
 use crate::wal::conflicts;
+use crate::wal::inventory::Inventory;
 use crate::wal::lag::{self, Lag};
+use crate::wal::orphan;
 use crate::wal::room::Room;
 use crate::{Error, Result, exit_code};
 use pgark_types::{Lsn, SegmentName, TimelineId};
@@ -113,6 +115,10 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
             quarantine(config, repository),
         );
     }
+    for repository in &repositories {
+        let found = orphans(config, repository);
+        checks.add(format!("forks {}", repository.name()), found);
+    }
     lag(config, &repositories, &mut checks);
     let failed = checks.0.iter().any(|check| !check.ok);
     match output {
@@ -131,6 +137,27 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
         exit_code::FINDINGS
     } else {
         exit_code::DONE
+    })
+}
+
+/// WAL past a fork is stored and not followed. That may be a branch which a recovery has left, so it
+/// is told and fails nothing.
+fn orphans(config: &Config, repository: &Repository) -> Result<((), String)> {
+    let mut found = Vec::new();
+    for known in cluster::all(repository, config.cluster_name())? {
+        let inventory = Inventory::load(repository, known.system_identifier)?;
+        let orphans = orphan::orphans(repository, &inventory, known.segment_size)?;
+        found.extend(orphans.iter().map(ToString::to_string));
+    }
+    Ok(match found.is_empty() {
+        true => ((), "no WAL past a fork".to_owned()),
+        false => (
+            (),
+            format!(
+                "WAL past a fork: {}. If no recovery has left that timeline, an old primary still writes",
+                found.join("; ")
+            ),
+        ),
     })
 }
 

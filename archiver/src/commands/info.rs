@@ -14,6 +14,7 @@ use crate::wal::cluster;
 use crate::wal::conflicts::{self, Count};
 use crate::wal::inventory::{Inventory, TimelineWal};
 use crate::wal::lag;
+use crate::wal::orphan::{self, Orphan};
 use crate::wal::target::{self, Archive, Window};
 use crate::{Error, ErrorKind, Result, exit_code};
 use pgark_types::{BackupLabel, SegmentSize, SystemId};
@@ -40,6 +41,7 @@ struct Component {
     unfinished: Vec<Unfinished>,
     damaged: Vec<(BackupLabel, Error)>,
     wal: Vec<TimelineWal>,
+    orphans: Vec<Orphan>,
     window: Option<Window>,
     /// Why there is no window although there could be one.
     problem: Option<Error>,
@@ -171,6 +173,7 @@ fn describe(repository: &Repository, sessions: &Sessions, name: String) -> Resul
         unfinished,
         damaged,
         wal: Vec::new(),
+        orphans: Vec::new(),
         window: None,
         problem: None,
         conflicts: Count::default(),
@@ -190,6 +193,7 @@ impl Component {
     ) -> Result<()> {
         let inventory = Inventory::load(repository, system_id)?;
         self.wal = inventory.by_timeline(size);
+        self.orphans = orphan::orphans(repository, &inventory, size)?;
         self.conflicts = conflicts::count(&conflicts::list(repository, system_id)?);
         // What is there can be listed, whatever the window lacks.
         match self.find_window(repository, &inventory, size) {
@@ -251,6 +255,7 @@ fn merge(found: &[Component]) -> Vec<Value> {
             "kind": "postgres",
             "backups": backups,
             "wal": first.map(|c| c.wal.iter().map(wal_entry).collect::<Vec<_>>()).unwrap_or_default(),
+            "orphans": first.map(|c| c.orphans.clone()).unwrap_or_default(),
             "window": window.map(window_json),
             "unfinished": same.iter().flat_map(|c| c.unfinished.iter().map(|u| unfinished(c, u))).collect::<Vec<_>>(),
             "damaged": same.iter().flat_map(|c| c.damaged.iter().map(|d| damaged(c, d))).collect::<Vec<_>>(),
@@ -363,6 +368,9 @@ fn text(found: &[Component]) -> String {
             for gap in &wal.gaps {
                 let _ = writeln!(text, "    GAP: {} to {} is missing", gap.first, gap.last);
             }
+        }
+        for orphan in &component.orphans {
+            let _ = writeln!(text, "  ORPHAN: {orphan}");
         }
         if let Some(window) = component.window {
             let time = |t: Option<chrono::DateTime<chrono::Utc>>| {

@@ -26,6 +26,7 @@ pub enum Command {
     ///
     /// What is there already stays as it is; run again, it goes on with what is missing. Every byte
     /// is checked on the way. Exit code 3: something was damaged or in conflict, and the rest was copied.
+    #[command(after_help = crate::examples::REPO_COPY)]
     Copy(CopyArgs),
 }
 
