@@ -77,7 +77,10 @@ fn one_backup_in_all_of_them() {
     let label = backup["label"].as_str().unwrap().to_owned();
     for name in ["local", "far", "spare"] {
         assert_eq!(place(&backup, name)["outcome"], "committed", "{backup}");
-        assert_eq!(labels(&pgark, name), [label.clone()]);
+        assert_eq!(
+            labels(&pgark, name).as_slice(),
+            std::slice::from_ref(&label)
+        );
         let verify = ["verify", "--level", "pages", "--repository", name];
         let _ = pgark.run(&verify).expect(0);
     }
@@ -211,4 +214,34 @@ fn the_agent_catches_up() {
     wait_until("it says so", SOON, || {
         pgark.agent_log().contains("has caught up")
     });
+}
+
+/// SIGKILL in the last moments of a copy, and a second run: the label is never lost to the first one.
+#[test]
+fn a_copy_is_killed_and_run_again() {
+    let directory = TestDirectory::new("t440_killed");
+    let (cluster, mut pgark) = scene(&directory);
+    let _ = pgark.run(&["backup"]).expect(0);
+    let expected = cluster.psql("SELECT count(*) || ' ' || sum(n) FROM t");
+    let last = switch(&cluster);
+    cluster.wait_archived(&last, SOON);
+    for (name, point, outcome) in [
+        ("k1", "copy:before_manifest", "copied"),
+        ("k2", "copy:before_label", "completed"),
+        ("k3", "copy:before_commit", "completed"),
+    ] {
+        repository(&directory, &mut pgark, name, false);
+        let copy = [
+            "--output", "json", "repo", "copy", "--from", "local", "--to", name,
+        ];
+        let killed = pgark.run_with(&copy, &[("PGARK_FAULT_CRASH", point)]);
+        let _ = killed.expect(137);
+        assert!(labels(&pgark, name).is_empty(), "{point}");
+        let again = pgark.run(&copy).expect(0).json();
+        assert_eq!(again["backups"][0]["outcome"], outcome, "{point}");
+        let verify = ["verify", "--level", "pages", "--repository", name];
+        let _ = pgark.run(&verify).expect(0);
+        let restored = format!("r-{name}");
+        assert_eq!(rows(&directory, &pgark, &restored, name), expected);
+    }
 }

@@ -110,7 +110,7 @@ pub fn run(
     let mut source = match &args.repository {
         Some(name) => {
             let only = open_repository(config, Some(name))?;
-            restore::choose(&[only], None, &request)?
+            restore::choose(&[(only, true)], None, &request)?
         }
         None => {
             let (open, failed) = Repositories::open(config)?.in_order();

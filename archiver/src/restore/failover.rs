@@ -38,18 +38,24 @@ pub struct Restored {
     pub repositories: Vec<String>,
 }
 
-/// Plans the restore with the first of `repositories` that can serve it. `failed` is the error of
-/// a repository that comes before them and did not open.
+/// Plans the restore with the first of `repositories` that can serve it; beside each stands whether it
+/// is required. `failed` is the error of a repository that comes before them and did not open.
+///
+/// A gap that one refuses is not passed over for one that is not required: it may end before the gap
+/// because it lags, and the gap would be accepted by nobody.
 ///
 /// # Errors
 /// That of the first repository, when none can.
 pub fn choose(
-    repositories: &[Repository],
+    repositories: &[(Repository, bool)],
     failed: Option<Error>,
     request: &Request,
 ) -> Result<Source> {
     let mut failure = failed;
-    for repository in repositories {
+    for (repository, required) in repositories {
+        if !required && failure.as_ref().is_some_and(|e| e.code() == "wal_gap") {
+            break;
+        }
         match plan(repository, request) {
             Ok((plan, backup)) => {
                 if let Some(error) = failure {
@@ -60,9 +66,8 @@ pub fn choose(
                         repository.name()
                     );
                 }
-                let others = repositories
-                    .iter()
-                    .filter(|r| r.name() != repository.name());
+                let others = repositories.iter().map(|(other, _)| other);
+                let others = others.filter(|other| other.name() != repository.name());
                 return Ok(Source {
                     plan,
                     backup,

@@ -11,8 +11,9 @@ use crate::repository::{Repository, backups, layout};
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{Key, Put, SharedStorage};
 use crate::transfer::{self, Settings};
+use crate::wal::commit_index::testdata as wal;
 use crate::{ErrorKind, Result};
-use pgark_types::{RecoveryTarget, TargetAction, TargetTimeline};
+use pgark_types::{ArchiveFile, RecoveryTarget, TargetAction, TargetTimeline};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -84,7 +85,8 @@ impl Host {
     }
 
     fn restore(&self, repositories: &[Repository]) -> Result<Restored> {
-        let mut from = choose(repositories, None, &request())?;
+        let repositories: Vec<_> = repositories.iter().map(|r| (r.clone(), true)).collect();
+        let mut from = choose(&repositories, None, &request())?;
         let destination = self.destination(&from);
         from.preflight(&destination, false)?;
         let plan = from.plan.clone();
@@ -202,8 +204,33 @@ fn a_repository_without_the_backup_is_passed_over() {
     let [a, _] = two(7);
     let empty = repository("empty", &clock);
     assert_restores(7, &[empty.clone(), a], &["a"]);
-    let error = choose(&[empty.clone(), empty], None, &request()).unwrap_err();
+    let error = choose(&[(empty.clone(), true), (empty, true)], None, &request()).unwrap_err();
     assert_eq!(error.code(), "no_backup");
+}
+
+/// "b" ends before the gap: served without a word, it would accept the loss that "a" refuses.
+#[test]
+fn a_gap_is_not_passed_over_for_one_that_is_not_required() {
+    let [a, b] = two(10);
+    let remove = |repository: &Repository, file: &str| {
+        let file: ArchiveFile = file.parse().unwrap();
+        let key = layout::wal(wal::system_id(), file).unwrap();
+        repository.storage().delete(&key).unwrap();
+    };
+    remove(&a, wal::SEGMENTS[2]);
+    for file in [wal::SEGMENTS[2], wal::SEGMENTS[3], "00000002.history"] {
+        remove(&b, file);
+    }
+    let with = |required| {
+        choose(
+            &[(a.clone(), true), (b.clone(), required)],
+            None,
+            &request(),
+        )
+    };
+    assert_eq!(with(false).unwrap_err().code(), "wal_gap");
+    let from = with(true).unwrap();
+    assert_eq!(from.backup.repository().name(), "b");
 }
 
 #[test]

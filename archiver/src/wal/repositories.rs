@@ -77,12 +77,11 @@ impl Repositories {
     /// For a reader that takes what it can get: the open ones in order, and the error of the first
     /// that is missing among them, a required one before others.
     #[must_use]
-    pub fn in_order(self) -> (Vec<Repository>, Option<Error>) {
-        let open = self.open.into_iter().map(|(repository, _)| repository);
+    pub fn in_order(self) -> (Vec<(Repository, bool)>, Option<Error>) {
+        let open = self.open;
         let mut failed = self.failed;
         failed.sort_by_key(|f| !f.required);
         let mut failed = failed.into_iter();
-        let open: Vec<_> = open.collect();
         let first = failed.next().filter(|f| f.required || open.is_empty());
         (open, first.map(|f| f.error))
     }
