@@ -7,6 +7,7 @@
 pub mod client;
 pub mod protocol;
 
+mod catch_up;
 mod host;
 mod names;
 mod pusher;
@@ -20,6 +21,7 @@ mod wake;
 use crate::config::Config;
 use crate::signals::Signals;
 use crate::{Error, Result};
+use catch_up::CatchUp;
 use host::Host;
 use pusher::Pusher;
 use spool::Spool;
@@ -80,7 +82,8 @@ pub fn run(config: Config) -> Result<()> {
 fn start(config: &Arc<Config>) -> Result<Agent> {
     let stats = Arc::new(Stats::default());
     let host = Arc::new(Host::new(config)?);
-    let pusher = Pusher::start(config, &host, &stats)?;
+    let catch_up = CatchUp::start(config)?;
+    let pusher = Pusher::start(config, &host, &stats, catch_up)?;
     let spool = Spool::start(config, &stats)?;
     Ok(Agent {
         config: Arc::clone(config),

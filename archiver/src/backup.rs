@@ -5,12 +5,16 @@ mod complete;
 mod copy;
 #[cfg(test)]
 mod crash_tests;
+mod lane;
 mod meta;
+mod outlets;
 mod pages;
 mod plan;
+pub(crate) mod replicate;
 mod run;
 mod scan;
 pub(crate) mod server;
+mod spread;
 #[cfg(test)]
 pub(crate) mod testdata;
 mod throttle;
@@ -18,5 +22,7 @@ pub(crate) mod wal_wait;
 
 pub(crate) use pages::page_digest;
 pub use plan::{Plan, plan};
+pub use replicate::Arrived;
 pub use run::{Options, Outcome, run};
 pub(crate) use scan::EMPTY_DIRECTORIES;
+pub use spread::{Place, Spread, everywhere};

@@ -112,6 +112,8 @@ pub enum Command {
     /// Restore the cluster into a directory, to any point that its WAL reaches.
     #[command(after_help = examples::RESTORE)]
     Restore(commands::restore::Args),
+    /// Copy backups and WAL from one repository to another.
+    Repo(commands::repo::Args),
     /// Verify what is stored, without restoring it. Exit code 3 when something is wrong.
     #[command(after_help = examples::VERIFY)]
     Verify(commands::verify::Args),

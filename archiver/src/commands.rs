@@ -10,6 +10,7 @@ pub mod config;
 pub mod info;
 pub mod init;
 pub mod key;
+pub mod repo;
 pub mod restore;
 pub mod verify;
 pub mod wal;

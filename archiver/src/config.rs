@@ -106,6 +106,9 @@ pub struct Wal {
     pub inflight_wait_seconds: u64,
     /// How often the agent samples the clock and the insert LSN (`covered_until`), in seconds.
     pub covered_sample_seconds: u64,
+    /// How long after a repository that is not required missed something the agent first tries to
+    /// complete it from a required one, in seconds; later tries wait up to ten minutes. 0 = never.
+    pub catch_up_seconds: u64,
 }
 
 impl Default for Wal {
@@ -118,6 +121,7 @@ impl Default for Wal {
             standby_retry_seconds: 10,
             inflight_wait_seconds: 60,
             covered_sample_seconds: 60,
+            catch_up_seconds: 30,
         }
     }
 }

@@ -36,6 +36,12 @@ Examples:
   pgark backup --plan
   pgark backup --annotate reason=before-upgrade --parallel 2";
 
+pub(crate) const REPO_COPY: &str = "\
+Examples:
+  pgark repo copy --from local --to far
+  pgark repo copy --from local --to far --since 2026-11-20T00:00:00Z --output json
+  pgark repo copy --from local --to far --backup 20261120T201015Z-5RJ9";
+
 pub(crate) const RESTORE: &str = "\
 Examples:
   pgark restore --target-dir /srv/restored --dry-run

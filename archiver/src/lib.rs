@@ -23,6 +23,7 @@ pub mod repository;
 pub mod restore;
 pub mod signals;
 pub mod storage;
+pub mod transfer;
 pub mod verify;
 pub mod wal;
 

@@ -71,7 +71,9 @@ fn run(cli: &Cli) -> Result<u8> {
         Command::ArchiveGet(args) => return Ok(commands::archive_get::run(path, args)),
         Command::Agent(args) => commands::agent::run(path, args)?,
         Command::Init(args) => commands::init::run(&Config::load(path)?, args, output)?,
-        Command::Info(args) => commands::info::run(&Config::load(path)?, args, output)?,
+        Command::Info(args) => {
+            return commands::info::run(&Config::load(path)?, args, output);
+        }
         Command::Wal(args) => commands::wal::run(&Config::load(path)?, args, output)?,
         Command::Key(args) => commands::key::run(&Config::load(path)?, args, output)?,
         Command::Cluster(args) => commands::cluster::run(&Config::load(path)?, args, output)?,
@@ -79,13 +81,16 @@ fn run(cli: &Cli) -> Result<u8> {
             let cancel = cancel_on_signal()?;
             return commands::check::run(&Config::load(path)?, args, output, &cancel);
         }
+        Command::Repo(args) => {
+            return commands::repo::run(&Config::load(path)?, args, output, &cancel_on_signal()?);
+        }
         Command::Verify(args) => {
             let cancel = cancel_on_signal()?;
             return commands::verify::run(&Config::load(path)?, args, output, &cancel);
         }
         Command::Backup(args) => {
             let cancel = cancel_on_signal()?;
-            commands::backup::run(&Config::load(path)?, args, output, &cancel)?;
+            return commands::backup::run(&Config::load(path)?, args, output, &cancel);
         }
         Command::Restore(args) => {
             let cancel = cancel_on_signal()?;

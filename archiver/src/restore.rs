@@ -10,6 +10,9 @@ mod crash_tests;
 #[cfg(test)]
 mod delta_tests;
 mod destination;
+mod failover;
+#[cfg(test)]
+mod failover_tests;
 mod fetch;
 mod files;
 mod finish;
@@ -28,6 +31,7 @@ mod warnings;
 
 pub use configure::{Archiving, restore_command};
 pub use destination::Destination;
+pub use failover::{Restored, Source, choose, is_copy};
 pub use plan::{Plan, Request, plan};
 pub use preflight::preflight;
 pub use run::{Execution, Outcome, run};

@@ -31,6 +31,8 @@ mod t340_panic_and_cancel;
 mod t430_s3;
 mod t431_s3_faults;
 mod t432_s3_bad_input;
+mod t440_several_repositories;
+mod t441_failover;
 // A part of the full tier of its own.
 #[cfg(feature = "pg18")]
 mod t400_postgres_18;

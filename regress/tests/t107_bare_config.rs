@@ -29,11 +29,11 @@ fn shapes(info: &Value, check: &Value, verify: &Value, plan: &Value) {
     for answer in [info, check, verify, plan] {
         assert_eq!(answer["format"], 1);
     }
-    keys(info, "format components");
+    keys(info, "format components repositories");
     let component = &info["components"][0];
     keys(
         component,
-        "name kind backups wal window conflicts conflicts_acknowledged unfinished damaged problems",
+        "name kind backups wal window conflicts conflicts_acknowledged unfinished damaged problems orphans",
     );
     keys(
         &component["backups"][0],
@@ -49,7 +49,7 @@ fn shapes(info: &Value, check: &Value, verify: &Value, plan: &Value) {
     keys(verify, "format objects bytes findings notes");
     keys(
         plan,
-        "format backup target wal bytes seconds_estimate warnings",
+        "format backup repository target wal bytes seconds_estimate warnings",
     );
     keys(&plan["target"], "lsn timeline time inclusive description");
     keys(&plan["wal"], "first last count");

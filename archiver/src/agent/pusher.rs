@@ -5,6 +5,7 @@
 
 mod index;
 
+use super::catch_up::CatchUp;
 use super::host::{FileKey, Host};
 use super::protocol::{FileId, Reply};
 use super::stats::Stats;
@@ -117,6 +118,7 @@ pub(super) struct Pusher {
     config: Arc<Config>,
     host: Arc<Host>,
     stats: Arc<Stats>,
+    catch_up: Arc<CatchUp>,
     tasks: Mutex<Tasks>,
     changed: Condvar,
     /// Where the thread that looks ahead is told what was asked for.
@@ -128,12 +130,14 @@ impl Pusher {
         config: &Arc<Config>,
         host: &Arc<Host>,
         stats: &Arc<Stats>,
+        catch_up: Arc<CatchUp>,
     ) -> Result<Arc<Self>> {
         let (scout, asked) = sync_channel(1);
         let pusher = Arc::new(Self {
             config: Arc::clone(config),
             host: Arc::clone(host),
             stats: Arc::clone(stats),
+            catch_up,
             tasks: Mutex::default(),
             changed: Condvar::new(),
             scout,
@@ -291,6 +295,8 @@ impl Pusher {
     fn store(&self, key: FileKey, buffer: &mut Vec<u8>) {
         match self.store_file(key, buffer) {
             Ok((outcome, repos)) => {
+                let stored: Vec<&str> = outcome.stored.iter().map(|(n, _)| n.as_str()).collect();
+                self.catch_up.stored(&stored);
                 fault::point("push:before_ack");
                 self.finish(key, Ok(()));
                 self.index_later(index::Job {

@@ -69,22 +69,39 @@ pub(super) fn write(
         ..manifest(&finished, session)
     };
     let digest = put_manifest(repository, clock, &manifest)?;
-    let mut label = label_record(&manifest, digest);
+    let label = put_label(repository, &manifest, digest)?;
+    Ok((label, digest))
+}
+
+/// Stores the label record of a manifest. The same record that is there already is as good.
+///
+/// # Errors
+/// The storage's; kind Conflict, code `object_exists`, when another one is there.
+pub(super) fn put_label(
+    repository: &Repository,
+    manifest: &Manifest,
+    digest: blake3::Hash,
+) -> Result<Label> {
+    let mut label = label_record(manifest, digest);
     if repository.is_encrypted() {
         // The record is in clear; what the user noted is his own affair.
         label.annotations.clear();
     }
     let key = layout::label(&manifest.component, &manifest.label)?;
-    match repository
-        .storage()
-        .put_if_absent(&key, &sealed::seal(&label)?)?
-    {
-        Put::Created => Ok((label, digest)),
-        Put::Exists => Err(Error::conflict(
+    let record = sealed::seal(&label)?;
+    let put = repository.storage().put_if_absent(&key, &record)?;
+    if put == Put::Exists {
+        let stored = repository.storage().get(&key, record.len() as u64);
+        if stored.is_ok_and(|stored| stored == record) {
+            repository.storage().make_durable(&key)?;
+            return Ok(label);
+        }
+        return Err(Error::conflict(
             "object_exists",
             format!("there is an object \"{key}\" already"),
-        )),
+        ));
     }
+    Ok(label)
 }
 
 /// `pg_control` was read last; it gets a pack frame of its own.
@@ -187,7 +204,7 @@ fn file_entry(
     Ok(entry)
 }
 
-fn object_use(sealed: &Sealed) -> ObjectUse {
+pub(super) fn object_use(sealed: &Sealed) -> ObjectUse {
     ObjectUse {
         key: sealed.key.to_string(),
         size: sealed.size,
@@ -263,7 +280,7 @@ fn postgres_info(finished: &Finished<'_>) -> PostgresInfo {
     }
 }
 
-fn put_manifest(
+pub(super) fn put_manifest(
     repository: &Repository,
     clock: &SharedClock,
     manifest: &Manifest,

@@ -1,7 +1,9 @@
-//! The copy: tasks in a queue, largest first, and the threads that work on them.
+//! The copy: tasks in a queue, largest first, and the threads that work on them. What a thread reads
+//! goes to every repository (`lane`).
 
-use super::meta::{MetaWriter, Pending};
-use super::pages::{PagePacker, Part, Range};
+use super::lane::{Joiner, Lane, Target};
+use super::meta::Pending;
+use super::pages::{Range, Reading, read_range};
 use super::scan::Found;
 use super::throttle::Throttle;
 use crate::cancel::CancelToken;
@@ -9,7 +11,6 @@ use crate::clock::SharedClock;
 use crate::postgres::page::BLOCK_SIZE;
 use crate::progress::Progress;
 use crate::repository::Repository;
-use crate::repository::format::layer::{Layer, Method};
 use crate::repository::format::manifest::{FileKind, FrameRef, Slice};
 use crate::repository::format::{FrameClass, ObjectKind, PACK_BYTES_TARGET};
 use crate::repository::frame::FrameEncoder;
@@ -24,20 +25,19 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 
 /// Bytes of a large file that one task reads; a multiple of eight pages.
-const TASK_BYTES: u64 = 32 << 20;
+pub(super) const TASK_BYTES: u64 = 32 << 20;
 /// Small files are gathered into tasks of this size.
-const BATCH_BYTES: u64 = 4 << 20;
+pub(super) const BATCH_BYTES: u64 = 4 << 20;
 /// The most bytes of other files in one frame.
-const CHUNK_BYTES: usize = 1 << 20;
+pub(super) const CHUNK_BYTES: usize = 1 << 20;
 
 /// What all copying threads share.
 pub(super) struct Shared {
-    pub(super) repository: Repository,
+    pub(super) targets: Vec<Target>,
     pub(super) clock: SharedClock,
     pub(super) cancel: CancelToken,
     pub(super) throttle: Throttle,
     pub(super) progress: Progress,
-    pub(super) digest_key: [u8; 32],
     pub(super) data_checksums: bool,
     pub(super) segment_blocks: u32,
     pub(super) compression_level: i32,
@@ -61,7 +61,7 @@ pub(super) enum Content {
     Chunks(Vec<Slice>, String),
 }
 
-/// The result of a whole copy.
+/// The result of a whole copy into one repository.
 pub(super) struct Copy {
     /// By position in the scan; absent for directories and for files that vanished.
     pub(super) files: HashMap<usize, Copied>,
@@ -92,30 +92,35 @@ pub(super) fn open(path: &Path) -> Result<Option<File>> {
     }
 }
 
-/// Copies every file of `scan` but `pg_control`, with `threads` threads.
+/// Copies every file of `scan` but `pg_control`, with `threads` threads, into every target. A
+/// target that fails does not keep the copy from the others.
 ///
 /// # Errors
-/// The first error of any thread; the others stop soon after.
-pub(super) fn copy(shared: &Shared, scan: &[Found], threads: usize) -> Result<Copy> {
+/// The first error of the source; or of the targets, once none is left. The threads stop soon
+/// after.
+pub(super) fn copy(shared: &Shared, scan: &[Found], threads: usize) -> Result<Vec<Result<Copy>>> {
     let queue = Mutex::new(plan(scan, shared.segment_blocks));
-    let joiner = Mutex::new(Joiner::new(shared, scan)?);
-    let packs = Mutex::new(Vec::new());
+    let joiners = shared.targets.iter().map(|target| {
+        let joiner = Joiner::new(target, &shared.clock, scan)?;
+        Ok(Mutex::new(joiner))
+    });
+    let joiners: Vec<Mutex<Joiner<'_>>> = joiners.collect::<Result<_>>()?;
     let stop = CancelToken::default();
     let first_error = Mutex::new(None);
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
                 let work = || -> Result<()> {
-                    let mut worker = Worker::new(shared)?;
+                    let mut worker = Worker::new(shared, &joiners)?;
                     while !stop.is_cancelled() {
                         let Some(task) = lock(&queue)?.pop_front() else {
                             break;
                         };
                         crate::fault::point("backup:copying");
-                        worker.task(scan, task, &joiner)?;
+                        worker.task(scan, task)?;
                     }
                     if !stop.is_cancelled() {
-                        lock(&packs)?.extend(worker.store.finish()?);
+                        worker.finish()?;
                     }
                     Ok(())
                 };
@@ -129,20 +134,21 @@ pub(super) fn copy(shared: &Shared, scan: &[Found], threads: usize) -> Result<Co
         }
     });
     if let Some(error) = first_error.into_inner().unwrap_or(None) {
-        return Err(error);
+        let all = shared.targets.iter().all(Target::is_lost);
+        let first = all.then(|| shared.targets.iter().find_map(Target::take_failure));
+        return Err(first.flatten().unwrap_or(error));
     }
-    let joiner = joiner.into_inner().map_err(|_| poisoned())?;
-    let (files, layers, corrupt) = joiner.finish()?;
-    let packs = packs.into_inner().map_err(|_| poisoned())?;
-    Ok(Copy {
-        files,
-        layers,
-        packs,
-        corrupt,
-    })
+    let copies = shared.targets.iter().zip(joiners).map(|(target, joiner)| {
+        let joiner = joiner.into_inner().map_err(|_| poisoned())?;
+        match target.take_failure() {
+            Some(error) => Err(error),
+            None => joiner.finish(),
+        }
+    });
+    Ok(copies.collect())
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> Result<std::sync::MutexGuard<'_, T>> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> Result<std::sync::MutexGuard<'_, T>> {
     mutex.lock().map_err(|_| poisoned())
 }
 
@@ -223,312 +229,123 @@ impl PackStore {
         Ok(frame)
     }
 
-    pub(super) fn finish(mut self) -> Result<Vec<Sealed>> {
+    /// Publishes what is left; returns the objects.
+    pub(super) fn finish(&mut self) -> Result<Vec<Sealed>> {
         if let Some(object) = self.object.take() {
             self.sealed.push(object.finish()?);
         }
-        Ok(self.sealed)
+        Ok(std::mem::take(&mut self.sealed))
     }
 }
 
-/// One thread.
-struct Worker<'a> {
+/// One thread: it reads, and a lane per repository does the rest.
+struct Worker<'a, 's> {
     shared: &'a Shared,
-    store: PackStore,
-    packer: PagePacker,
-    /// Plain bytes of the chunk frame under way, and whose they are.
-    chunk: Vec<u8>,
-    pieces: Vec<(usize, u32, u32)>,
+    lanes: Vec<Lane<'a, 's>>,
 }
 
-impl<'a> Worker<'a> {
-    fn new(shared: &'a Shared) -> Result<Self> {
-        let store = PackStore::new(&shared.repository, &shared.clock, shared.compression_level)?;
-        let chunk = Vec::with_capacity(CHUNK_BYTES);
+impl<'a, 's> Worker<'a, 's> {
+    fn new(shared: &'a Shared, joiners: &'a [Mutex<Joiner<'s>>]) -> Result<Self> {
+        let lanes = shared.targets.iter().zip(joiners);
+        let lanes = lanes.map(|(target, joiner)| Lane::new(shared, target, joiner));
         Ok(Self {
             shared,
-            store,
-            packer: PagePacker::new(),
-            chunk,
-            pieces: Vec::new(),
+            lanes: lanes.collect::<Result<_>>()?,
         })
     }
 
-    fn task(&mut self, scan: &[Found], task: Task, joiner: &Mutex<Joiner<'_>>) -> Result<()> {
-        let mut others = HashMap::new();
+    /// Does something in every lane whose repository still works.
+    ///
+    /// # Errors
+    /// Once there is none left.
+    fn each(&mut self, mut act: impl FnMut(&mut Lane<'a, 's>) -> Result<()>) -> Result<()> {
+        let mut alive = false;
+        for lane in &mut self.lanes {
+            if lane.target.is_lost() {
+                continue;
+            }
+            match act(lane) {
+                Ok(()) => alive = true,
+                Err(error) => {
+                    if let Some(error) = lane.target.lose(error, self.shared.targets.len()) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        match alive {
+            true => Ok(()),
+            false => Err(Error::unavailable(
+                "repository_unreachable",
+                "every repository failed during the backup",
+            )),
+        }
+    }
+
+    fn task(&mut self, scan: &[Found], task: Task) -> Result<()> {
         match task {
             Task::Range(range) => {
-                let Some(found) = scan.get(range.file) else {
-                    return Ok(());
-                };
-                self.packer
-                    .range(self.shared, &mut self.store, &found.source, range)?;
+                if let Some(found) = scan.get(range.file) {
+                    self.range(found, range)?;
+                }
             }
             Task::Batch(files) => {
                 for (number, found) in files.iter().filter_map(|n| Some((*n, scan.get(*n)?))) {
                     self.shared.cancel.check()?;
                     if found.kind == FileKind::Relation {
                         let range = range(number, found, 0, found.size, self.shared.segment_blocks);
-                        self.packer
-                            .range(self.shared, &mut self.store, &found.source, range)?;
-                    } else if let Some(copied) = self.other_file(number, found, &mut others)? {
-                        others.insert(number, copied);
+                        self.range(found, range)?;
+                    } else {
+                        self.other_file(number, found)?;
                     }
                 }
-                self.flush_chunk(&mut others)?;
             }
         }
-        let parts = self.packer.finish(&mut self.store)?;
-        let mut joiner = lock(joiner)?;
-        for (number, copied) in others {
-            joiner.files.insert(number, copied.into_copied());
-        }
-        parts.into_iter().try_for_each(|part| joiner.part(part))
+        self.each(Lane::flush)
     }
 
-    /// Reads a file that is no relation. `None` when it has vanished.
-    fn other_file(
-        &mut self,
-        number: usize,
-        found: &Found,
-        done: &mut HashMap<usize, Other>,
-    ) -> Result<Option<Other>> {
-        let Some(mut file) = open(&found.source)? else {
-            return Ok(None);
-        };
-        let mut other = Other::new(&self.shared.digest_key);
-        done.insert(number, Other::new(&self.shared.digest_key));
-        loop {
-            let room = CHUNK_BYTES - self.chunk.len();
-            let at = self.chunk.len();
-            let left = found.size.saturating_sub(other.size);
-            let want = left.min(room as u64);
-            let got = (&mut file)
-                .take(want)
-                .read_to_end(&mut self.chunk)
-                .map_err(|e| {
-                    Error::io(
-                        format!("could not read file \"{}\"", found.source.display()),
-                        e,
-                    )
-                })?;
-            self.shared.throttle.wait(got as u64, &self.shared.cancel);
-            self.shared.progress.add(got as u64);
-            other.update(self.chunk.get(at..).unwrap_or_default());
-            if got > 0 {
-                let index = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-                self.pieces.push((number, index(at), index(got)));
-            }
-            if self.chunk.len() >= CHUNK_BYTES {
-                self.flush_chunk(done)?;
-            }
-            if (got as u64) < want || left == got as u64 {
-                break;
-            }
-        }
-        // Pieces that were flushed meanwhile stand in `done`; keep them.
-        if let Some(flushed) = done.remove(&number) {
-            other.slices = flushed.slices;
-        }
-        Ok(Some(other))
-    }
-
-    fn flush_chunk(&mut self, done: &mut HashMap<usize, Other>) -> Result<()> {
-        if self.chunk.is_empty() {
-            return Ok(());
-        }
-        let frame = self.store.frame(FrameClass::Chunks, &self.chunk)?;
-        self.chunk.clear();
-        for (number, at, len) in self.pieces.drain(..) {
-            if let Some(other) = done.get_mut(&number) {
-                other.slices.push(Slice { frame, at, len });
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A file that is no relation, being read.
-struct Other {
-    size: u64,
-    crc32c: u32,
-    hasher: blake3::Hasher,
-    slices: Vec<Slice>,
-}
-
-impl Other {
-    fn new(key: &[u8; 32]) -> Self {
-        Self {
-            size: 0,
-            crc32c: 0,
-            hasher: blake3::Hasher::new_keyed(key),
-            slices: Vec::new(),
-        }
-    }
-
-    fn update(&mut self, bytes: &[u8]) {
-        self.size += bytes.len() as u64;
-        self.crc32c = crc32c::crc32c_append(self.crc32c, bytes);
-        self.hasher.update(bytes);
-    }
-
-    fn into_copied(self) -> Copied {
-        let digest = self.hasher.finalize().to_hex().to_string();
-        Copied {
-            size: self.size,
-            crc32c: self.crc32c,
-            content: Content::Chunks(self.slices, digest),
-        }
-    }
-}
-
-/// Puts the parts of each relation file together and writes its layer record as soon as it is
-/// whole, so that memory holds only the files under way.
-struct Joiner<'a> {
-    scan: &'a [Found],
-    meta: MetaWriter,
-    open: HashMap<usize, Vec<Part>>,
-    files: HashMap<usize, Copied>,
-    corrupt: Vec<(usize, u32, Lsn)>,
-}
-
-impl<'a> Joiner<'a> {
-    fn new(shared: &Shared, scan: &'a [Found]) -> Result<Self> {
-        Ok(Self {
-            scan,
-            meta: MetaWriter::new(&shared.repository, &shared.clock, FrameClass::Layers)?,
-            open: HashMap::new(),
-            files: HashMap::new(),
-            corrupt: Vec::new(),
+    fn range(&mut self, found: &Found, range: Range) -> Result<()> {
+        let shared = self.shared;
+        read_range(shared, &found.source, range, |reading| match reading {
+            Reading::Begin(range, present) => self.each(|lane| {
+                lane.begin_range(range, present);
+                Ok(())
+            }),
+            Reading::Pages(pages) => self.each(|lane| lane.pages(pages)),
         })
     }
 
-    fn part(&mut self, part: Part) -> Result<()> {
-        let file = part.file;
-        self.corrupt
-            .extend(part.corrupt.iter().map(|(block, lsn)| (file, *block, *lsn)));
-        let size = self.scan.get(file).map_or(0, |found| found.size);
-        let expected = if size > BATCH_BYTES {
-            size.div_ceil(TASK_BYTES)
-        } else {
-            1
+    /// Reads a file that is no relation; one that has vanished is left out.
+    fn other_file(&mut self, number: usize, found: &Found) -> Result<()> {
+        let Some(mut file) = open(&found.source)? else {
+            return Ok(());
         };
-        let parts = self.open.entry(file).or_default();
-        parts.push(part);
-        if (parts.len() as u64) < expected {
-            return Ok(());
+        self.each(|lane| {
+            lane.begin_file(number);
+            Ok(())
+        })?;
+        let mut buffer = Vec::new();
+        let mut read = 0;
+        while read < found.size {
+            buffer.clear();
+            let want = (found.size - read).min(CHUNK_BYTES as u64);
+            let mut limited = (&mut file).take(want);
+            let got = limited.read_to_end(&mut buffer).map_err(|e| {
+                let path = found.source.display();
+                Error::io(format!("could not read file \"{path}\""), e)
+            })?;
+            self.shared.throttle.wait(got as u64, &self.shared.cancel);
+            self.shared.progress.add(got as u64);
+            self.each(|lane| lane.bytes(number, &buffer))?;
+            read += got as u64;
+            if (got as u64) < want {
+                break;
+            }
         }
-        let mut parts = self.open.remove(&file).unwrap_or_default();
-        if !parts.iter().any(|part| part.present) {
-            return Ok(());
-        }
-        parts.sort_by_key(|part| part.first_block);
-        let (layer, crc32c) = join(parts);
-        let mut record = Vec::new();
-        layer.encode_into(&mut record);
-        let content = Content::Layer(self.meta.add(&record)?);
-        self.files.insert(
-            file,
-            Copied {
-                size: layer.file_size(),
-                crc32c,
-                content,
-            },
-        );
         Ok(())
     }
 
-    #[expect(
-        clippy::type_complexity,
-        reason = "a one-off triple, taken apart at once"
-    )]
-    fn finish(
-        self,
-    ) -> Result<(
-        HashMap<usize, Copied>,
-        super::meta::Written,
-        Vec<(usize, u32, Lsn)>,
-    )> {
-        Ok((self.files, self.meta.finish()?, self.corrupt))
+    fn finish(&mut self) -> Result<()> {
+        self.each(Lane::finish)
     }
-}
-
-/// Joins the parts of a file, in order. The file may have been truncated, or truncated and
-/// extended again, while it was read: a hole counts as zero pages, which WAL replay fills.
-fn join(parts: Vec<Part>) -> (Layer, u32) {
-    let block_size = BLOCK_SIZE as u64;
-    let nblocks = parts
-        .iter()
-        .filter(|p| p.blocks > 0)
-        .map(|p| p.first_block + p.blocks)
-        .max();
-    let nblocks = nblocks.unwrap_or(0);
-    let mut layer = Layer {
-        page_size: u32::try_from(BLOCK_SIZE).unwrap_or(0),
-        nblocks,
-        limit_block: 0,
-        method: Method::Full,
-        bitmap: crate::repository::layer::bitmap(nblocks),
-        zero_bitmap: crate::repository::layer::bitmap(nblocks),
-        runs: Vec::new(),
-        digests: Vec::new(),
-        checksums: Vec::new(),
-        tail: Vec::new(),
-    };
-    let zero_page_crc = crc32c::crc32c(&[0; BLOCK_SIZE]);
-    let (mut crc, mut at) = (0, 0);
-    for part in parts {
-        while at < part.first_block.min(nblocks) {
-            crate::repository::layer::set_bit(&mut layer.bitmap, at);
-            crate::repository::layer::set_bit(&mut layer.zero_bitmap, at);
-            crc = crc32c::crc32c_combine(crc, zero_page_crc, BLOCK_SIZE);
-            at += 1;
-        }
-        let from = (part.first_block / 8) as usize;
-        or_into(&mut layer.bitmap, from, &part.bitmap);
-        or_into(&mut layer.zero_bitmap, from, &part.zero_bitmap);
-        let bytes = u64::from(part.blocks) * block_size;
-        // Only the last part can have a tail that counts; an earlier one's was cut off since.
-        let whole = part.first_block + part.blocks == nblocks;
-        if part.blocks > 0 || !part.tail.is_empty() {
-            let part_crc = if whole || part.tail.is_empty() {
-                part.crc32c
-            } else {
-                crc_without_tail(&part)
-            };
-            let tail = if whole { part.tail.len() as u64 } else { 0 };
-            let length = usize::try_from(bytes + tail).unwrap_or(usize::MAX);
-            crc = crc32c::crc32c_combine(crc, part_crc, length);
-        }
-        if whole {
-            layer.tail = part.tail;
-        }
-        layer.runs.extend(part.runs);
-        layer.digests.extend(part.digests);
-        layer.checksums.extend(part.checksums);
-        at = at.max(part.first_block + part.blocks);
-    }
-    (layer, crc)
-}
-
-fn or_into(target: &mut [u8], from: usize, bits: &[u8]) {
-    let room = target.get_mut(from..).unwrap_or_default();
-    room.iter_mut()
-        .zip(bits)
-        .for_each(|(byte, bit)| *byte |= bit);
-}
-
-/// The CRC of a part's whole pages, from the pages' own.
-fn crc_without_tail(part: &Part) -> u32 {
-    let zero_page_crc = crc32c::crc32c(&[0; BLOCK_SIZE]);
-    let mut stored = part.checksums.iter();
-    (0..part.blocks).fold(0, |crc, block| {
-        let zero = crate::repository::layer::bit(&part.zero_bitmap, block);
-        let page = if zero {
-            zero_page_crc
-        } else {
-            stored.next().copied().unwrap_or(0)
-        };
-        crc32c::crc32c_combine(crc, page, BLOCK_SIZE)
-    })
 }

@@ -88,86 +88,38 @@ impl PagePacker {
         }
     }
 
-    /// Reads `range` of `path`. Small ranges share frames until [`PagePacker::finish`].
-    pub(super) fn range(
-        &mut self,
-        shared: &Shared,
-        store: &mut PackStore,
-        path: &Path,
-        range: Range,
-    ) -> Result<()> {
+    /// Begins a range; its pages follow. Small ranges share frames until [`PagePacker::finish`].
+    pub(super) fn begin(&mut self, range: Range, present: bool) {
         let blocks_max = u32::try_from(range.bytes / BLOCK_SIZE as u64).unwrap_or(u32::MAX);
-        let number = self.parts.len();
-        self.parts
-            .push(Part::new(range.file, range.first_block, blocks_max));
-        let Some(file) = super::copy::open(path)? else {
-            return Ok(());
-        };
-        if let Some(part) = self.parts.get_mut(number) {
-            part.present = true;
-        }
-        let start = u64::from(range.first_block) * BLOCK_SIZE as u64;
-        let cold = is_cold(&file, start, range.bytes);
-        let mut buffer = vec![0; READ_PAGES * BLOCK_SIZE];
-        let mut offset = 0;
-        while offset < range.bytes {
-            shared.cancel.check()?;
-            let want = (range.bytes - offset).min(buffer.len() as u64);
-            shared.throttle.wait(want, &shared.cancel);
-            let room = buffer
-                .get_mut(..usize::try_from(want).unwrap_or(0))
-                .unwrap_or_default();
-            let got = read_full(&file, room, start + offset)
-                .map_err(|e| Error::io(format!("could not read file \"{}\"", path.display()), e))?;
-            let block = range.first_block + u32::try_from(offset / BLOCK_SIZE as u64).unwrap_or(0);
-            let bytes = room.get_mut(..got).unwrap_or_default();
-            let check = PageCheck {
-                shared,
-                file: &file,
-                block,
-                relation_block: range.relation_block,
-            };
-            self.chunk(number, &check, store, bytes)?;
-            shared.progress.add(want);
-            offset += want;
-            if (got as u64) < want {
-                break;
-            }
-        }
-        if cold {
-            drop_cache(&file, start, range.bytes);
-        }
-        Ok(())
+        let mut part = Part::new(range.file, range.first_block, blocks_max);
+        part.present = present;
+        self.parts.push(part);
     }
 
-    fn chunk(
+    /// Takes the next pages of the range that was begun last.
+    pub(super) fn pages(
         &mut self,
-        number: usize,
-        check: &PageCheck<'_>,
+        digest_key: &[u8; 32],
         store: &mut PackStore,
-        bytes: &mut [u8],
+        chunk: &Checked<'_>,
     ) -> Result<()> {
-        let shared = check.shared;
-        let (pages, tail) = bytes.as_chunks_mut::<BLOCK_SIZE>();
-        for (at, page) in (0..).zip(pages.iter_mut()) {
-            let zero = page::is_zero(page);
-            let sound = zero || check.page(page, at)?;
+        let Some(number) = self.parts.len().checked_sub(1) else {
+            return Ok(());
+        };
+        let (pages, tail) = chunk.bytes.as_chunks::<BLOCK_SIZE>();
+        for page in pages {
             let Some(part) = self.parts.get_mut(number) else {
                 continue;
             };
             let local = part.blocks;
             part.blocks += 1;
             set_bit(&mut part.bitmap, local);
-            if !sound {
-                let lsn = page::PageHeader::parse(page).lsn;
-                part.corrupt.push((check.block + at, lsn));
-            }
-            if zero {
+            if page::is_zero(page) {
                 set_bit(&mut part.zero_bitmap, local);
                 part.crc32c = crc32c::crc32c_append(part.crc32c, page);
                 continue;
             }
-            part.digests.push(page_digest(&shared.digest_key, page));
+            part.digests.push(page_digest(digest_key, page));
             part.checksums.push(crc32c::crc32c(page));
             part.crc32c = crc32c::crc32c_append(part.crc32c, page);
             self.plain.extend_from_slice(page);
@@ -177,6 +129,7 @@ impl PagePacker {
             }
         }
         if let Some(part) = self.parts.get_mut(number) {
+            part.corrupt.extend_from_slice(chunk.corrupt);
             part.crc32c = crc32c::crc32c_append(part.crc32c, tail);
             part.tail = tail.to_vec();
         }
@@ -230,6 +183,72 @@ pub(crate) fn page_digest(key: &[u8; 32], page: &[u8]) -> u64 {
     u64::from_le_bytes(first)
 }
 
+/// Pages that were read and checked, in the order of the file, and the bytes behind the last one.
+pub(super) struct Checked<'a> {
+    bytes: &'a [u8],
+    /// As in [`Part::corrupt`].
+    corrupt: &'a [(u32, Lsn)],
+}
+
+/// Reads `range` of `path` and hands every chunk of it to `take`. False: the file has vanished.
+pub(super) fn read_range(
+    shared: &Shared,
+    path: &Path,
+    range: Range,
+    mut take: impl FnMut(Reading<'_>) -> Result<()>,
+) -> Result<()> {
+    let Some(file) = super::copy::open(path)? else {
+        return take(Reading::Begin(range, false));
+    };
+    take(Reading::Begin(range, true))?;
+    let start = u64::from(range.first_block) * BLOCK_SIZE as u64;
+    let cold = is_cold(&file, start, range.bytes);
+    let mut buffer = vec![0; READ_PAGES * BLOCK_SIZE];
+    let mut corrupt = Vec::new();
+    let mut offset = 0;
+    while offset < range.bytes {
+        shared.cancel.check()?;
+        let want = (range.bytes - offset).min(buffer.len() as u64);
+        shared.throttle.wait(want, &shared.cancel);
+        let room = buffer
+            .get_mut(..usize::try_from(want).unwrap_or(0))
+            .unwrap_or_default();
+        let got = read_full(&file, room, start + offset)
+            .map_err(|e| Error::io(format!("could not read file \"{}\"", path.display()), e))?;
+        let block = range.first_block + u32::try_from(offset / BLOCK_SIZE as u64).unwrap_or(0);
+        let bytes = room.get_mut(..got).unwrap_or_default();
+        let check = PageCheck {
+            shared,
+            file: &file,
+            block,
+            relation_block: range.relation_block,
+        };
+        corrupt.clear();
+        check.pages(bytes, &mut corrupt)?;
+        take(Reading::Pages(&Checked {
+            bytes,
+            corrupt: &corrupt,
+        }))?;
+        shared.progress.add(want);
+        offset += want;
+        if (got as u64) < want {
+            break;
+        }
+    }
+    if cold {
+        drop_cache(&file, start, range.bytes);
+    }
+    Ok(())
+}
+
+/// What [`read_range`] hands over.
+pub(super) enum Reading<'a> {
+    /// The range, and whether the file is there.
+    Begin(Range, bool),
+    /// Its next pages.
+    Pages(&'a Checked<'a>),
+}
+
 struct PageCheck<'a> {
     shared: &'a Shared,
     file: &'a File,
@@ -239,6 +258,18 @@ struct PageCheck<'a> {
 }
 
 impl PageCheck<'_> {
+    /// Checks every whole page of `bytes`; adds those that are corrupt to `corrupt`.
+    fn pages(&self, bytes: &mut [u8], corrupt: &mut Vec<(u32, Lsn)>) -> Result<()> {
+        let (pages, _) = bytes.as_chunks_mut::<BLOCK_SIZE>();
+        for (at, page) in (0..).zip(pages.iter_mut()) {
+            if self.shared.data_checksums && !page::is_zero(page) && !self.page(page, at)? {
+                let lsn = page::PageHeader::parse(page).lsn;
+                corrupt.push((self.block + at, lsn));
+            }
+        }
+        Ok(())
+    }
+
     /// Checks the page's checksum. A page that is being written is read again: it is sound once
     /// its checksum matches, and harmless when it keeps changing, since WAL replay then replaces
     /// it. False: corrupt in the data directory itself, unless its LSN shows that replay will
@@ -248,7 +279,7 @@ impl PageCheck<'_> {
             .relation_block
             .wrapping_add(self.block)
             .wrapping_add(at);
-        if !self.shared.data_checksums || page::verify(page, number) {
+        if page::verify(page, number) {
             return Ok(true);
         }
         let offset = u64::from(self.block + at) * BLOCK_SIZE as u64;

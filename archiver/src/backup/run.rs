@@ -2,12 +2,13 @@
 
 use super::complete::{self, Finished};
 use super::copy::{self, Shared};
+use super::outlets::Outlets;
 use super::scan::{self, Found, Scan};
 use super::server::{self, Server};
 use super::throttle::Throttle;
 use super::wal_wait::{self, Needed};
 use crate::cancel::CancelToken;
-use crate::clock::SharedClock;
+use crate::clock::{SharedClock, deadline};
 use crate::config::Config;
 use crate::postgres::backup_label::BackupLabelFile;
 use crate::postgres::control_file::ControlFile;
@@ -44,41 +45,50 @@ pub struct Options {
     pub read_bytes_per_second_max: Option<u64>,
 }
 
-/// A backup that exists.
+/// A backup that exists in at least one repository.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Its label record.
+    /// Its label record in the first repository that has it.
     pub label: Label,
     /// Pages that were caught half written and read again.
     pub pages_reread: u64,
+    /// That repository.
+    pub repository: Repository,
+    /// Every repository that was to get it, by name: its label record there, or why it did not.
+    pub repositories: Vec<(String, Result<Label>)>,
     /// How long it took.
     pub elapsed: Duration,
 }
 
-/// Takes a base backup of the configured cluster into `repository`.
+/// Takes a base backup of the configured cluster into every one of `repositories`. The data
+/// directory is read once. Each repository has its own session and commit, under one label; one
+/// that fails does not keep the backup from the others.
 ///
 /// # Errors
-/// Whatever stands in its way; then there is no backup, only bytes for gc.
+/// Whatever stands in its way in the server; or the first repository's error, when none has it. Then
+/// there is no backup, only bytes for gc.
 pub fn run(
     config: &Config,
-    repository: &Repository,
+    repositories: &[Repository],
     options: &Options,
     clock: &SharedClock,
     cancel: &CancelToken,
 ) -> Result<Outcome> {
     let began = Instant::now();
     let section = config.require_cluster()?;
-    repository.require_key()?;
     let mut sql = SqlSession::connect(&section.conninfo, "pgark backup")?;
     let (server, control) = server::inspect(&mut sql, section)?;
     crate::places::holds_no_repository(config, &server.data_directory)?;
-    register(repository, config, &server, &control, clock)?;
     let label = new_label(clock);
-    let session = Session::begin(repository, SharedClock::clone(clock), &section.name, &label)?;
-    let writing = session.repository().clone();
+    let begin = |repository: &Repository| -> Result<Session> {
+        repository.require_key()?;
+        register(repository, config, &server, &control, clock)?;
+        let clock = SharedClock::clone(clock);
+        Session::begin(repository, clock, &section.name, &label)
+    };
+    let mut outlets = Outlets::begin(repositories, begin)?;
     let mut job = Job {
         config,
-        repository: &writing,
         options,
         clock,
         cancel,
@@ -87,18 +97,22 @@ pub fn run(
         sql,
         pages_reread: 0,
     };
-    tracing::info!(backup = %label, repository = repository.name(), "backup begins");
-    let (record, digest) = job.take(&session, &label)?;
-    job.relnames();
+    let names: Vec<&str> = repositories.iter().map(Repository::name).collect();
+    tracing::info!(backup = %label, repository = names.join(", "), "backup begins");
+    job.take(&mut outlets, &label)?;
+    job.relnames(&outlets);
     crate::fault::point("backup:before_commit");
     cancel.check()?;
     let key = crate::repository::layout::manifest(&section.name, &label)?;
-    session.commit(&key, &digest)?;
+    outlets.commit(&key);
     crate::fault::point("backup:after_commit");
+    let (repository, record, repositories) = outlets.outcome()?;
     tracing::info!(backup = %label, bytes_source = record.bytes_source, bytes_stored = record.bytes_stored, "backup is complete");
     Ok(Outcome {
         label: record,
         pages_reread: job.pages_reread,
+        repository,
+        repositories,
         elapsed: began.elapsed(),
     })
 }
@@ -151,7 +165,6 @@ pub(super) fn scan_all(server: &Server, control: &ControlFile) -> Result<Scan> {
 
 struct Job<'a> {
     config: &'a Config,
-    repository: &'a Repository,
     options: &'a Options,
     clock: &'a SharedClock,
     cancel: &'a CancelToken,
@@ -162,17 +175,18 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn take(&mut self, session: &Session, label: &BackupLabel) -> Result<(Label, blake3::Hash)> {
+    fn take(&mut self, outlets: &mut Outlets, label: &BackupLabel) -> Result<()> {
         let fast = !self.options.spread_checkpoint;
         let started = self.start_on_server(label, fast)?;
-        session.pin_wal(&WalPin {
+        let pin = WalPin {
             system_identifier: self.control.system_identifier,
             timeline: server::timeline(&self.control, self.server.in_recovery),
             start_lsn: started.lsn,
-        })?;
+        };
+        outlets.each(|outlet| outlet.session()?.pin_wal(&pin))?;
         crate::fault::point("backup:started");
         let scan = scan_all(&self.server, &self.control)?;
-        let mut copy = self.copy(&scan)?;
+        self.copy(&scan, outlets)?;
         crate::fault::point("backup:copied");
         // pg_control comes last: on a standby its minRecoveryPoint is where the copy becomes
         // consistent.
@@ -189,30 +203,44 @@ impl Job<'_> {
         // A page changed since the start is written whole in the backup's WAL, and replay replaces it.
         // An LSN beyond the stop is no proof of that but damage itself.
         let replaced = started.lsn..=stopped.lsn;
-        copy.corrupt.retain(|(_, _, lsn)| !replaced.contains(lsn));
-        report_corrupt(&scan.entries, &copy.corrupt);
-        self.wait_for_wal(&label_file, last)?;
+        let mut reported = false;
+        outlets.each(|outlet| {
+            let copy = outlet.copy_mut()?;
+            copy.corrupt.retain(|(_, _, lsn)| !replaced.contains(lsn));
+            if !std::mem::replace(&mut reported, true) {
+                report_corrupt(&scan.entries, &copy.corrupt);
+            }
+            Ok(())
+        })?;
+        let switched = !self.server.in_recovery || self.switch_on_primary();
         let sample = Sample {
             time: stopped.covered_at,
             lsn: stopped.lsn,
         };
-        covered::store(self.repository, control.system_identifier, timeline, sample)?;
-        let finished = Finished {
-            component: self.config.cluster_name(),
-            label,
-            scan: &scan.entries,
-            tablespaces: scan.tablespaces,
-            copy,
-            server: &self.server,
-            control: &control,
-            control_bytes,
-            started,
-            stopped,
-            label_file,
-            last_segment,
-            annotations: self.options.annotations.clone(),
-        };
-        complete::write(self.repository, self.clock, session, finished)
+        let give_up = deadline(self.archive_timeout());
+        outlets.each(|outlet| {
+            let (repository, copy) = outlet.take_copy()?;
+            self.wait_for_wal(&repository, &label_file, last, switched, give_up)?;
+            covered::store(&repository, control.system_identifier, timeline, sample)?;
+            let finished = Finished {
+                component: self.config.cluster_name(),
+                label,
+                scan: &scan.entries,
+                tablespaces: scan.tablespaces.clone(),
+                copy,
+                server: &self.server,
+                control: &control,
+                control_bytes: control_bytes.clone(),
+                started: started.clone(),
+                stopped: stopped.clone(),
+                label_file: label_file.clone(),
+                last_segment,
+                annotations: self.options.annotations.clone(),
+            };
+            let record = complete::write(&repository, self.clock, outlet.session()?, finished)?;
+            outlet.written(record);
+            Ok(())
+        })
     }
 
     /// `pg_backup_start` may wait for a checkpoint for minutes: Ctrl-C cancels it on the server.
@@ -237,31 +265,24 @@ impl Job<'_> {
         })
     }
 
-    fn copy(&mut self, scan: &Scan) -> Result<copy::Copy> {
+    fn copy(&mut self, scan: &Scan, outlets: &mut Outlets) -> Result<()> {
         let total = scan.entries.iter().map(|found| found.size).sum();
         let limit = self.options.read_bytes_per_second_max;
         let cancel = CancelToken::default();
         let shared = Shared {
-            repository: self.repository.clone(),
+            targets: outlets.targets(),
             clock: SharedClock::clone(self.clock),
             cancel: cancel.clone(),
             throttle: Throttle::new(limit.unwrap_or(self.config.backup.read_bytes_per_second_max)),
             progress: Progress::start("backup", total),
-            digest_key: *self.repository.digest_key(),
             data_checksums: self.control.data_checksum_version != 0,
             segment_blocks: self.control.segment_blocks,
             compression_level: self.config.backup.compression_level,
             pages_reread: AtomicU64::new(0),
         };
         let threads = threads(self.options.parallel.unwrap_or(self.config.backup.parallel))
-            // Each holds a pack, and the metadata one more.
-            .min(
-                self.repository
-                    .storage()
-                    .object_writers_max()
-                    .saturating_sub(1)
-                    .max(1),
-            );
+            // Each holds a pack for every repository, and the metadata one more.
+            .min(outlets.writers_max());
         let result = std::thread::scope(|scope| {
             let work = scope.spawn(|| copy::copy(&shared, &scan.entries, threads));
             let watched = self.watch(&work, &cancel);
@@ -272,7 +293,7 @@ impl Job<'_> {
         });
         shared.progress.finish();
         self.pages_reread = shared.pages_reread.into_inner();
-        result?
+        outlets.copied(result??)
     }
 
     /// Watches the session while others copy: a lost session is a failed backup, and better known
@@ -313,7 +334,20 @@ impl Job<'_> {
         .with_hint("Take the backup again."))
     }
 
-    fn wait_for_wal(&mut self, label_file: &BackupLabelFile, last: u64) -> Result<()> {
+    fn archive_timeout(&self) -> Duration {
+        let seconds = self.config.backup.archive_timeout_seconds;
+        tracing::info!("waiting until the backup's WAL is archived, {seconds} s at most");
+        Duration::from_secs(seconds)
+    }
+
+    fn wait_for_wal(
+        &self,
+        repository: &Repository,
+        label_file: &BackupLabelFile,
+        last: u64,
+        switched: bool,
+        give_up: Instant,
+    ) -> Result<()> {
         let size = self.control.wal_segment_size;
         let needed = Needed {
             system_id: self.control.system_identifier,
@@ -322,11 +356,8 @@ impl Job<'_> {
             last,
             size,
         };
-        let switched = !self.server.in_recovery || self.switch_on_primary();
-        let seconds = self.config.backup.archive_timeout_seconds;
-        tracing::info!("waiting until the backup's WAL is archived, {seconds} s at most");
-        let timeout = Duration::from_secs(seconds);
-        wal_wait::wait(self.repository, &needed, timeout, self.cancel).map_err(|error| {
+        let left = give_up.saturating_duration_since(Instant::now());
+        wal_wait::wait(repository, &needed, left, self.cancel).map_err(|error| {
             if switched || error.code() != "wal_not_archived" {
                 return error;
             }
@@ -358,16 +389,18 @@ impl Job<'_> {
 
     /// Names of relations at this moment, for searches in the commit index. A cache: its failure
     /// fails nothing.
-    fn relnames(&mut self) {
+    fn relnames(&mut self, outlets: &Outlets) {
         if self.server.in_recovery {
             return;
         }
         let Some(section) = &self.config.cluster else {
             return;
         };
-        let names = relnames::take(section, &mut self.sql)
-            .and_then(|names| relmap::store(self.repository, &section.name, &names));
-        if let Err(error) = names {
+        let stored = relnames::take(section, &mut self.sql).and_then(|names| {
+            let mut repositories = outlets.repositories();
+            repositories.try_for_each(|to| relmap::store(to, &section.name, &names))
+        });
+        if let Err(error) = stored {
             tracing::warn!(%error, "could not store the names of relations");
         }
     }

@@ -4,6 +4,7 @@
 
 use super::complete::{self, Finished};
 use super::copy::{self, Shared};
+use super::lane::Target;
 use super::scan::{self, Found};
 use super::server::{Server, Started, Stopped};
 use super::throttle::Throttle;
@@ -184,7 +185,7 @@ impl Source {
         let mut scan = scan::scan(&self.data(), "PG_15_202209061")?;
         scan.entries.push(self.config_entry());
         let shared = shared(repository, clock, &control);
-        let copy = copy::copy(&shared, &scan.entries, 1)?;
+        let copy = copy::copy(&shared, &scan.entries, 1)?.remove(0)?;
         let stopped = stopped(&label);
         let label_file = BackupLabelFile::parse(&stopped.backup_label)?;
         let sample = Sample {
@@ -253,12 +254,11 @@ pub(crate) fn in_memory() -> tempfile::TempDir {
 
 fn shared(repository: &Repository, clock: &SharedClock, control: &ControlFile) -> Shared {
     Shared {
-        repository: repository.clone(),
+        targets: vec![Target::new(repository)],
         clock: SharedClock::clone(clock),
         cancel: CancelToken::default(),
         throttle: Throttle::new(0),
         progress: Progress::start("backup", 0),
-        digest_key: *repository.digest_key(),
         data_checksums: true,
         segment_blocks: control.segment_blocks,
         compression_level: 1,

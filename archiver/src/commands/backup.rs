@@ -1,11 +1,12 @@
 //! `pgark backup`.
 
 use super::output::{Output, human_bytes, open_repository, print_json, print_text};
+use crate::backup::Spread;
 use crate::cancel::CancelToken;
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::Config;
-use crate::{Error, Result, backup};
-use serde_json::json;
+use crate::{Error, Result, backup, exit_code};
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// Takes a base backup of the cluster.
@@ -14,9 +15,9 @@ pub struct Args {
     /// The component: the cluster's name, so far the only one there is [default: the cluster]
     #[arg(long, value_name = "NAME")]
     pub component: Vec<String>,
-    /// The repository [default: the first required one]
+    /// Only this repository; may be repeated [default: all]
     #[arg(long, value_name = "NAME")]
-    pub repository: Option<String>,
+    pub repository: Vec<String>,
     /// Print what would be read, and take no backup.
     #[arg(long)]
     pub plan: bool,
@@ -41,11 +42,11 @@ fn parse_annotation(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Takes the backup and prints its label.
+/// Takes the backup, prints its label, and returns the exit code.
 ///
 /// # Errors
 /// As [`backup::run`].
-pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -> Result<()> {
+pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -> Result<u8> {
     let cluster = config.require_cluster()?;
     if let Some(other) = args.component.iter().find(|name| **name != cluster.name) {
         return Err(Error::invalid(
@@ -54,9 +55,10 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
         )
         .with_hint(format!("The cluster's component is \"{}\".", cluster.name)));
     }
-    let repository = open_repository(config, args.repository.as_deref())?;
     if args.plan {
-        return plan(&backup::plan(config, &repository)?, output);
+        let first = args.repository.first().map(String::as_str);
+        let repository = open_repository(config, first)?;
+        return plan(&backup::plan(config, &repository)?, output).map(|()| exit_code::DONE);
     }
     let options = backup::Options {
         annotations: args.annotate.iter().cloned().collect(),
@@ -65,50 +67,103 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
         read_bytes_per_second_max: args.read_bytes_per_second_max,
     };
     let clock: SharedClock = Arc::new(SystemClock);
-    let outcome = backup::run(config, &repository, &options, &clock, cancel)?;
-    let label = &outcome.label;
+    let spread = backup::everywhere(config, &args.repository, &options, &clock, cancel)?;
     match output {
-        Output::Json => print_json(json!({
-            "component": label.component,
-            "label": label.label,
-            "repository": repository.name(),
-            "started_at": label.started_at,
-            "stopped_at": label.stopped_at,
-            "start_lsn": label.start_lsn,
-            "stop_lsn": label.stop_lsn,
-            "timeline": label.timeline,
-            "bytes_source": label.bytes_source,
-            "bytes_stored": label.bytes_stored,
-            "root_digest": label.root_digest,
-            "corrupt_pages": label.corrupt_page_count,
-            "pages_reread": outcome.pages_reread,
-            "seconds": outcome.elapsed.as_secs_f64(),
-        })),
-        Output::Text => {
-            print_text(format_args!("backup {} is complete", label.label));
-            print_text(format_args!(
-                "  {} read, {} stored in {:.1} s; WAL {} to {}",
-                human_bytes(label.bytes_source),
-                human_bytes(label.bytes_stored),
-                outcome.elapsed.as_secs_f64(),
-                label.start_lsn,
-                label.stop_lsn,
-            ));
-            if outcome.pages_reread > 0 {
-                let pages = outcome.pages_reread;
-                print_text(format_args!(
-                    "  {pages} pages were caught half written and read again"
-                ));
-            }
-            if label.corrupt_page_count > 0 {
-                print_text(format_args!(
-                    "  WARNING: {} pages of the data directory fail their checksum",
-                    label.corrupt_page_count
-                ));
-            }
+        Output::Json => print_json(json(&spread)),
+        Output::Text => print(&spread),
+    }
+    Ok(exit_code(&spread))
+}
+
+/// That of the first required repository without the backup; else 3 when another one lacks it.
+fn exit_code(spread: &Spread) -> u8 {
+    let failed = |required: bool| {
+        let mut places = spread.places.iter().filter(|p| p.required == required);
+        places.find_map(|place| place.result.as_ref().err())
+    };
+    match (failed(true), failed(false)) {
+        (Some(error), _) => exit_code::of(error),
+        (None, Some(_)) => exit_code::FINDINGS,
+        (None, None) => exit_code::DONE,
+    }
+}
+
+fn json(spread: &Spread) -> Value {
+    let label = &spread.label;
+    let places = spread.places.iter().map(|place| {
+        let mut value = json!({"name": place.name, "required": place.required});
+        let more = match &place.result {
+            Ok(label) => json!({
+                "outcome": "committed",
+                "bytes_stored": label.bytes_stored,
+                "root_digest": label.root_digest,
+            }),
+            Err(error) => json!({
+                "outcome": "failed",
+                "code": error.code(),
+                "detail": error.to_string(),
+            }),
+        };
+        if let (Some(value), Value::Object(more)) = (value.as_object_mut(), more) {
+            value.extend(more);
+        }
+        value
+    });
+    json!({
+        "component": label.component,
+        "label": label.label,
+        "repository": spread.repository,
+        "repositories": places.collect::<Vec<_>>(),
+        "started_at": label.started_at,
+        "stopped_at": label.stopped_at,
+        "start_lsn": label.start_lsn,
+        "stop_lsn": label.stop_lsn,
+        "timeline": label.timeline,
+        "bytes_source": label.bytes_source,
+        "bytes_stored": label.bytes_stored,
+        "root_digest": label.root_digest,
+        "corrupt_pages": label.corrupt_page_count,
+        "pages_reread": spread.pages_reread,
+        "seconds": spread.elapsed.as_secs_f64(),
+    })
+}
+
+fn print(spread: &Spread) {
+    let label = &spread.label;
+    print_text(format_args!("backup {} is complete", label.label));
+    print_text(format_args!(
+        "  {} read, {} stored in {:.1} s; WAL {} to {}",
+        human_bytes(label.bytes_source),
+        human_bytes(label.bytes_stored),
+        spread.elapsed.as_secs_f64(),
+        label.start_lsn,
+        label.stop_lsn,
+    ));
+    if spread.pages_reread > 0 {
+        print_text(format_args!(
+            "  {} pages were caught half written and read again",
+            spread.pages_reread
+        ));
+    }
+    for place in &spread.places {
+        match &place.result {
+            Ok(_) => print_text(format_args!("  repository {}: committed", place.name)),
+            Err(error) => print_text(format_args!(
+                "  WARNING: repository {} lacks it: {error} (code {})",
+                place.name,
+                error.code()
+            )),
         }
     }
-    Ok(())
+    if spread.places.iter().any(|place| place.result.is_err()) {
+        print_text("  \"pgark repo copy\" gives it to a repository that lacks it");
+    }
+    if label.corrupt_page_count > 0 {
+        print_text(format_args!(
+            "  WARNING: {} pages of the data directory fail their checksum",
+            label.corrupt_page_count
+        ));
+    }
 }
 
 fn plan(plan: &backup::Plan, output: Output) -> Result<()> {

@@ -1,6 +1,6 @@
 //! `pgark check`: tries the whole path, from the server's WAL to the repository.
 
-use super::output::{Output, print_json, print_text};
+use super::output::{Output, human_bytes, print_json, print_text};
 use crate::agent::client;
 use crate::backup::server::{check_layout, same_directory};
 use crate::backup::wal_wait::{self, Needed};
@@ -14,6 +14,10 @@ use crate::repository::backups::{self, Found};
 use crate::repository::unfinished::Sessions;
 use crate::wal::cluster::{self, Identity, Reason};
 use crate::wal::conflicts;
+use crate::wal::inventory::Inventory;
+use crate::wal::lag::{self, Lag};
+use crate::wal::orphan;
+use crate::wal::room::Room;
 use crate::{Error, Result, exit_code};
 use pgark_types::{Lsn, SegmentName, TimelineId};
 use serde::Serialize;
@@ -82,6 +86,7 @@ impl Checks {
 pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -> Result<u8> {
     let mut checks = Checks::default();
     let mut repositories = Vec::new();
+    let mut down = false;
     for (name, section, storage) in config.storages()? {
         let opened = section.open(&name, storage).and_then(|repository| {
             let probe = repository.storage().probe()?;
@@ -95,11 +100,12 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
             let detail = repository.storage().describe();
             Ok((repository, detail))
         });
+        down |= opened.is_err() && section.required;
         repositories.extend(checks.add(format!("repository {name}"), opened));
     }
     checks.add("agent", agent(config));
     if let Some(section) = &config.cluster {
-        server(section, &repositories, args, &mut checks, cancel);
+        server(section, (&repositories, down), args, &mut checks, cancel);
     }
     for repository in &repositories {
         let known = backups(config.cluster_name(), repository);
@@ -109,6 +115,11 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
             quarantine(config, repository),
         );
     }
+    for repository in &repositories {
+        let found = orphans(config, repository);
+        checks.add(format!("forks {}", repository.name()), found);
+    }
+    lag(config, &repositories, &mut checks);
     let failed = checks.0.iter().any(|check| !check.ok);
     match output {
         Output::Json => print_json(json!({"checks": checks.0})),
@@ -129,6 +140,101 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
     })
 }
 
+/// WAL past a fork is stored and not followed. That may be a branch which a recovery has left, so it
+/// is told and fails nothing.
+fn orphans(config: &Config, repository: &Repository) -> Result<((), String)> {
+    let mut found = Vec::new();
+    for known in cluster::all(repository, config.cluster_name())? {
+        let inventory = Inventory::load(repository, known.system_identifier)?;
+        let orphans = orphan::orphans(repository, &inventory, known.segment_size)?;
+        found.extend(orphans.iter().map(ToString::to_string));
+    }
+    Ok(match found.is_empty() {
+        true => ((), "no WAL past a fork".to_owned()),
+        false => (
+            (),
+            format!(
+                "WAL past a fork: {}. If no recovery has left that timeline, an old primary still writes",
+                found.join("; ")
+            ),
+        ),
+    })
+}
+
+/// Whether a repository lacks what another one has.
+fn lag(config: &Config, repositories: &[Repository], checks: &mut Checks) {
+    if config.repository.len() < 2 {
+        return;
+    }
+    let all: Vec<&Repository> = repositories.iter().collect();
+    match lag::lags(&all, config.cluster_name()) {
+        Ok(lags) => {
+            for (repository, lag) in all.iter().zip(&lags) {
+                let name = repository.name();
+                checks.add(format!("lag {name}"), behind(name, lag));
+            }
+        }
+        Err(error) => drop(checks.add::<()>("lag", Err(error))),
+    }
+}
+
+fn behind(name: &str, lag: &Lag) -> Result<((), String)> {
+    if lag.is_none() {
+        return Ok(((), "it has what the others have".to_owned()));
+    }
+    let mut what = Vec::new();
+    if let Some(first) = lag.first_missing {
+        what.push(format!("{} WAL segments from {first} on", lag.wal_missing));
+    }
+    if !lag.backups_missing.is_empty() {
+        let labels: Vec<String> = lag
+            .backups_missing
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        what.push(format!("backups {}", labels.join(", ")));
+    }
+    let what = what.join(" and ");
+    Err(Error::unavailable(
+        "repository_lags",
+        format!("repository \"{name}\" lacks what another one has: {what}"),
+    )
+    .with_hint(format!(
+        "The agent completes a repository that is not required by itself. \"pgark repo copy --from NAME --to {name}\" does it now."
+    )))
+}
+
+/// While a required repository is down, WAL stays in pg_wal.
+fn room(section: &Cluster, session: &mut Session, control: &ControlFile) -> Result<((), String)> {
+    let directory = match &section.data_directory {
+        Some(directory) => directory.clone(),
+        None => PathBuf::from(session.show("data_directory")?),
+    };
+    let room = Room::measure(&directory, control.wal_segment_size)?;
+    let free = human_bytes(room.free_bytes);
+    let until = match room.seconds_left {
+        Some(seconds) => format!("pg_wal will be full in about {}", human_seconds(seconds)),
+        None => "how long it lasts cannot be told yet".to_owned(),
+    };
+    Err(Error::unavailable(
+        "archiving_blocked",
+        format!(
+            "{} WAL segments wait for a repository, {free} are free: {until}",
+            room.ready
+        ),
+    )
+    .with_hint("See docs/runbooks/repository-unavailable.md."))
+}
+
+fn human_seconds(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        7200..=172_799 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
 /// The agent is optional: without one, push and get work by themselves.
 fn agent(config: &Config) -> Result<((), String)> {
     let socket = config.agent.socket.display();
@@ -143,7 +249,7 @@ fn agent(config: &Config) -> Result<((), String)> {
 
 fn server(
     section: &Cluster,
-    repositories: &[Repository],
+    (repositories, down): (&[Repository], bool),
     args: &Args,
     checks: &mut Checks,
     cancel: &CancelToken,
@@ -160,6 +266,9 @@ fn server(
         return;
     };
     checks.add("archiving", archiving(&mut session));
+    if down {
+        checks.add("pg_wal", room(section, &mut session, &control));
+    }
     for repository in repositories {
         let identity = Identity {
             system_identifier: control.system_identifier,

@@ -1,5 +1,7 @@
 //! `pgark info`.
 
+mod sides;
+
 use super::output::{Output, human_bytes, on_one_line, print_json, print_text, repository_unknown};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
@@ -11,10 +13,13 @@ use crate::restore::branch;
 use crate::wal::cluster;
 use crate::wal::conflicts::{self, Count};
 use crate::wal::inventory::{Inventory, TimelineWal};
+use crate::wal::lag;
+use crate::wal::orphan::{self, Orphan};
 use crate::wal::target::{self, Archive, Window};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, exit_code};
 use pgark_types::{BackupLabel, SegmentSize, SystemId};
 use serde_json::{Value, json};
+use sides::{Side, side_json, sides_text, window_json};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
@@ -36,27 +41,30 @@ struct Component {
     unfinished: Vec<Unfinished>,
     damaged: Vec<(BackupLabel, Error)>,
     wal: Vec<TimelineWal>,
+    orphans: Vec<Orphan>,
     window: Option<Window>,
     /// Why there is no window although there could be one.
     problem: Option<Error>,
     conflicts: Count,
 }
 
-/// Prints what the repositories hold.
+/// Prints what the repositories hold; the exit code is 3 when one of several does not open.
 ///
 /// # Errors
 /// Kind Invalid for a repository that the configuration does not have, or a component that no
 /// repository has; one that cannot be opened
 /// or read.
-pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
+pub fn run(config: &Config, args: &Args, output: Output) -> Result<u8> {
     let mut found = Vec::new();
     let mut known = BTreeSet::from([config.cluster_name().to_owned()]);
+    let mut sides = Vec::new();
     let storages = config.storages()?;
     if let Some(wanted) = &args.repository
         && !storages.iter().any(|(name, ..)| name == wanted)
     {
         return Err(repository_unknown(wanted));
     }
+    let mut failure = None;
     for (name, section, storage) in storages {
         if args
             .repository
@@ -65,7 +73,25 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
         {
             continue;
         }
-        let repository = section.open(&name, storage)?;
+        let mut side = Side {
+            name: name.clone(),
+            required: section.required,
+            repository: None,
+            error: None,
+            lag: None,
+        };
+        let repository = match section.open(&name, storage) {
+            Ok(repository) => repository,
+            Err(error) => {
+                // What the others hold is worth knowing just then.
+                side.error = Some((error.code(), error.to_string()));
+                sides.push(side);
+                failure.get_or_insert(error);
+                continue;
+            }
+        };
+        side.repository = Some(repository.clone());
+        sides.push(side);
         let sessions = Sessions::list(&repository)?;
         let mut names: BTreeSet<String> = sessions.components(&repository)?.into_iter().collect();
         if cluster::current(&repository, config.cluster_name())?.is_some() {
@@ -82,14 +108,42 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
             }
         }
     }
+    if let Some(error) = failure
+        && sides.iter().all(|side| side.repository.is_none())
+    {
+        return Err(error);
+    }
     if let Some(wanted) = &args.component
         && !known.contains(wanted)
     {
         return Err(component_unknown(wanted, &known));
     }
+    add_lags(config, &mut sides)?;
     match output {
-        Output::Json => print_json(json!({"components": merge(&found)})),
-        Output::Text => print_text(text(&found).trim_end()),
+        Output::Json => print_json(json!({
+            "components": merge(&found),
+            "repositories": sides.iter().map(|side| side_json(side, &found)).collect::<Vec<_>>(),
+        })),
+        Output::Text => print_text((text(&found) + &sides_text(&sides)).trim_end()),
+    }
+    let down = sides.iter().any(|side| side.error.is_some());
+    Ok(if down {
+        exit_code::FINDINGS
+    } else {
+        exit_code::DONE
+    })
+}
+
+fn add_lags(config: &Config, sides: &mut [Side]) -> Result<()> {
+    let open = sides.iter().filter_map(|side| side.repository.clone());
+    let open: Vec<Repository> = open.collect();
+    if open.len() < 2 {
+        return Ok(());
+    }
+    let all: Vec<&Repository> = open.iter().collect();
+    let mut lags = lag::lags(&all, config.cluster_name())?.into_iter();
+    for side in sides.iter_mut().filter(|side| side.repository.is_some()) {
+        side.lag = lags.next();
     }
     Ok(())
 }
@@ -119,6 +173,7 @@ fn describe(repository: &Repository, sessions: &Sessions, name: String) -> Resul
         unfinished,
         damaged,
         wal: Vec::new(),
+        orphans: Vec::new(),
         window: None,
         problem: None,
         conflicts: Count::default(),
@@ -138,6 +193,7 @@ impl Component {
     ) -> Result<()> {
         let inventory = Inventory::load(repository, system_id)?;
         self.wal = inventory.by_timeline(size);
+        self.orphans = orphan::orphans(repository, &inventory, size)?;
         self.conflicts = conflicts::count(&conflicts::list(repository, system_id)?);
         // What is there can be listed, whatever the window lacks.
         match self.find_window(repository, &inventory, size) {
@@ -201,9 +257,8 @@ fn merge(found: &[Component]) -> Vec<Value> {
             "kind": "postgres",
             "backups": backups,
             "wal": first.map(|c| c.wal.iter().map(wal_entry).collect::<Vec<_>>()).unwrap_or_default(),
-            "window": window.map(|w| json!({
-                "from": w.from_time, "to": w.to_time, "from_lsn": w.from_lsn, "to_lsn": w.to_lsn,
-            })),
+            "orphans": first.map(|c| c.orphans.clone()).unwrap_or_default(),
+            "window": window.map(window_json),
             "unfinished": same.iter().flat_map(|c| c.unfinished.iter().map(|u| unfinished(c, u))).collect::<Vec<_>>(),
             "damaged": same.iter().flat_map(|c| c.damaged.iter().map(|d| damaged(c, d))).collect::<Vec<_>>(),
             "problems": same.iter().flat_map(|c| c.problem.iter().map(|e| problem(c, e))).collect::<Vec<_>>(),
@@ -315,6 +370,9 @@ fn text(found: &[Component]) -> String {
             for gap in &wal.gaps {
                 let _ = writeln!(text, "    GAP: {} to {} is missing", gap.first, gap.last);
             }
+        }
+        for orphan in &component.orphans {
+            let _ = writeln!(text, "  ORPHAN: {orphan}");
         }
         if let Some(window) = component.window {
             let time = |t: Option<chrono::DateTime<chrono::Utc>>| {

@@ -4,7 +4,8 @@ use super::output::{Output, human_bytes, open_repository, print_json, print_text
 use crate::cancel::CancelToken;
 use crate::config::{self, Config};
 use crate::crashsafe::{RealFs, SharedFs};
-use crate::restore::{self, Archiving, Destination, Execution, Outcome, Plan, Request};
+use crate::restore::{self, Archiving, Destination, Execution, Plan, Request, Restored};
+use crate::wal::repositories::Repositories;
 use crate::{Error, Result, places};
 use pgark_types::{BackupLabel, Lsn, RecoveryTarget, TargetAction, TargetTimeline};
 use serde_json::{Value, json};
@@ -48,7 +49,7 @@ pub struct Args {
     /// The component [default: the cluster of the configuration]
     #[arg(long, value_name = "NAME")]
     pub component: Option<String>,
-    /// The repository [default: the first required one]
+    /// Only this repository [default: the required ones, then the others; the first that can serve]
     #[arg(long, value_name = "NAME")]
     pub repository: Option<String>,
     /// Put the tablespace that was at OLD (or has this OID) into NEW; may be repeated.
@@ -104,20 +105,30 @@ pub fn run(
     output: Output,
     cancel: &CancelToken,
 ) -> Result<()> {
-    let repository = open_repository(config, args.repository.as_deref())?;
     let request = request(config, args)?;
     let target = absolute(&args.target_dir)?;
-    let (plan, backup) = restore::plan(&repository, &request)?;
+    let mut source = match &args.repository {
+        Some(name) => {
+            let only = open_repository(config, Some(name))?;
+            restore::choose(&[(only, true)], None, &request)?
+        }
+        None => {
+            let (open, failed) = Repositories::open(config)?.in_order();
+            restore::choose(&open, failed, &request)?
+        }
+    };
+    let plan = source.plan.clone();
     let map: BTreeMap<String, PathBuf> = args.tablespace_map.iter().cloned().collect();
     let destination = Destination::new(&target, &plan.manifest.tablespaces, &map)?;
     places::apart_from_repositories(config, &target, destination.tablespaces.values())?;
     if output == Output::Text {
         print_plan(&plan, &destination, args);
     }
-    restore::preflight(&backup, &destination, args.delta)?;
+    source.preflight(&destination, args.delta)?;
+    let plan = source.plan.clone();
     if args.dry_run {
         if output == Output::Json {
-            print_json(plan_json(&plan));
+            print_json(plan_json(&plan, source.backup.repository().name()));
         }
         return Ok(());
     }
@@ -136,10 +147,10 @@ pub fn run(
         restore_command: restore_command(config_path)?,
         threads: threads(args.parallel.unwrap_or(config.restore.parallel)),
     };
-    let outcome = restore::run(&backup, &execution, cancel)?;
+    let restored = source.restore(&execution, cancel)?;
     match output {
-        Output::Json => print_json(result_json(&plan, &outcome)),
-        Output::Text => print_outcome(&outcome, args),
+        Output::Json => print_json(result_json(&plan, &restored)),
+        Output::Text => print_outcome(&restored, args),
     }
     Ok(())
 }
@@ -206,9 +217,10 @@ fn threads(configured: usize) -> usize {
     }
 }
 
-fn plan_json(plan: &Plan) -> Value {
+fn plan_json(plan: &Plan, repository: &str) -> Value {
     json!({
         "backup": plan.manifest.label,
+        "repository": repository,
         "target": {
             "lsn": plan.target_lsn,
             "timeline": plan.timeline,
@@ -227,12 +239,16 @@ fn plan_json(plan: &Plan) -> Value {
     })
 }
 
-fn result_json(plan: &Plan, outcome: &Outcome) -> Value {
-    let mut value = plan_json(plan);
+fn result_json(plan: &Plan, restored: &Restored) -> Value {
+    let outcome = &restored.outcome;
+    let completed = restored.repositories.last();
+    let mut value = plan_json(plan, completed.map_or("", String::as_str));
     if let Value::Object(fields) = &mut value {
         fields.insert("bytes_written".to_owned(), json!(outcome.bytes_written));
         fields.insert("seconds".to_owned(), json!(outcome.elapsed.as_secs_f64()));
         fields.insert("start_command".to_owned(), json!(outcome.start_command));
+        let failovers = restored.repositories.len().saturating_sub(1);
+        fields.insert("failovers".to_owned(), json!(failovers));
     }
     value
 }
@@ -288,7 +304,14 @@ fn print_plan(plan: &Plan, destination: &Destination, args: &Args) {
     }
 }
 
-fn print_outcome(outcome: &Outcome, args: &Args) {
+fn print_outcome(restored: &Restored, args: &Args) {
+    let outcome = &restored.outcome;
+    if restored.repositories.len() > 1 {
+        print_text(format_args!(
+            "read in turn: repositories {}",
+            restored.repositories.join(", ")
+        ));
+    }
     print_text(format_args!(
         "restored: {} written in {:.1} s",
         human_bytes(outcome.bytes_written),

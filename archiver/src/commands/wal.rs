@@ -9,6 +9,7 @@ use crate::wal::cluster::{self, Registration};
 use crate::wal::commit_index::changes::{Action, ChangeSearch, RelationChange, Subject};
 use crate::wal::commit_index::scan;
 use crate::wal::inventory::{Inventory, TimelineWal, WalRange, following};
+use crate::wal::orphan::{self, Orphan};
 use crate::wal::repositories::Repositories;
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
@@ -119,6 +120,7 @@ struct RangesAnswer {
     system_identifier: SystemId,
     segment_size: SegmentSize,
     wal: Vec<TimelineWal>,
+    orphans: Vec<Orphan>,
 }
 
 fn ranges(config: &Config, args: &RangesArgs, output: Output) -> Result<String> {
@@ -131,6 +133,7 @@ fn ranges(config: &Config, args: &RangesArgs, output: Output) -> Result<String> 
         system_identifier: cluster.system_identifier,
         segment_size: cluster.segment_size,
         wal: inventory.by_timeline(cluster.segment_size),
+        orphans: orphan::orphans(&repo, &inventory, cluster.segment_size)?,
     };
     match output {
         Output::Json => json(&answer),
@@ -155,6 +158,9 @@ fn ranges_text(answer: &RangesAnswer) -> String {
         for gap in &wal.gaps {
             let _ = writeln!(text, "  missing: {} to {}", gap.first, gap.last);
         }
+    }
+    for orphan in &answer.orphans {
+        let _ = writeln!(text, "orphan: {orphan}");
     }
     text
 }

@@ -179,7 +179,10 @@ fn without_label(repository: &Repository, component: &str, label: &BackupLabel) 
 }
 
 /// The manifest under a label, whoever committed it or not, and the digest of its stored bytes.
-fn stored_manifest(
+///
+/// # Errors
+/// Kind Data when it is damaged, or the storage's.
+pub(crate) fn stored_manifest(
     repository: &Repository,
     component: &str,
     label: &BackupLabel,

@@ -195,6 +195,12 @@ pub fn cluster(name: &str, n: u32) -> Result<Key> {
     Key::new(format!("clusters/{name}.json.{n:06}"))
 }
 
+/// `clusters/`.
+#[must_use]
+pub fn clusters_prefix() -> &'static str {
+    "clusters/"
+}
+
 /// `clusters/<name>.json.`.
 #[must_use]
 pub fn cluster_prefix(name: &str) -> String {

@@ -199,6 +199,22 @@ impl Session {
         Ok(())
     }
 
+    /// Goes without a decision: whoever finds what was written may still complete it, else gc ends
+    /// the session once it has been silent for long.
+    pub fn leave(mut self) {
+        self.ended = true;
+    }
+
+    /// As [`Session::commit`]; what fails leaves the session without a decision, as
+    /// [`Session::leave`].
+    ///
+    /// # Errors
+    /// As [`Session::commit`].
+    pub fn commit_or_leave(mut self, manifest: &Key, root_digest: &blake3::Hash) -> Result<()> {
+        self.ended = true;
+        self.commit(manifest, root_digest)
+    }
+
     /// Aborts: what was written is garbage.
     ///
     /// # Errors

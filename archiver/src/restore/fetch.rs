@@ -17,6 +17,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 /// How many frames a thread takes at a time: neighbours in one object.
 const FRAMES_AT_ONCE: usize = 16;
 const FILES_AT_ONCE: usize = 32;
+/// How much of a file is read at a time to see whether it is right already.
+const HELD_READ_BYTES: usize = 256 << 10;
 /// After so many bytes of a file the thread that wrote the last of them waits for the disk. The
 /// kernel by itself begins to write only when a tenth of the memory is dirty, and everything would
 /// be left to the sync at the end, while disk and processors took turns at being idle.
@@ -291,6 +293,10 @@ impl Writer<'_> {
     fn chunk_file(&self, file: &ChunkFile, open: &[Open<'_>], buffers: &mut Buffers) -> Result<()> {
         let open = open.get(file.target as usize);
         let open = open.ok_or_else(|| Error::internal("lost_target", "a file was lost"))?;
+        if self.delta && self.holds(file, open)? {
+            self.progress.add(open.target.size);
+            return Ok(());
+        }
         let key = self.backup.repository().digest_key();
         let mut hasher = blake3::Hasher::new_keyed(key);
         let mut offset = 0;
@@ -317,6 +323,25 @@ impl Writer<'_> {
                 open.target.path.display()
             ),
         ))
+    }
+
+    /// Whether a file that is no relation has its content already.
+    fn holds(&self, file: &ChunkFile, open: &Open<'_>) -> Result<bool> {
+        if open.old_len != open.target.size {
+            return Ok(false);
+        }
+        let mut hasher = blake3::Hasher::new_keyed(self.backup.repository().digest_key());
+        let mut buffer = vec![0; HELD_READ_BYTES];
+        let mut offset = 0;
+        while offset < open.target.size {
+            let got = read_full(open, &mut buffer, offset)?;
+            if got == 0 {
+                return Ok(false);
+            }
+            hasher.update(buffer.get(..got).unwrap_or_default());
+            offset += got as u64;
+        }
+        Ok(hasher.finalize().to_hex().as_str() == file.digest)
     }
 
     fn put(&self, open: &Open<'_>, bytes: &[u8], offset: u64) -> Result<()> {

@@ -82,6 +82,14 @@ impl Plan {
         forks.next()
     }
 
+    /// The same plan for another repository's copy of its backup.
+    pub(super) fn with_manifest(&self, manifest: &Manifest) -> Self {
+        Self {
+            manifest: manifest.clone(),
+            ..self.clone()
+        }
+    }
+
     /// The `pgark_recovery.json` that makes archive-get serve this plan.
     #[must_use]
     pub fn recovery_file(&self) -> RecoveryFile {

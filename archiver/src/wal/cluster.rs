@@ -124,6 +124,47 @@ pub fn register_or_check(
     }
 }
 
+/// Every name under which a cluster is registered.
+///
+/// # Errors
+/// The storage's.
+pub fn names(repo: &Repository) -> Result<Vec<String>> {
+    let objects = repo.storage().list(layout::clusters_prefix())?;
+    let names = objects.iter().filter_map(|object| {
+        let (name, _) = object.key.file_name().rsplit_once(".json.")?;
+        Some(name.to_owned())
+    });
+    let mut names: Vec<String> = names.collect();
+    names.dedup();
+    Ok(names)
+}
+
+/// Gives `to` the records of `name` that `from` has; returns them, oldest first.
+///
+/// # Errors
+/// Kind Conflict, `cluster_mismatch` or `segment_size_mismatch`, when `to` knows another cluster by
+/// that name; or as [`all`].
+pub fn copy(from: &Repository, to: &Repository, name: &str) -> Result<Vec<Registration>> {
+    let mut records = Vec::new();
+    for n in numbers(from, name)? {
+        let record = read(from, name, n)?;
+        let key = layout::cluster(name, n)?;
+        match to.storage().put_if_absent(&key, &sealed::seal(&record)?)? {
+            Put::Created => {}
+            Put::Exists => {
+                let identity = Identity {
+                    system_identifier: record.system_identifier,
+                    segment_size: record.segment_size,
+                    postgres_major: record.postgres_major,
+                };
+                check(to, &read(to, name, n)?, identity)?;
+            }
+        }
+        records.push(record);
+    }
+    Ok(records)
+}
+
 /// Registers the system identifier that `name` has after pg_upgrade. Does nothing when it is the
 /// current one already.
 ///

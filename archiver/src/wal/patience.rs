@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// How long a best-effort repository is waited for, once the required ones are done.
 pub(crate) const LIMIT: Duration = Duration::from_secs(2);
 
+/// How often whoever waits for long looks whether it is still wanted.
+const WANTED_EVERY: Duration = Duration::from_millis(200);
+
 /// How many pieces of work were left behind, by repository, in this process.
 static LATE: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
 
@@ -70,8 +73,24 @@ impl<T: Send + 'static> Work<T> {
     /// # Errors
     /// The work's; or kind Unavailable, `best_effort_late`.
     pub(crate) fn wait(self, deadline: Instant) -> Result<T> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match self.result.recv_timeout(left) {
+        self.wait_while(deadline, || true)
+    }
+
+    /// As [`Work::wait`], as long as `wanted` says so.
+    ///
+    /// # Errors
+    /// As [`Work::wait`].
+    pub(crate) fn wait_while(self, deadline: Instant, wanted: impl Fn() -> bool) -> Result<T> {
+        let began = Instant::now();
+        let result = loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let result = self.result.recv_timeout(left.min(WANTED_EVERY));
+            match result {
+                Err(RecvTimeoutError::Timeout) if left > WANTED_EVERY && wanted() => {}
+                other => break other,
+            }
+        };
+        match result {
             Ok(result) => result,
             Err(RecvTimeoutError::Disconnected) => {
                 Err(Error::internal("panic", "work on a repository panicked"))
@@ -83,7 +102,7 @@ impl<T: Send + 'static> Work<T> {
                     *state = State::Left;
                     *late.entry(self.repository.clone()).or_default() += 1;
                 }
-                let why = format!("it did not answer within {} s", LIMIT.as_secs());
+                let why = format!("it was not done within {} s", began.elapsed().as_secs());
                 Err(is_late(&self.repository, &why))
             }
         }

@@ -242,6 +242,41 @@ fn push_one(job: &Job, repo: &Repository) -> Result<Stored> {
         Reason::FirstPush,
         job.clock.as_ref(),
     )?;
+    put_file(job, repo)
+}
+
+/// Stores a file that another repository holds. The cluster's registration is the caller's affair:
+/// it may be one from before a `pg_upgrade`.
+///
+/// # Errors
+/// As [`push_bytes`].
+pub(crate) fn copy_into(
+    repo: &Repository,
+    identity: Identity,
+    file: ArchiveFile,
+    bytes: &Arc<Vec<u8>>,
+    level: i32,
+    clock: &SharedClock,
+) -> Result<Stored> {
+    let found = identify(&[], "", file, bytes, Some(identity))?;
+    if found.system_identifier != identity.system_identifier {
+        return Err(Error::data(
+            "wal_damaged",
+            format!("WAL file {file} belongs to another cluster than its name says"),
+        ));
+    }
+    let job = Job {
+        name: String::new(),
+        identity,
+        file,
+        plain: Arc::clone(bytes),
+        body: Body::compress(bytes, level)?,
+        clock: SharedClock::clone(clock),
+    };
+    put_file(&job, repo)
+}
+
+fn put_file(job: &Job, repo: &Repository) -> Result<Stored> {
     let sealed = container::seal(repo, job.system_id(), job.file, &job.plain, &job.body)?;
     let key = layout::wal(job.system_id(), job.file)?;
     fault::point("push:before_put");

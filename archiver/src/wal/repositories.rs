@@ -74,6 +74,18 @@ impl Repositories {
         Ok(repositories)
     }
 
+    /// For a reader that takes what it can get: the open ones in order, and the error of the first
+    /// that is missing among them, a required one before others.
+    #[must_use]
+    pub fn in_order(self) -> (Vec<(Repository, bool)>, Option<Error>) {
+        let open = self.open;
+        let mut failed = self.failed;
+        failed.sort_by_key(|f| !f.required);
+        let mut failed = failed.into_iter();
+        let first = failed.next().filter(|f| f.required || open.is_empty());
+        (open, first.map(|f| f.error))
+    }
+
     /// The error of the first required repository that did not open.
     pub(crate) fn take_required_failure(self) -> Option<Error> {
         let mut failed = self.failed.into_iter();

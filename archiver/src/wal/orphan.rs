@@ -1,0 +1,150 @@
+//! WAL past a fork: segments of a timeline that were written after its child began. They are sound and
+//! stay stored; a recovery along the newest timeline never reads them (`docs/decisions/0014-wal-past-a-fork.md`).
+//! Somebody went on writing the old timeline: a primary that was not stopped, or a branch that a
+//! recovery to the past has left.
+
+use crate::postgres::history_file::TimelineHistory;
+use crate::repository::Repository;
+use crate::wal::inventory::Inventory;
+use crate::{ErrorKind, Result};
+use pgark_types::{Lsn, SegmentName, SegmentSize, TimelineId};
+use serde::Serialize;
+
+/// The segments of one timeline that lie past the fork of the newest timeline from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Orphan {
+    /// The timeline that was left.
+    pub timeline: TimelineId,
+    /// The first segment past the fork's own.
+    pub first: SegmentName,
+    /// The last stored one.
+    pub last: SegmentName,
+    /// How many there are.
+    pub count: usize,
+    /// Where the newest timeline's lineage leaves it.
+    pub switch: Lsn,
+    /// The newest timeline.
+    pub newest: TimelineId,
+}
+
+impl std::fmt::Display for Orphan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} segments of timeline {} past its end at {} ({} to {}): timeline {} does not follow them",
+            self.count, self.timeline, self.switch, self.first, self.last, self.newest
+        )
+    }
+}
+
+/// The orphans of a cluster. The newest timeline is the one with the highest number whose history is
+/// stored; one that cannot be read is passed over.
+///
+/// # Errors
+/// The storage's.
+pub fn orphans(
+    repository: &Repository,
+    inventory: &Inventory,
+    size: SegmentSize,
+) -> Result<Vec<Orphan>> {
+    for timeline in inventory.timelines().into_iter().rev() {
+        if !inventory.has_history(timeline) {
+            continue;
+        }
+        match inventory.history(repository, timeline) {
+            Ok(history) => return Ok(past_the_forks(inventory, &history, size)),
+            Err(error) if error.kind() == ErrorKind::Data => {
+                tracing::warn!(
+                    code = error.code(),
+                    "history of timeline {timeline}: {error}"
+                );
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Vec::new())
+}
+
+fn past_the_forks(
+    inventory: &Inventory,
+    history: &TimelineHistory,
+    size: SegmentSize,
+) -> Vec<Orphan> {
+    let orphan = |timeline: TimelineId, switch: Lsn| {
+        // The fork's own segment may be the old timeline's last: a server that was shut down
+        // archives it.
+        let fork = size.segment_no(switch);
+        let past = |segment: &SegmentName| segment.number(size).is_ok_and(|no| no > fork);
+        let mut segments = inventory.segments(timeline).filter(past);
+        let first = segments.next()?;
+        let (last, count) = segments.fold((first, 1), |(_, count), next| (next, count + 1));
+        Some(Orphan {
+            timeline,
+            first,
+            last,
+            count,
+            switch,
+            newest: history.timeline,
+        })
+    };
+    let entries = history.entries.iter();
+    entries
+        .filter_map(|e| orphan(e.timeline, e.switch))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::repository::layout;
+    use crate::storage::memory::MemoryStorage;
+    use crate::storage::{Put, SharedStorage};
+    use crate::wal::container;
+    use pgark_types::{ArchiveFile, SystemId};
+    use std::sync::Arc;
+
+    const ID: SystemId = SystemId(7);
+
+    fn put(repository: &Repository, file: &str, content: &[u8]) {
+        let file: ArchiveFile = file.parse().unwrap();
+        let bytes = container::encode(repository, ID, file, content, 1).unwrap();
+        let key = layout::wal(ID, file).unwrap();
+        let put = repository.storage().put_if_absent(&key, &bytes).unwrap();
+        assert_eq!(put, Put::Created);
+    }
+
+    #[test]
+    fn segments_after_the_forks_own_are_orphans() {
+        let storage: SharedStorage = Arc::new(MemoryStorage::new());
+        crate::repository::create(&storage, &SystemClock).unwrap();
+        let repository = Repository::open("test", storage).unwrap();
+        for n in 1..=6 {
+            put(&repository, &format!("00000001000000000000000{n}"), b"x");
+        }
+        let found = |repository: &Repository| {
+            let inventory = Inventory::load(repository, ID).unwrap();
+            orphans(repository, &inventory, SegmentSize::DEFAULT).unwrap()
+        };
+        assert_eq!(found(&repository), []);
+        put(&repository, "000000020000000000000003", b"x");
+        put(
+            &repository,
+            "00000002.history",
+            b"1\t0/3000100\tno recovery target specified\n",
+        );
+        let orphans = found(&repository);
+        assert_eq!(orphans.len(), 1);
+        let orphan = &orphans[0];
+        assert_eq!(
+            (orphan.timeline, orphan.newest),
+            (TimelineId(1), TimelineId(2))
+        );
+        assert_eq!(orphan.first.to_string(), "000000010000000000000004");
+        assert_eq!(orphan.last.to_string(), "000000010000000000000006");
+        assert_eq!(orphan.count, 3);
+        // A damaged history is passed over, not trusted.
+        put(&repository, "00000003.history", b"nonsense");
+        assert_eq!(found(&repository).len(), 1);
+    }
+}
