@@ -7,9 +7,13 @@ pub mod backup;
 pub mod check;
 pub mod cluster;
 pub mod config;
+pub mod expire;
+pub mod gc;
 pub mod info;
 pub mod init;
+pub mod mark;
 pub mod restore;
+pub mod retention;
 pub mod verify;
 pub mod wal;
 

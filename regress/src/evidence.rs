@@ -40,7 +40,7 @@ pub struct Part {
 const UNIT_TESTS_MIN: usize = 225;
 
 /// All parts, in order: `make test-full PART=1` is the first.
-pub const PARTS: [Part; 9] = [
+pub const PARTS: [Part; 10] = [
     Part {
         name: "unit",
         about: "bytes, storage, engine; crashes at every operation with 8 seeds; 18,000 flips",
@@ -70,6 +70,11 @@ pub const PARTS: [Part; 9] = [
         name: "crashes",
         about: "SIGKILL at every fault point, and 100 rounds at any time",
         run: Run::EndToEnd(&["t310"]),
+    },
+    Part {
+        name: "retention",
+        about: "expire, undelete, gc killed in mid-sweep, a window, a recovery to the past",
+        run: Run::EndToEnd(&["t42"]),
     },
     Part {
         name: "fuzz-1",

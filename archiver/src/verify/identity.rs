@@ -48,6 +48,11 @@ pub(super) fn check_place(key: &Key, json: &[u8], backups: &BySession) -> Result
             }
             Err(_) => true,
         },
+        ["tomb", component, label, _] | ["components", component, "notes", label, _] => {
+            says("component", component) && says("label", label)
+        }
+        ["policy", component, _] => says("component", component),
+        ["wal", _, _, "floor", number] => says("number", number),
         ["sessions", session, what] => {
             let backup = Ulid::from_string(session)
                 .ok()
@@ -179,7 +184,10 @@ fn is_object_place(name: &str) -> bool {
     match parts.as_slice() {
         ["components", _, "backups", _, last] => matches!(*last, "manifest" | "label.json"),
         ["packs" | "meta" | "sessions", _, _]
-        | ["clusters" | "verify", _]
+        | ["clusters" | "verify" | "audit", _]
+        | ["policy" | "gc", _, _]
+        | ["tomb", _, _, _]
+        | ["components", _, "notes", _, _]
         | ["components", _, "relmap", _]
         | ["wal", _, "history", _]
         | ["wal", _, _, _, _] => true,

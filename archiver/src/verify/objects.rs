@@ -23,6 +23,9 @@ impl Verification<'_> {
         }
         self.report.bytes += meta.size;
         let result = self.object_bytes(meta);
+        if result.is_ok() && super::oldest::is_remembered(&meta.key) {
+            self.report.read.push(meta.key.to_string());
+        }
         self.report.note(meta.key.as_str(), "damaged", result)
     }
 
@@ -40,9 +43,12 @@ impl Verification<'_> {
             )
             .map(drop),
             ["wal", system_id, rest @ ..] => self.wal_object(key, system_id, rest),
-            ["repository.json"] | ["components" | "sessions" | "clusters" | "verify", ..] => {
-                self.sealed(key)
-            }
+            ["repository.json"]
+            | [
+                "components" | "sessions" | "clusters" | "verify" | "policy" | "tomb" | "gc"
+                | "audit",
+                ..,
+            ] => self.sealed(key),
             _ => Err(Error::data(
                 "unexpected_object",
                 "no pgark writes an object of this name",
@@ -62,7 +68,7 @@ impl Verification<'_> {
             .map_err(|_| Error::data("unexpected_object", "its path holds no system identifier"))?;
         let storage = self.repository.storage();
         match rest {
-            [_, "covered", _] => self.sealed(key),
+            [_, "covered" | "floor", _] => self.sealed(key),
             ["conflict", _, name] if name.ends_with(".json") || name.ends_with(".ack") => {
                 self.sealed(key)
             }
