@@ -117,6 +117,21 @@ pub enum Command {
     /// Verify what is stored, without restoring it. Exit code 3 when something is wrong.
     #[command(after_help = examples::VERIFY)]
     Verify(commands::verify::Args),
+    /// Say what to keep: backups by number, age and calendar, and a window of WAL.
+    #[command(subcommand)]
+    Retention(commands::retention::Command),
+    /// Apply the retention policy.
+    Expire(commands::expire::Args),
+    /// Take the expiry of a backup back, until gc has removed it.
+    Undelete(commands::mark::Which),
+    /// Keep a backup, whatever the retention policy says.
+    Pin(commands::mark::Pin),
+    /// Leave a pinned backup to the retention policy again.
+    Unpin(commands::mark::Which),
+    /// Note something about a backup.
+    Annotate(commands::mark::Annotate),
+    /// Remove what nothing refers to: expired backups, their WAL, what crashes left.
+    Gc(commands::gc::Args),
     /// Search the archived WAL: gaps, and what happened to a table.
     Wal(commands::wal::Args),
     /// Tell the repositories about a pg_upgrade.

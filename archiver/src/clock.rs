@@ -1,7 +1,7 @@
 //! Time and randomness, injected so that tests can drive them.
 
 use chrono::{DateTime, Utc};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 /// Where the time and random numbers come from.
@@ -12,6 +12,11 @@ pub trait Clock: Send + Sync {
     fn sleep(&self, duration: Duration);
     /// Sixteen random bytes.
     fn random(&self) -> [u8; 16];
+    /// Time that passed since some moment, and that nobody sets back.
+    fn monotonic(&self) -> Duration {
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        START.elapsed()
+    }
 }
 
 /// The clock a running pgark uses.

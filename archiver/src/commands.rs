@@ -7,11 +7,15 @@ pub mod backup;
 pub mod check;
 pub mod cluster;
 pub mod config;
+pub mod expire;
+pub mod gc;
 pub mod info;
 pub mod init;
 pub mod key;
+pub mod mark;
 pub mod repo;
 pub mod restore;
+pub mod retention;
 pub mod verify;
 pub mod wal;
 

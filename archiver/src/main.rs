@@ -77,6 +77,15 @@ fn run(cli: &Cli) -> Result<u8> {
         Command::Wal(args) => commands::wal::run(&Config::load(path)?, args, output)?,
         Command::Key(args) => commands::key::run(&Config::load(path)?, args, output)?,
         Command::Cluster(args) => commands::cluster::run(&Config::load(path)?, args, output)?,
+        Command::Retention(args) => commands::retention::run(&Config::load(path)?, args, output)?,
+        Command::Expire(args) => commands::expire::run(&Config::load(path)?, args, output)?,
+        Command::Undelete(args) => commands::mark::undelete(&Config::load(path)?, args, output)?,
+        Command::Pin(args) => commands::mark::pin(&Config::load(path)?, args, output)?,
+        Command::Unpin(args) => commands::mark::unpin(&Config::load(path)?, args, output)?,
+        Command::Annotate(args) => commands::mark::annotate(&Config::load(path)?, args, output)?,
+        Command::Gc(args) => {
+            commands::gc::run(&Config::load(path)?, args, output, &cancel_on_signal()?)?;
+        }
         Command::Check(args) => {
             let cancel = cancel_on_signal()?;
             return commands::check::run(&Config::load(path)?, args, output, &cancel);

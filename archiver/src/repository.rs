@@ -1,5 +1,6 @@
 //! The repository engine, format v1 (`docs/formats/repository-v1.md`).
 
+pub mod audit;
 pub mod backups;
 mod codec;
 pub mod crypto;
@@ -7,10 +8,13 @@ pub mod format;
 pub mod frame;
 pub mod layer;
 pub mod layout;
+pub mod notes;
 pub mod pack;
 pub mod reader;
+pub mod record;
 pub mod sealed;
 pub mod session;
+pub mod tombs;
 pub mod unfinished;
 
 mod open;

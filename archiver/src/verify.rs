@@ -10,6 +10,9 @@ mod identity;
 #[cfg(test)]
 mod identity_tests;
 mod objects;
+mod oldest;
+
+pub use oldest::{Share, remember};
 
 use crate::cancel::CancelToken;
 use crate::repository::Repository;
@@ -57,6 +60,9 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// What is worth knowing and not wrong: backups under way or interrupted.
     pub notes: Vec<Finding>,
+    /// Objects with data that were read whole and are sound.
+    #[serde(skip)]
+    pub read: Vec<String>,
 }
 
 impl Report {
@@ -100,6 +106,9 @@ pub enum Scope {
     /// Everything in the repository.
     #[default]
     All,
+    /// What must be there by names and sizes, and this share of all bytes: what was not read for the
+    /// longest time.
+    Oldest(Share),
     /// One backup of a component, and the WAL it needs.
     Backup(String, BackupLabel),
 }
@@ -139,6 +148,7 @@ pub fn verify(
     };
     match scope {
         Scope::All => verification.all()?,
+        Scope::Oldest(share) => verification.oldest(*share)?,
         Scope::Backup(component, label) => verification.one(component, label)?,
     }
     Ok(report)
@@ -156,7 +166,34 @@ struct Verification<'a> {
 }
 
 impl Verification<'_> {
+    /// What is expected, then every object that is there.
     fn all(&mut self) -> Result<()> {
+        self.expected()?;
+        let objects: Vec<ObjectMeta> = self.listing.values().cloned().collect();
+        self.objects(&objects)
+    }
+
+    fn oldest(&mut self, share: Share) -> Result<()> {
+        let level = std::mem::replace(&mut self.level, Level::Existence);
+        self.expected()?;
+        self.level = level.max(Level::Bytes);
+        let read = oldest::last_read(self.repository)?;
+        let data = self.listing.values();
+        let data = data.filter(|object| oldest::is_remembered(&object.key));
+        let objects = oldest::choose(data, &read, share);
+        self.objects(&objects)
+    }
+
+    fn objects(&mut self, objects: &[ObjectMeta]) -> Result<()> {
+        for meta in objects {
+            self.cancel.check()?;
+            self.object(meta)?;
+        }
+        Ok(())
+    }
+
+    /// From what must be there: backups, what they refer to, the WAL they need, sessions, clusters.
+    fn expected(&mut self) -> Result<()> {
         let sessions = Sessions::list(self.repository)?;
         for component in sessions.components(self.repository)? {
             let found = backups::list(self.repository, &component)?;
@@ -166,7 +203,7 @@ impl Verification<'_> {
             }
             for found in found {
                 match found {
-                    Found::Committed(label) => {
+                    Found::Committed(label) | Found::Expired(_, Some(label)) => {
                         self.backup(&component, &label)?;
                         self.backups.insert(label.session, *label);
                     }
@@ -175,19 +212,13 @@ impl Verification<'_> {
                         self.report.find(key.as_str(), "damaged", error.to_string());
                         self.manifest_only(&component, &label)?;
                     }
-                    Found::Uncommitted(..) => {}
+                    Found::Uncommitted(..) | Found::Expired(_, None) => {}
                 }
             }
         }
         self.committed_sessions()?;
         self.strangers()?;
-        self.wal_belongings()?;
-        let objects: Vec<ObjectMeta> = self.listing.values().cloned().collect();
-        for meta in objects {
-            self.cancel.check()?;
-            self.object(&meta)?;
-        }
-        Ok(())
+        self.wal_belongings()
     }
 
     /// A finding where somebody has to look, else a note.

@@ -72,6 +72,11 @@ pub const PARTS: [Part; 10] = [
         run: Run::EndToEnd(&["t310"]),
     },
     Part {
+        name: "retention",
+        about: "expire, undelete, gc killed in mid-sweep, a window, a recovery to the past",
+        run: Run::EndToEnd(&["t42"]),
+    },
+    Part {
         name: "fuzz-1",
         about: "every fuzz target, 30 minutes in all",
         run: Run::Fuzz(1800, 1),

@@ -37,3 +37,4 @@ mod t441_failover;
 #[cfg(feature = "pg18")]
 mod t400_postgres_18;
 mod t410_encryption;
+mod t420_retention;

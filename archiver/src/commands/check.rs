@@ -420,7 +420,7 @@ fn backups(component: &str, repository: &Repository) -> Result<((), String)> {
         match found {
             Found::Committed(_) => committed += 1,
             Found::Damaged(label, error) => problems.push(format!("{label} is damaged: {error}")),
-            Found::Uncommitted(..) => {}
+            Found::Expired(..) | Found::Uncommitted(..) => {}
         }
     }
     let (bad, fine): (Vec<_>, Vec<_>) = unfinished.iter().partition(|u| u.kind.is_finding());

@@ -6,8 +6,9 @@ use super::output::{Output, human_bytes, on_one_line, print_json, print_text, re
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::repository::Repository;
-use crate::repository::backups;
+use crate::repository::backups::{self, Found};
 use crate::repository::format::manifest::Label;
+use crate::repository::notes::{self, Notes};
 use crate::repository::unfinished::{Sessions, Unfinished};
 use crate::restore::branch;
 use crate::wal::cluster;
@@ -20,7 +21,7 @@ use crate::{Error, ErrorKind, Result, exit_code};
 use pgark_types::{BackupLabel, SegmentSize, SystemId};
 use serde_json::{Value, json};
 use sides::{Side, side_json, sides_text, window_json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 /// Lists backups, WAL and the window that can be recovered to.
@@ -40,6 +41,9 @@ struct Component {
     labels: Vec<Label>,
     unfinished: Vec<Unfinished>,
     damaged: Vec<(BackupLabel, Error)>,
+    /// Expired backups that can still be undeleted.
+    expired: Vec<BackupLabel>,
+    notes: BTreeMap<BackupLabel, Notes>,
     wal: Vec<TimelineWal>,
     orphans: Vec<Orphan>,
     window: Option<Window>,
@@ -160,7 +164,25 @@ fn component_unknown(wanted: &str, known: &BTreeSet<String>) -> Error {
 fn describe(repository: &Repository, sessions: &Sessions, name: String) -> Result<Component> {
     let found = backups::list(repository, &name)?;
     let unfinished = sessions.unfinished(repository, &name, &found, SystemClock.now())?;
-    let (labels, damaged) = backups::sound_and_damaged(found);
+    let expired = found.iter().filter_map(|found| match found {
+        Found::Expired(label, _) => Some(label.clone()),
+        _ => None,
+    });
+    let expired = expired.collect();
+    let notes = match notes::all(repository, &name) {
+        Err(error) if error.kind() == ErrorKind::Data => {
+            tracing::error!(code = error.code(), "notes are damaged: {error}");
+            BTreeMap::new()
+        }
+        notes => notes?,
+    };
+    let (mut labels, damaged) = backups::sound_and_damaged(found);
+    for label in &mut labels {
+        notes
+            .get(&label.label)
+            .into_iter()
+            .for_each(|n| n.apply(&mut label.annotations));
+    }
     let identity = match (labels.last(), cluster::current(repository, &name)?) {
         (_, Some(registered)) => Some((registered.system_identifier, registered.segment_size)),
         (Some(label), None) => Some((label.system_identifier, label.segment_size)),
@@ -172,6 +194,8 @@ fn describe(repository: &Repository, sessions: &Sessions, name: String) -> Resul
         labels,
         unfinished,
         damaged,
+        expired,
+        notes,
         wal: Vec::new(),
         orphans: Vec::new(),
         window: None,
@@ -234,6 +258,18 @@ impl Component {
             from: newest.stop_lsn,
         };
         let window = target::window(&archive, Some(newest.stopped_at))?;
+        // Backups that retention kept with their own WAL alone lie before the window.
+        let no = newest.last_segment.number(size)?;
+        let leads_on = |label: &&Label| {
+            let reach = inventory.reach(&lineage, label.stop_lsn, size);
+            reach.is_some_and(|last| last.number(size).is_ok_and(|last| last >= no))
+        };
+        let own = self
+            .labels
+            .iter()
+            .filter(own)
+            .filter(|l| branch::descends(l, &history));
+        let oldest = own.into_iter().find(leads_on).unwrap_or(newest);
         Ok(window.map(|window| Window {
             from_time: Some(oldest.stopped_at),
             from_lsn: oldest.stop_lsn,
@@ -261,6 +297,7 @@ fn merge(found: &[Component]) -> Vec<Value> {
             "window": window.map(window_json),
             "unfinished": same.iter().flat_map(|c| c.unfinished.iter().map(|u| unfinished(c, u))).collect::<Vec<_>>(),
             "damaged": same.iter().flat_map(|c| c.damaged.iter().map(|d| damaged(c, d))).collect::<Vec<_>>(),
+            "expired": same.iter().flat_map(|c| c.expired.iter().map(|l| json!({"label": l, "repository": c.repository}))).collect::<Vec<_>>(),
             "problems": same.iter().flat_map(|c| c.problem.iter().map(|e| problem(c, e))).collect::<Vec<_>>(),
             "conflicts": same.iter().map(|c| c.conflicts.open).sum::<usize>(),
             "conflicts_acknowledged": same.iter().map(|c| c.conflicts.acknowledged).sum::<usize>(),
@@ -283,6 +320,9 @@ fn backup(component: &Component, label: &Label) -> Value {
         "root_digest": label.root_digest,
         "annotations": label.annotations,
         "corrupt_pages": label.corrupt_page_count,
+        "pin": component.notes.get(&label.label).and_then(|n| n.pin.as_ref()).map(|pin| json!({
+            "reason": pin.reason, "until": pin.until,
+        })),
     })
 }
 
@@ -352,6 +392,19 @@ fn text(found: &[Component]) -> String {
                 let (key, value) = (on_one_line(key), on_one_line(value));
                 let _ = writeln!(text, "    {key} = {value}");
             }
+            if let Some(pin) = component
+                .notes
+                .get(&label.label)
+                .and_then(|n| n.pin.as_ref())
+            {
+                let until = pin.until.map(|at| format!(" until {}", at.to_rfc3339()));
+                let _ = writeln!(
+                    text,
+                    "    pinned{}: {}",
+                    until.unwrap_or_default(),
+                    on_one_line(&pin.reason)
+                );
+            }
             if label.corrupt_page_count > 0 {
                 let _ = writeln!(
                     text,
@@ -359,6 +412,12 @@ fn text(found: &[Component]) -> String {
                     label.corrupt_page_count
                 );
             }
+        }
+        for label in &component.expired {
+            let _ = writeln!(
+                text,
+                "  expired {label} (\"pgark undelete {label}\" brings it back)"
+            );
         }
         unfinished_text(&mut text, component);
         for wal in &component.wal {

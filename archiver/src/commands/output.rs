@@ -94,6 +94,40 @@ pub(super) fn open_repository(config: &Config, name: Option<&str>) -> Result<Rep
     section.open(&name, storage)
 }
 
+/// Does something in the repository called `name`, or in every one. One that fails does not keep it
+/// from the others.
+///
+/// # Errors
+/// The first one, after all were tried.
+pub(super) fn each_repository(
+    config: &Config,
+    name: Option<&str>,
+    mut action: impl FnMut(&Repository) -> Result<()>,
+) -> Result<()> {
+    let storages = config.storages()?;
+    if let Some(wanted) = name
+        && !storages.iter().any(|(n, ..)| n == wanted)
+    {
+        return Err(repository_unknown(wanted));
+    }
+    let mut failure = None;
+    for (of, _, storage) in storages {
+        if name.is_some_and(|wanted| wanted != of) {
+            continue;
+        }
+        let done = Repository::open(&of, storage).and_then(|repository| action(&repository));
+        if let Err(error) = done {
+            let error = error.context(format!("repository \"{of}\""));
+            if failure.is_some() {
+                tracing::error!(code = error.code(), "{error}");
+            } else {
+                failure = Some(error);
+            }
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
 /// The configuration has no repository called `name`.
 pub(super) fn repository_unknown(name: &str) -> Error {
     Error::invalid(

@@ -2,8 +2,11 @@
 
 use super::output::{Output, human_bytes, open_repository, print_json, print_text};
 use crate::cancel::CancelToken;
+use crate::clock::{SharedClock, SystemClock};
 use crate::config::{self, Config};
 use crate::crashsafe::{RealFs, SharedFs};
+use crate::repository::Repository;
+use crate::repository::session::Session;
 use crate::restore::{self, Archiving, Destination, Execution, Plan, Request, Restored};
 use crate::wal::repositories::Repositories;
 use crate::{Error, Result, places};
@@ -147,12 +150,28 @@ pub fn run(
         restore_command: restore_command(config_path)?,
         threads: threads(args.parallel.unwrap_or(config.restore.parallel)),
     };
+    let _pin = pin(source.backup.repository(), &plan)?;
     let restored = source.restore(&execution, cancel)?;
     match output {
         Output::Json => print_json(result_json(&plan, &restored)),
         Output::Text => print_outcome(&restored, args),
     }
     Ok(())
+}
+
+/// Keeps gc from the backup while it is read. With read access alone that cannot be done: then a
+/// backup stays for a week after it was expired, and a day after gc has planned to remove it.
+fn pin(repository: &Repository, plan: &Plan) -> Result<Option<Session>> {
+    let clock: SharedClock = Arc::new(SystemClock);
+    let manifest = &plan.manifest;
+    match Session::begin_reading(repository, clock, &manifest.component, &manifest.label) {
+        Ok(session) => Ok(Some(session)),
+        Err(error) if error.code() == "parent_expired" => Err(error),
+        Err(error) => {
+            tracing::info!(code = error.code(), "the backup is not pinned: {error}");
+            Ok(None)
+        }
+    }
 }
 
 fn request(config: &Config, args: &Args) -> Result<Request> {

@@ -18,6 +18,10 @@ pub struct Args {
     /// Everything in the repository; this is the default.
     #[arg(long)]
     pub all: bool,
+    /// Read this share of the repository's bytes alone, 3% for example: what was not read for the
+    /// longest time. What must be there is looked for by names and sizes.
+    #[arg(long, value_name = "SHARE", conflicts_with_all = ["backup", "all"])]
+    pub oldest: Option<verify::Share>,
     /// The component of --backup [default: the cluster of the configuration]
     #[arg(long, value_name = "NAME")]
     pub component: Option<String>,
@@ -57,7 +61,7 @@ impl From<LevelArg> for Level {
 pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -> Result<u8> {
     let repository = open_repository(config, args.repository.as_deref())?;
     let scope = match &args.backup {
-        None => Scope::All,
+        None => args.oldest.map_or(Scope::All, Scope::Oldest),
         Some(label) => {
             let component = args.component.clone();
             Scope::Backup(
@@ -68,6 +72,9 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
     };
     let now = SystemClock.now();
     let report = verify::verify(&repository, &scope, args.level.into(), now, cancel)?;
+    if args.backup.is_none() {
+        verify::remember(&repository, &SystemClock, args.level.into(), &report)?;
+    }
     match output {
         Output::Json => print_json(json!({
             "objects": report.objects, "bytes": report.bytes, "findings": report.findings,

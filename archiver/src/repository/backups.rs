@@ -5,7 +5,7 @@ use super::format::manifest::{FileEntry, FrameRef, Label, Manifest, Slice};
 use super::format::{FrameClass, ObjectKind};
 use super::reader::{FrameRun, ObjectTable, check_named, decode_all, fetch_frame, fetch_run};
 use super::session::{End, read_end};
-use super::{Repository, layout, open::SEALED_BYTES_MAX, sealed};
+use super::{Repository, layout, open::SEALED_BYTES_MAX, sealed, tombs};
 use crate::storage::Key;
 use crate::{Error, Result};
 use pgark_types::BackupLabel;
@@ -21,6 +21,9 @@ pub(crate) const MANIFEST_BYTES_MAX: u64 = 256 << 20;
 pub enum Found {
     /// A committed backup.
     Committed(Box<Label>),
+    /// A committed backup that was expired and can still be undeleted, with its record if that
+    /// can be read.
+    Expired(BackupLabel, Option<Box<Label>>),
     /// A backup whose session committed, but whose label cannot be read.
     Damaged(BackupLabel, Error),
     /// Not committed (yet): a backup under way, or what a crash left. With its session where that
@@ -37,7 +40,7 @@ enum State {
     Nothing,
 }
 
-/// Every label under `component`, oldest first.
+/// Every label under `component`, oldest first. Those that gc removes are left out.
 ///
 /// # Errors
 /// The storage's. A damaged label is an entry, not an error.
@@ -58,13 +61,28 @@ pub fn list(repository: &Repository, component: &str) -> Result<Vec<Found>> {
         })
         .collect();
     labels.dedup();
+    // After the listing: whoever is removed by then is known to be.
+    let tombs = tombs::all(repository, component)?;
+    let state = |label: &BackupLabel| tombs.get(label).map(|buried| buried.state);
+    labels.retain(|label| state(label) != Some(tombs::State::Final));
     labels
         .into_iter()
-        .map(|label| find(repository, component, label))
+        .map(|label| {
+            let expired = state(&label) == Some(tombs::State::Expired);
+            let found = find(repository, component, label)?;
+            Ok(match found {
+                Found::Committed(record) if expired => {
+                    Found::Expired(record.label.clone(), Some(record))
+                }
+                Found::Damaged(label, _) if expired => Found::Expired(label, None),
+                found => found,
+            })
+        })
         .collect()
 }
 
-/// The committed backups of `component`, oldest first; damaged ones are logged and left out.
+/// The committed backups of `component`, oldest first; damaged ones are logged and left out, expired
+/// ones left out.
 ///
 /// # Errors
 /// The storage's.
@@ -84,7 +102,7 @@ pub fn sound_and_damaged(found: Vec<Found>) -> (Vec<Label>, Vec<(BackupLabel, Er
         match found {
             Found::Committed(label) => labels.push(*label),
             Found::Damaged(label, error) => damaged.push((label, error)),
-            Found::Uncommitted(..) => {}
+            Found::Expired(..) | Found::Uncommitted(..) => {}
         }
     }
     // Labels know seconds alone: within one the four random characters say nothing.

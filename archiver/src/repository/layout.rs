@@ -55,6 +55,18 @@ pub fn manifest(component: &str, label: &BackupLabel) -> Result<Key> {
     Key::new(format!("components/{component}/backups/{label}/manifest"))
 }
 
+/// The component and the label in a key that [`manifest`] made; `None` for any other text.
+#[must_use]
+pub fn backup_of_manifest(key: &str) -> Option<(String, BackupLabel)> {
+    let parts: Vec<&str> = key.split('/').collect();
+    match parts.as_slice() {
+        ["components", component, "backups", label, "manifest"] => {
+            Some(((*component).to_owned(), label.parse().ok()?))
+        }
+        _ => None,
+    }
+}
+
 /// `components/<name>/backups/<label>/label.json`.
 ///
 /// # Errors
@@ -221,12 +233,110 @@ pub fn session(ulid: Ulid, what: &str) -> Result<Key> {
     Key::new(format!("sessions/{ulid}/{what}"))
 }
 
+/// `components/<name>/notes/<label>/<n>.json`: pins and annotations that came after the backup.
+///
+/// # Errors
+/// A component name that is no key part.
+pub fn note(component: &str, label: &BackupLabel, n: u32) -> Result<Key> {
+    Key::new(format!("components/{component}/notes/{label}/{n:06}.json"))
+}
+
+/// `components/<name>/notes/`.
+#[must_use]
+pub fn notes_prefix(component: &str) -> String {
+    format!("components/{component}/notes/")
+}
+
+/// `policy/<cluster>/<n>.json`: the highest counts.
+///
+/// # Errors
+/// A component name that is no key part.
+pub fn policy(component: &str, n: u32) -> Result<Key> {
+    Key::new(format!("policy/{component}/{n:06}.json"))
+}
+
+/// `policy/<cluster>/`.
+#[must_use]
+pub fn policy_prefix(component: &str) -> String {
+    format!("policy/{component}/")
+}
+
+/// `tomb/<component>/<label>/<n>.json`: the backup is expired.
+///
+/// # Errors
+/// A component name that is no key part.
+pub fn tomb(component: &str, label: &BackupLabel, n: u32) -> Result<Key> {
+    Key::new(format!("tomb/{component}/{label}/{n:06}.json"))
+}
+
+/// `tomb/<component>/<label>/<n>.final`: what became of that.
+///
+/// # Errors
+/// A component name that is no key part.
+pub fn tomb_final(component: &str, label: &BackupLabel, n: u32) -> Result<Key> {
+    Key::new(format!("tomb/{component}/{label}/{n:06}.final"))
+}
+
+/// `tomb/<component>/`.
+#[must_use]
+pub fn tomb_prefix(component: &str) -> String {
+    format!("tomb/{component}/")
+}
+
+/// `gc/<n>/<what>`; `what` is `begin`, `plan`, `sweep` or `done`.
+///
+/// # Errors
+/// None in fact.
+pub fn gc(n: u32, what: &str) -> Result<Key> {
+    Key::new(format!("gc/{n:06}/{what}"))
+}
+
+/// `wal/<sysid>/<tli>/floor/<segno>`, the number as 16 hex digits: every segment of the timeline
+/// below it may have been deleted.
+///
+/// # Errors
+/// None in fact.
+pub fn wal_floor(system_id: SystemId, timeline: TimelineId, number: u64) -> Result<Key> {
+    let prefix = wal_timeline_prefix(system_id, timeline);
+    Key::new(format!("{prefix}floor/{number:016X}"))
+}
+
+/// The number in a key that [`wal_floor`] made; `None` for any other key.
+#[must_use]
+pub fn floor_number(key: &Key) -> Option<u64> {
+    let (place, digits) = key.as_str().rsplit_once('/')?;
+    if !place.ends_with("/floor") || digits.len() != 16 {
+        return None;
+    }
+    u64::from_str_radix(digits, 16).ok()
+}
+
+/// `audit/<ulid>.json`.
+///
+/// # Errors
+/// None in fact.
+pub fn audit(ulid: Ulid) -> Result<Key> {
+    Key::new(format!("audit/{ulid}.json"))
+}
+
+/// `audit/`.
+#[must_use]
+pub fn audit_prefix() -> &'static str {
+    "audit/"
+}
+
 /// `verify/<ulid>.json`.
 ///
 /// # Errors
 /// None in fact.
 pub fn verify_record(ulid: Ulid) -> Result<Key> {
     Key::new(format!("verify/{ulid}.json"))
+}
+
+/// `verify/`.
+#[must_use]
+pub fn verify_prefix() -> &'static str {
+    "verify/"
 }
 
 /// A key that a record of the repository names.

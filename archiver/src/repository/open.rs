@@ -256,6 +256,15 @@ impl Repository {
         &self.storage
     }
 
+    /// The same repository behind another storage.
+    #[cfg(test)]
+    pub(crate) fn with_storage(&self, storage: SharedStorage) -> Self {
+        Self {
+            storage,
+            ..self.clone()
+        }
+    }
+
     /// Its identity: sixteen random bytes.
     #[must_use]
     pub fn id(&self) -> &[u8; 16] {

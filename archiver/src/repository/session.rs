@@ -1,7 +1,7 @@
 //! Sessions: every writer announces itself, and one create-exclusive `end` decides whether its
 //! work counts (`docs/formats/repository-v1.md`, "Sessions").
 
-use super::{Repository, layout, sealed};
+use super::{Repository, layout, sealed, tombs};
 use crate::clock::{SharedClock, new_ulid};
 use crate::storage::{Key, Put};
 use crate::{Error, Result};
@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use pgark_types::{BackupLabel, Lsn, SystemId, TimelineId};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use ulid::Ulid;
 
@@ -34,6 +34,9 @@ pub struct Begin {
     pub pinned: Vec<String>,
     /// The version of pgark.
     pub tool: String,
+    /// A reader's session: it pins and never commits.
+    #[serde(default)]
+    pub reads: bool,
 }
 
 /// `wal-pin`: WAL from here on is needed by the backup under way.
@@ -79,11 +82,14 @@ pub struct Session {
     beating: Arc<Beating>,
     thread: Option<std::thread::JoinHandle<()>>,
     ended: bool,
+    reads: bool,
 }
 
 struct Beating {
     stop: AtomicBool,
-    last: std::sync::Mutex<Instant>,
+    beats: AtomicU32,
+    /// On the clock's monotonic scale.
+    last: std::sync::Mutex<Duration>,
 }
 
 impl Session {
@@ -97,7 +103,57 @@ impl Session {
         component: &str,
         label: &BackupLabel,
     ) -> Result<Self> {
+        Self::announce(repository, clock, component, label, &[], false)
+    }
+
+    /// As [`Session::begin`], for a backup that will refer to objects of the backups `parents`.
+    ///
+    /// # Errors
+    /// Kind Conflict, `parent_expired`, when one of them is expired or gone: choose another; or the
+    /// storage's.
+    pub fn begin_pinning(
+        repository: &Repository,
+        clock: SharedClock,
+        component: &str,
+        label: &BackupLabel,
+        parents: &[BackupLabel],
+    ) -> Result<Self> {
+        Self::announce(repository, clock, component, label, parents, false)
+    }
+
+    /// A reader's session: gc removes nothing of the backup `label` while it lives.
+    ///
+    /// # Errors
+    /// Kind Conflict, `parent_expired`, when the backup is gone; or the storage's.
+    pub fn begin_reading(
+        repository: &Repository,
+        clock: SharedClock,
+        component: &str,
+        label: &BackupLabel,
+    ) -> Result<Self> {
+        Self::announce(
+            repository,
+            clock,
+            component,
+            label,
+            std::slice::from_ref(label),
+            true,
+        )
+    }
+
+    fn announce(
+        repository: &Repository,
+        clock: SharedClock,
+        component: &str,
+        label: &BackupLabel,
+        parents: &[BackupLabel],
+        reads: bool,
+    ) -> Result<Self> {
         let ulid = new_ulid(clock.as_ref());
+        let pinned = parents.iter().map(|parent| {
+            let key = layout::manifest(component, parent)?;
+            Ok(key.to_string())
+        });
         let begin = Begin {
             node: rustix::system::uname()
                 .nodename()
@@ -107,8 +163,9 @@ impl Session {
             started_at: clock.now(),
             component: component.to_owned(),
             label: label.clone(),
-            pinned: Vec::new(),
+            pinned: pinned.collect::<Result<_>>()?,
             tool: env!("CARGO_PKG_VERSION").to_owned(),
+            reads,
         };
         put_new(
             repository,
@@ -117,7 +174,8 @@ impl Session {
         )?;
         let beating = Arc::new(Beating {
             stop: AtomicBool::new(false),
-            last: std::sync::Mutex::new(Instant::now()),
+            beats: AtomicU32::new(0),
+            last: std::sync::Mutex::new(clock.monotonic()),
         });
         let thread = spawn_heartbeat(
             repository.clone(),
@@ -125,15 +183,39 @@ impl Session {
             ulid,
             Arc::clone(&beating),
         );
-        let repository = repository.for_session(ulid)?;
-        Ok(Self {
+        let repository = match reads {
+            true => repository.clone(),
+            false => repository.for_session(ulid)?,
+        };
+        let session = Self {
             repository,
             clock,
             ulid,
             beating,
             thread: Some(thread),
             ended: false,
-        })
+            reads,
+        };
+        session.check_pins(component, parents)?;
+        Ok(session)
+    }
+
+    /// Once more, now that gc can see the session: a parent that was expired before must not be
+    /// relied on. gc looks for sessions after it has seen the tombs, so one of the two notices.
+    fn check_pins(&self, component: &str, parents: &[BackupLabel]) -> Result<()> {
+        for parent in parents {
+            let tomb = tombs::of(&self.repository, component, parent)?;
+            let live = tomb.is_none_or(|tomb| tomb.state == tombs::State::Undone);
+            let manifest = layout::manifest(component, parent)?;
+            if !live || self.repository.storage().head(&manifest)?.is_none() {
+                return Err(Error::conflict(
+                    "parent_expired",
+                    format!("backup \"{parent}\" of \"{component}\" was expired meanwhile"),
+                )
+                .with_hint("Choose another backup, or \"pgark undelete\" it."));
+            }
+        }
+        Ok(())
     }
 
     /// The repository, to write this session's objects through.
@@ -166,11 +248,9 @@ impl Session {
     /// Kind Fenced when the session was aborted by another or has been silent for too long, or
     /// the storage's.
     pub fn commit(mut self, manifest: &Key, root_digest: &blake3::Hash) -> Result<()> {
-        let silent = self
-            .beating
-            .last
-            .lock()
-            .map_or(Duration::ZERO, |last| last.elapsed());
+        let silent = self.beating.last.lock().map_or(Duration::ZERO, |last| {
+            self.clock.monotonic().saturating_sub(*last)
+        });
         if silent > SELF_FENCE {
             return Err(fenced(self.ulid)
                 .with_detail("Its heartbeats did not reach the repository for two hours."));
@@ -232,6 +312,14 @@ impl Session {
         Ok(())
     }
 
+    /// Says that the session lives. A thread does so every ten minutes.
+    ///
+    /// # Errors
+    /// The storage's.
+    pub fn beat(&self) -> Result<()> {
+        self.beating.beat(&self.repository, &self.clock, self.ulid)
+    }
+
     /// The clock the session runs on.
     #[must_use]
     pub fn clock(&self) -> &SharedClock {
@@ -246,8 +334,12 @@ impl Drop for Session {
             thread.thread().unpark();
             let _ = thread.join();
         }
+        let reason = match self.reads {
+            true => "the reader is done",
+            false => "the writer ended without a commit",
+        };
         if !self.ended
-            && let Err(error) = self.abort("the writer ended without a commit")
+            && let Err(error) = self.abort(reason)
         {
             tracing::debug!(%error, session = %self.ulid, "could not abort the session");
         }
@@ -280,6 +372,24 @@ fn put_new(repository: &Repository, key: &Key, bytes: &[u8]) -> Result<()> {
     }
 }
 
+impl Beating {
+    fn beat(&self, repository: &Repository, clock: &SharedClock, ulid: Ulid) -> Result<()> {
+        let n = self.beats.fetch_add(1, Ordering::SeqCst).saturating_add(1);
+        // Before the put: a beat that took long to arrive says that the writer lived then.
+        let at = clock.monotonic();
+        let key = layout::session(ulid, &format!("hb-{n}"))?;
+        put_new(
+            repository,
+            &key,
+            &sealed::seal(&Heartbeat { at: clock.now() })?,
+        )?;
+        if let Ok(mut last) = self.last.lock() {
+            *last = at.max(*last);
+        }
+        Ok(())
+    }
+}
+
 fn spawn_heartbeat(
     repository: Repository,
     clock: SharedClock,
@@ -287,7 +397,7 @@ fn spawn_heartbeat(
     beating: Arc<Beating>,
 ) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
-        for n in 1_u32.. {
+        loop {
             let due = Instant::now() + HEARTBEAT;
             while Instant::now() < due && !beating.stop.load(Ordering::SeqCst) {
                 std::thread::park_timeout(due.saturating_duration_since(Instant::now()));
@@ -295,21 +405,8 @@ fn spawn_heartbeat(
             if beating.stop.load(Ordering::SeqCst) {
                 return;
             }
-            let beat = || -> Result<()> {
-                let key = layout::session(ulid, &format!("hb-{n}"))?;
-                put_new(
-                    &repository,
-                    &key,
-                    &sealed::seal(&Heartbeat { at: clock.now() })?,
-                )
-            };
-            match beat() {
-                Ok(()) => {
-                    if let Ok(mut last) = beating.last.lock() {
-                        *last = Instant::now();
-                    }
-                }
-                Err(error) => tracing::warn!(%error, session = %ulid, "heartbeat failed"),
+            if let Err(error) = beating.beat(&repository, &clock, ulid) {
+                tracing::warn!(%error, session = %ulid, "heartbeat failed");
             }
         }
     })

@@ -133,7 +133,8 @@ impl Sessions {
         for (session, signs) in self.undecided() {
             let known = unfinished.iter().any(|u| u.session == session);
             let begin = readable::<Begin>(repository, session, "begin")?;
-            let Some(begin) = begin.filter(|begin| !known && begin.component == component) else {
+            let Some(begin) = begin.filter(|b| !known && !b.reads && b.component == component)
+            else {
                 continue;
             };
             let last = signs.last(repository, session)?;

@@ -1,6 +1,7 @@
 //! Objects in memory: for tests, and the model that the other storages are compared with.
 
 use super::{Capabilities, Key, ObjectMeta, ObjectWriter, Put, Storage};
+use crate::clock::SharedClock;
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
@@ -9,9 +10,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 type Objects = BTreeMap<Key, (Vec<u8>, DateTime<Utc>)>;
 
 /// A storage in memory.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct MemoryStorage {
     objects: Arc<Mutex<Objects>>,
+    clock: Option<SharedClock>,
+}
+
+impl std::fmt::Debug for MemoryStorage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryStorage").finish_non_exhaustive()
+    }
 }
 
 impl MemoryStorage {
@@ -19,6 +27,19 @@ impl MemoryStorage {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty storage whose objects carry the times of `clock`.
+    #[must_use]
+    pub fn with_clock(clock: SharedClock) -> Self {
+        Self {
+            objects: Arc::default(),
+            clock: Some(clock),
+        }
+    }
+
+    fn now(&self) -> DateTime<Utc> {
+        self.clock.as_ref().map_or_else(Utc::now, |c| c.now())
     }
 
     fn lock(&self) -> MutexGuard<'_, Objects> {
@@ -49,7 +70,7 @@ impl Storage for MemoryStorage {
         match self.lock().entry(key.clone()) {
             std::collections::btree_map::Entry::Occupied(_) => Ok(Put::Exists),
             std::collections::btree_map::Entry::Vacant(slot) => {
-                slot.insert((bytes.to_vec(), Utc::now()));
+                slot.insert((bytes.to_vec(), self.now()));
                 Ok(Put::Created)
             }
         }

@@ -6,8 +6,8 @@ use crate::repository::backups::{self, Backup, MANIFEST_BYTES_MAX, cut};
 use crate::repository::format::FrameClass;
 use crate::repository::format::manifest::{FileEntry, FileKind, Label, ObjectUse};
 use crate::repository::layer::{PageSource, resolve};
-use crate::repository::layout;
 use crate::repository::session::{End, read_end};
+use crate::repository::{layout, tombs};
 use crate::storage::Key;
 use crate::wal::inventory::Inventory;
 use crate::{Error, Result};
@@ -113,6 +113,15 @@ impl Verification<'_> {
         Ok(())
     }
 
+    /// Whether gc removed the backup of a manifest.
+    fn was_removed(&self, manifest: &str) -> Result<bool> {
+        let Some((component, label)) = layout::backup_of_manifest(manifest) else {
+            return Ok(false);
+        };
+        let tomb = tombs::of(self.repository, &component, &label)?;
+        Ok(tomb.is_some_and(|tomb| tomb.state == tombs::State::Final))
+    }
+
     /// Sessions that committed a manifest which is no longer there.
     pub(super) fn committed_sessions(&mut self) -> Result<()> {
         let ends: Vec<Key> = self
@@ -132,7 +141,7 @@ impl Verification<'_> {
                 Ok(Some(End::Commit { manifest, .. })) => {
                     let there =
                         layout::recorded(&manifest).is_ok_and(|k| self.listing.contains_key(&k));
-                    if !there {
+                    if !there && !self.was_removed(&manifest)? {
                         self.report
                             .find(manifest, "missing", "a session committed this manifest");
                     }

@@ -5,10 +5,12 @@
 
 use super::*;
 use crate::backup::testdata::{self, NAME, SeededClock, Source, in_memory};
+use crate::clock::SharedClock;
 use crate::crashsafe::RealFs;
 use crate::repository::crypto::keys;
 use crate::repository::crypto::secret::Secret;
 use crate::repository::crypto::source::Credential;
+use crate::repository::format::manifest::Label;
 use crate::repository::session::Session;
 use crate::repository::{layout, sealed};
 use crate::restore::testdata::{self as restore, Tree};
@@ -16,12 +18,21 @@ use crate::storage::memory::MemoryStorage;
 use crate::storage::{Put, SharedStorage};
 use crate::wal::commit_index::{relmap, testdata as wal};
 use crate::wal::{conflicts, container, get};
-use pgark_types::{ArchiveFile, BackupLabel, Lsn};
+use pgark_types::retention::RetentionPolicy;
+use pgark_types::{ArchiveFile, BackupLabel, Lsn, TimelineId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Every class; a flip test that lost one would pass for nothing.
-const CLASSES: [&str; 20] = [
+const CLASSES: [&str; 28] = [
+    "audit",
+    "final",
+    "floor",
+    "gc",
+    "note",
+    "policy",
+    "tomb",
+    "verify",
     "begin",
     "cluster",
     "commit",
@@ -123,7 +134,47 @@ fn repository(encrypted: bool) -> SharedStorage {
         let first = conflicts::acknowledge(&repository, &conflict, "a test", clock.as_ref());
         assert!(first.unwrap());
     }
+    retention(&repository, &label, &clock);
     storage
+}
+
+/// What retention, gc and verify leave beside a backup that stays.
+fn retention(repository: &Repository, label: &Label, clock: &SharedClock) {
+    use crate::repository::{audit, notes, tombs};
+    let clock = clock.as_ref();
+    crate::retention::set(repository, clock, NAME, RetentionPolicy::default()).unwrap();
+    // The clock of the test is not the storage's; the record stands all the same.
+    assert_eq!(
+        audit::write(repository, clock, "test", "")
+            .unwrap_err()
+            .code(),
+        "clock_skew"
+    );
+    let note = notes::Note::Pin {
+        reason: "a test".to_owned(),
+        until: None,
+    };
+    notes::add(repository, clock, NAME, &label.label, note).unwrap();
+    tombs::bury(repository, clock, NAME, &label.label, "a test").unwrap();
+    tombs::undo(repository, clock, NAME, &label.label).unwrap();
+    let floor = layout::wal_floor(wal::system_id(), TimelineId(1), 1).unwrap();
+    for (key, record) in [
+        (
+            floor.clone(),
+            serde_json::json!({"number": floor.file_name()}),
+        ),
+        (
+            layout::gc(1, "done").unwrap(),
+            serde_json::json!({"objects": 0}),
+        ),
+    ] {
+        assert!(crate::repository::record::decide(repository, &key, &record).unwrap());
+    }
+    let report = Report {
+        read: vec!["packs/00/x".to_owned()],
+        ..Report::default()
+    };
+    remember(repository, clock, Level::Bytes, &report).unwrap();
 }
 
 fn class(key: &Key, bytes: &[u8]) -> &'static str {
@@ -139,6 +190,14 @@ fn class(key: &Key, bytes: &[u8]) -> &'static str {
         ["components", .., "manifest"] => "manifest",
         ["components", .., "label.json"] => "label",
         ["components", _, "relmap", _] => "relmap",
+        ["components", _, "notes", ..] => "note",
+        ["policy", ..] => "policy",
+        ["audit", ..] => "audit",
+        ["gc", ..] => "gc",
+        ["verify", ..] => "verify",
+        ["tomb", .., name] if name.ends_with(".final") => "final",
+        ["tomb", ..] => "tomb",
+        ["wal", _, _, "floor", _] => "floor",
         ["sessions", _, "begin"] => "begin",
         ["sessions", _, "wal-pin"] => "wal-pin",
         ["sessions", _, "end"] if bytes.windows(5).any(|w| w == b"ABORT") => "abort",

@@ -55,6 +55,11 @@ pub(super) fn check_place(key: &Key, json: &[u8], backups: &BySession) -> Result
         },
         ["keys", "epoch", file] => field::<u32>(&record, "number")
             .is_none_or(|number| file.starts_with(&format!("{number:06}-"))),
+        ["tomb", component, label, _] | ["components", component, "notes", label, _] => {
+            says("component", component) && says("label", label)
+        }
+        ["policy", component, _] => says("component", component),
+        ["wal", _, _, "floor", number] => says("number", number),
         ["sessions", session, what] => {
             let backup = Ulid::from_string(session)
                 .ok()
@@ -187,7 +192,10 @@ fn is_object_place(name: &str) -> bool {
         ["components", _, "backups", _, last] => matches!(*last, "manifest" | "label.json"),
         ["keys", last] => last.ends_with(".json"),
         ["packs" | "meta" | "sessions" | "keys", _, _]
-        | ["clusters" | "verify", _]
+        | ["clusters" | "verify" | "audit", _]
+        | ["policy" | "gc", _, _]
+        | ["tomb", _, _, _]
+        | ["components", _, "notes", _, _]
         | ["components", _, "relmap", _]
         | ["wal", _, "history", _]
         | ["wal", _, _, _, _] => true,

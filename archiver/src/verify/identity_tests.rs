@@ -149,3 +149,57 @@ fn a_history_that_cannot_be_parsed_is_found() {
         "{findings:?}"
     );
 }
+
+/// A clock that stands on one day.
+struct Day(u32);
+
+impl crate::clock::Clock for Day {
+    fn now(&self) -> DateTime<Utc> {
+        DateTime::UNIX_EPOCH + chrono::TimeDelta::days(i64::from(self.0) + 21_000)
+    }
+
+    fn sleep(&self, _: std::time::Duration) {}
+
+    fn random(&self) -> [u8; 16] {
+        [7; 16]
+    }
+}
+
+/// Every object with data is read once before any is read again.
+#[test]
+fn the_oldest_are_read_in_turn() {
+    let fixture = fixture();
+    let repository = &fixture.repository;
+    let clock = SeededClock::shared(9);
+    let share: Share = "20%".parse().unwrap();
+    let (mut read, mut days) = (BTreeMap::<String, u32>::new(), 0);
+    let data = repository.storage().list("").unwrap();
+    let data = data
+        .iter()
+        .filter(|o| oldest::is_remembered(&o.key))
+        .count();
+    while read.len() < data {
+        let scope = Scope::Oldest(share);
+        let cancel = CancelToken::default();
+        let report = verify(repository, &scope, Level::Bytes, clock.now(), &cancel).unwrap();
+        assert_eq!(report.findings, []);
+        assert!(!report.read.is_empty());
+        for key in &report.read {
+            *read.entry(key.clone()).or_default() += 1;
+        }
+        remember(repository, &Day(days), Level::Bytes, &report).unwrap();
+        days += 1;
+        assert!(days <= 20, "{} of {data} after {days} days", read.len());
+    }
+    assert!(days >= 3, "all was read in {days} days");
+    let twice = read.values().filter(|n| **n > 1).count();
+    assert!(twice < data / 2, "{twice} of {data} were read twice");
+    // What must be there is looked for whatever the share.
+    let pack = repository.storage().list("packs/").unwrap().remove(0);
+    repository.storage().delete(&pack.key).unwrap();
+    let least = Scope::Oldest("0.01%".parse().unwrap());
+    let cancel = CancelToken::default();
+    let report = verify(repository, &least, Level::Bytes, clock.now(), &cancel).unwrap();
+    let missing: Vec<&str> = report.findings.iter().map(|f| f.kind).collect();
+    assert!(missing.contains(&"missing"), "{missing:?}");
+}

@@ -24,6 +24,9 @@ impl Verification<'_> {
         }
         self.report.bytes += meta.size;
         let result = self.object_bytes(meta);
+        if result.is_ok() && super::oldest::is_remembered(&meta.key) {
+            self.report.read.push(meta.key.to_string());
+        }
         self.report.note(meta.key.as_str(), "damaged", result)
     }
 
@@ -44,7 +47,8 @@ impl Verification<'_> {
             ["components", _, "relmap", _] => self.enveloped(key),
             ["repository.json"]
             | [
-                "components" | "sessions" | "clusters" | "verify" | "keys",
+                "components" | "sessions" | "clusters" | "verify" | "keys" | "policy" | "tomb"
+                | "gc" | "audit",
                 ..,
             ] => self.sealed(key),
             _ => Err(Error::data(
@@ -76,7 +80,7 @@ impl Verification<'_> {
             .map_err(|_| Error::data("unexpected_object", "its path holds no system identifier"))?;
         let storage = self.repository.storage();
         match rest {
-            [_, "covered", _] => self.sealed(key),
+            [_, "covered" | "floor", _] => self.sealed(key),
             ["conflict", _, name] if name.ends_with(".json") || name.ends_with(".ack") => {
                 self.sealed(key)
             }

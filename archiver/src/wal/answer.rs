@@ -320,6 +320,8 @@ fn ask<T>(
 /// The numbers of the segments stored of one timeline.
 struct StoredSegments {
     numbers: BTreeSet<u64>,
+    /// Below it gc may have removed segments.
+    floor: u64,
 }
 
 impl StoredSegments {
@@ -336,8 +338,10 @@ impl StoredSegments {
             name.number(scope.segment_size).ok().filter(|_| counts)
         };
         let numbers = objects.iter().filter_map(|o| segment(o.key.file_name()));
+        let floors = objects.iter().filter_map(|o| layout::floor_number(&o.key));
         Ok(Self {
             numbers: numbers.collect(),
+            floor: floors.max().unwrap_or(0),
         })
     }
 
@@ -349,6 +353,14 @@ impl StoredSegments {
         no: u64,
         place: &Place,
     ) -> Result<Answer<T>> {
+        if no < self.floor && !matches!(place, Place::Outside(_)) {
+            // It was there once: nobody may take it for the end of the WAL.
+            return Err(Error::data(
+                "wal_expired",
+                format!("WAL segment {segment} is not stored any more: retention removed it"),
+            )
+            .with_hint("Restore with \"pgark restore\" from a backup that \"pgark info\" lists."));
+        }
         let run_from = match place {
             Place::Outside(why) => return Ok(Answer::Absent(why.clone())),
             Place::Planned => return Err(missing(segment, "this recovery counts on it")),

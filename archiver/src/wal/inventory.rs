@@ -2,6 +2,7 @@
 
 use crate::postgres::history_file::TimelineHistory;
 use crate::repository::{Repository, layout};
+use crate::storage::ObjectMeta;
 use crate::{Error, Result};
 use pgark_types::{ArchiveFile, Lsn, SegmentName, SegmentSize, SystemId, TimelineId};
 use serde::Serialize;
@@ -18,6 +19,8 @@ pub struct Inventory {
     segments: BTreeMap<TimelineId, BTreeSet<SegmentName>>,
     histories: BTreeSet<TimelineId>,
     other: Vec<ArchiveFile>,
+    /// Numbers of segments below which gc may have removed some.
+    floors: BTreeMap<TimelineId, u64>,
 }
 
 /// Segments of one timeline that follow on each other.
@@ -50,13 +53,19 @@ impl Inventory {
     /// # Errors
     /// The storage's error.
     pub fn load(repo: &Repository, system_id: SystemId) -> Result<Self> {
+        let objects = repo.storage().list(&layout::wal_prefix(system_id))?;
+        Ok(Self::of_objects(system_id, &objects))
+    }
+
+    /// Sorts a listing of `wal/<sysid>/`.
+    #[must_use]
+    pub fn of_objects(system_id: SystemId, objects: &[ObjectMeta]) -> Self {
         let prefix = layout::wal_prefix(system_id);
-        let objects = repo.storage().list(&prefix)?;
         let keys = objects.iter().map(|object| object.key.as_str());
-        Ok(Self::from_keys(
+        Self::from_keys(
             system_id,
             keys.filter_map(|key| key.strip_prefix(prefix.as_str())),
-        ))
+        )
     }
 
     /// Sorts keys relative to `wal/<sysid>/`.
@@ -66,8 +75,18 @@ impl Inventory {
             segments: BTreeMap::new(),
             histories: BTreeSet::new(),
             other: Vec::new(),
+            floors: BTreeMap::new(),
         };
-        for file in keys.filter_map(stored_file) {
+        let mut files = Vec::new();
+        for key in keys {
+            if let Some((timeline, number)) = floor(key) {
+                let floor = inventory.floors.entry(timeline).or_default();
+                *floor = number.max(*floor);
+            } else {
+                files.extend(stored_file(key));
+            }
+        }
+        for file in files {
             match file {
                 ArchiveFile::Segment(segment) => {
                     let timeline = inventory.segments.entry(segment.timeline).or_default();
@@ -161,14 +180,23 @@ impl Inventory {
         by_timeline.flat_map(|timeline| timeline.gaps).collect()
     }
 
-    /// First and last segment and the gaps, per timeline.
+    /// The number of the first segment of a timeline that gc has not removed anything from; 0: it
+    /// has removed nothing.
+    #[must_use]
+    pub fn floor(&self, timeline: TimelineId) -> u64 {
+        self.floors.get(&timeline).copied().unwrap_or(0)
+    }
+
+    /// First and last segment and the gaps, per timeline. What retention removed is no gap.
     #[must_use]
     pub fn by_timeline(&self, size: SegmentSize) -> Vec<TimelineWal> {
         let mut timelines: Vec<TimelineWal> = Vec::new();
         for range in self.ranges(size) {
             match timelines.last_mut() {
                 Some(wal) if wal.timeline == range.timeline => {
-                    let gap = following(wal.last, size).zip(preceding(range.first, size));
+                    let kept = self.above_floor(following(wal.last, size), size);
+                    let gap = kept.zip(preceding(range.first, size));
+                    let gap = gap.filter(|(first, last)| first <= last);
                     wal.gaps.extend(gap.map(|(first, last)| WalRange {
                         timeline: range.timeline,
                         first,
@@ -185,6 +213,13 @@ impl Inventory {
             }
         }
         timelines
+    }
+
+    /// `segment`, or the one at the floor if that is later.
+    fn above_floor(&self, segment: Option<SegmentName>, size: SegmentSize) -> Option<SegmentName> {
+        let segment = segment?;
+        let no = segment.number(size).ok()?.max(self.floor(segment.timeline));
+        SegmentName::new(segment.timeline, no, size).ok()
     }
 
     /// The end of the gap-free run on `timeline` that holds `from`; `None` when `from` is missing.
@@ -243,6 +278,14 @@ impl Inventory {
             ))),
         }
     }
+}
+
+/// The floor that a key relative to `wal/<sysid>/` sets.
+fn floor(key: &str) -> Option<(TimelineId, u64)> {
+    let (timeline, digits) = key.split_once("/floor/")?;
+    let digits = Some(digits).filter(|d| d.len() == 16)?;
+    let timeline = TimelineId::from_hex(timeline).ok()?;
+    Some((timeline, u64::from_str_radix(digits, 16).ok()?))
 }
 
 /// The file that a key relative to `wal/<sysid>/` stores, itself or as a variant.
@@ -407,6 +450,21 @@ mod tests {
             Some(name("000000010000000100000000"))
         );
         assert_eq!(inventory.run_end(TimelineId(2), from, SIZE), None);
+    }
+
+    #[test]
+    fn what_retention_removed_is_no_gap() {
+        let keys = [
+            "00000001/00000000/000000010000000000000001",
+            "00000001/00000000/000000010000000000000005",
+            "00000001/00000000/00000001000000000000000B",
+            "00000001/floor/0000000000000007",
+            "00000001/floor/0000000000000003",
+        ];
+        let gaps = inventory(&keys).gaps(SIZE);
+        assert_eq!(gaps.len(), 1);
+        assert_eq!(gaps[0].first, name("000000010000000000000007"));
+        assert_eq!(gaps[0].last, name("00000001000000000000000A"));
     }
 
     #[test]

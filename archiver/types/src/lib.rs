@@ -7,6 +7,7 @@
 mod backup_label;
 mod lsn;
 mod recovery_target;
+pub mod retention;
 mod segment;
 mod timeline;
 

@@ -19,6 +19,7 @@ fn codes(repository: &Repository) -> Vec<&'static str> {
     let code = |found: &Found| match found {
         Found::Committed(_) => "committed",
         Found::Damaged(_, error) => error.code(),
+        Found::Expired(..) => "expired",
         Found::Uncommitted(..) => "uncommitted",
     };
     list(repository, COMPONENT)

@@ -1,0 +1,16 @@
+//! Retention over a repository: the policy kept in it, the facts it is applied to, and `expire`.
+//!
+//! `pgark_types::retention` decides; this reads what there is and writes tombs. Nothing is removed
+//! here: gc does that.
+
+mod expire;
+mod history;
+mod policy;
+
+pub use expire::{Expired, Request, expire, preview};
+pub(crate) use expire::{decisions, suspended};
+pub use history::{Loaded, load};
+pub use policy::{Kept, current, set};
+
+#[cfg(test)]
+mod tests;

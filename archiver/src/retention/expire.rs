@@ -1,0 +1,200 @@
+//! `pgark expire`: the policy applied. Tombs are written, nothing is removed.
+
+use super::history::{self, Loaded};
+use super::policy::{self, Kept};
+use crate::clock::Clock;
+use crate::repository::{Repository, audit, tombs};
+use crate::{Error, Result};
+use chrono::{DateTime, Utc};
+use pgark_types::BackupLabel;
+use pgark_types::retention::{Decisions, Refusal, decide};
+
+/// What the operator asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// Only this backup, whatever the policy says.
+    pub backup: Option<BackupLabel>,
+    /// Go on although a timeline is not explained.
+    pub confirm: bool,
+}
+
+/// What was decided, and done.
+#[derive(Debug)]
+pub struct Expired {
+    /// The policy; `None`: none was ever set, and nothing expires.
+    pub policy: Option<Kept>,
+    /// Every decision.
+    pub decisions: Decisions,
+    /// The backups that were expired now.
+    pub expired: Vec<BackupLabel>,
+    /// What was read.
+    pub loaded: Loaded,
+}
+
+/// Decides without doing anything.
+///
+/// # Errors
+/// When there is no decision: kind Invalid, `policy_keeps_nothing`; Data, `backup_unreadable` and
+/// `history_missing`; or the storage's.
+pub fn preview(repository: &Repository, component: &str, now: DateTime<Utc>) -> Result<Expired> {
+    let policy = policy::current(repository, component)?;
+    let loaded = history::load(repository, component)?;
+    let decisions = decisions(policy.as_ref(), &loaded, now)?;
+    Ok(Expired {
+        policy,
+        decisions,
+        expired: Vec::new(),
+        loaded,
+    })
+}
+
+/// The decisions of `policy` about what was loaded.
+///
+/// # Errors
+/// As [`preview`].
+pub(crate) fn decisions(
+    policy: Option<&Kept>,
+    loaded: &Loaded,
+    now: DateTime<Utc>,
+) -> Result<Decisions> {
+    let retention = policy.map(|kept| kept.retention).unwrap_or_default();
+    decide(&retention, &loaded.history, now).map_err(|refusal| match refusal {
+        Refusal::KeepsNothing => policy::keeps_nothing(),
+        Refusal::UnknownHistory { timeline, .. } => Error::data(
+            "history_missing",
+            format!("{refusal}: nothing can be decided"),
+        )
+        .with_hint(format!(
+            "Push \"pg_wal/{}\" of a server on that timeline with \"pgark archive-push\".",
+            timeline.history_file_name()
+        )),
+        Refusal::UnknownCluster { .. } => Error::data(
+            "cluster_unreadable",
+            format!("{refusal}: nothing can be decided"),
+        )
+        .with_hint("Run \"pgark verify --all\": a record below clusters/ is missing."),
+    })
+}
+
+/// Applies the policy of `component`, or expires the one backup that was asked for.
+///
+/// # Errors
+/// As [`preview`]; kind Conflict, `timeline_unexplained`, when the cluster went back in time and
+/// nobody confirmed it; Invalid, `last_good_backup`, for a backup that must stay; Unavailable,
+/// `clock_skew`; or the storage's.
+pub fn expire(
+    repository: &Repository,
+    clock: &dyn Clock,
+    component: &str,
+    request: &Request,
+) -> Result<Expired> {
+    let subject = match &request.backup {
+        Some(label) => format!("{component} {label}"),
+        None => component.to_owned(),
+    };
+    audit::write(repository, clock, "expire", &subject)?;
+    if let Some(label) = &request.backup {
+        return one(repository, clock, component, label);
+    }
+    let mut outcome = preview(repository, component, clock.now())?;
+    let Some(policy) = &outcome.policy else {
+        return Ok(outcome);
+    };
+    let unexplained = outcome.loaded.unexplained(policy);
+    if !unexplained.is_empty() {
+        if !request.confirm {
+            return Err(suspended(component, &unexplained));
+        }
+        policy::confirm(repository, clock, component, policy, &unexplained)?;
+    }
+    let going: Vec<BackupLabel> = going(&outcome).collect();
+    let reason = format!("policy {}: {}", policy.n, policy.retention);
+    for label in going {
+        crate::fault::point("expire:tomb");
+        tombs::bury(repository, clock, component, &label, &reason)?;
+        outcome.expired.push(label);
+    }
+    Ok(outcome)
+}
+
+/// The live backups that no rule keeps.
+fn going(outcome: &Expired) -> impl Iterator<Item = BackupLabel> {
+    use pgark_types::retention::Reason;
+    let gone = outcome.decisions.backups.iter().filter(|d| !d.keep);
+    let live = gone.filter(|d| !d.reasons.contains(&Reason::ExpiredBefore));
+    live.map(|d| d.label.clone())
+}
+
+pub(crate) fn suspended(
+    component: &str,
+    unexplained: &[(pgark_types::SystemId, pgark_types::TimelineId)],
+) -> Error {
+    let names: Vec<String> = unexplained.iter().map(|(_, t)| t.to_string()).collect();
+    Error::conflict(
+        "timeline_unexplained",
+        format!("\"{component}\" was recovered to the past: retention is suspended"),
+    )
+    .with_detail(format!(
+        "No promotion explains timeline {}: what looks old may be what somebody is about to need.",
+        names.join(", ")
+    ))
+    .with_hint("Look at \"pgark expire --dry-run\"; when the recovery is done with, run \"pgark expire --confirm\".")
+}
+
+/// Expires one backup by name.
+fn one(
+    repository: &Repository,
+    clock: &dyn Clock,
+    component: &str,
+    label: &BackupLabel,
+) -> Result<Expired> {
+    use crate::repository::backups::{Found, list};
+    let found = list(repository, component)?;
+    let mut good: Vec<&BackupLabel> = Vec::new();
+    let (mut known, mut pinned) = (false, false);
+    for entry in &found {
+        match entry {
+            Found::Committed(record) => {
+                known |= record.label == *label;
+                good.extend((record.corrupt_page_count == 0).then_some(&record.label));
+            }
+            Found::Damaged(damaged, _) => known |= damaged == label,
+            Found::Expired(..) | Found::Uncommitted(..) => {}
+        }
+    }
+    if let Some(notes) = crate::repository::notes::all(repository, component)?.get(label) {
+        let pin = notes.pin.as_ref();
+        pinned = pin.is_some_and(|pin| pin.until.is_none_or(|until| until > clock.now()));
+    }
+    if !known {
+        return Err(Error::invalid(
+            "backup_missing",
+            format!(
+                "there is no backup \"{label}\" of \"{component}\" in repository \"{}\"",
+                repository.name()
+            ),
+        )
+        .with_hint("\"pgark info\" lists the backups there are."));
+    }
+    if good == [label] {
+        return Err(Error::invalid(
+            "last_good_backup",
+            format!("backup \"{label}\" is the last good one of \"{component}\""),
+        )
+        .with_hint("Take another backup first."));
+    }
+    if pinned {
+        return Err(Error::invalid(
+            "backup_pinned",
+            format!("backup \"{label}\" of \"{component}\" is pinned"),
+        )
+        .with_hint(format!("Take the pin away first: pgark unpin {label}.")));
+    }
+    tombs::bury(repository, clock, component, label, "expired by name")?;
+    Ok(Expired {
+        policy: None,
+        decisions: Decisions::default(),
+        expired: vec![label.clone()],
+        loaded: Loaded::default(),
+    })
+}

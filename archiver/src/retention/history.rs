@@ -1,0 +1,233 @@
+//! The facts about one component, read from its repository.
+
+use super::policy::Kept;
+use crate::repository::backups::{self, Found};
+use crate::repository::format::manifest::Label;
+use crate::repository::session::WalPin as SessionPin;
+use crate::repository::{Repository, layout, notes, record, tombs};
+use crate::storage::{Key, ObjectMeta};
+use crate::wal::cluster;
+use crate::wal::inventory::Inventory;
+use crate::{Error, Result};
+use chrono::{DateTime, Utc};
+use pgark_types::retention::{
+    Ancestor, BackupFacts, BackupState, ClusterFacts, Health, History, TimelineFacts, WalPin,
+};
+use pgark_types::{BackupLabel, SegmentSize, SystemId, TimelineId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What Postgres writes into the history file of a timeline that a promotion began.
+const PROMOTED: &str = "no recovery target specified";
+
+/// Everything that is known of one component.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The facts.
+    pub history: History,
+    /// The records of its backups, expired ones included.
+    pub labels: BTreeMap<BackupLabel, Label>,
+    /// Expired backups that cannot be read any more.
+    pub unreadable: Vec<BackupLabel>,
+    /// Timelines of the current cluster that no promotion explains: somebody recovered to the past.
+    unexplained: Vec<(SystemId, TimelineId)>,
+}
+
+impl Loaded {
+    /// The timelines that no promotion and no operator explains.
+    #[must_use]
+    pub fn unexplained(&self, policy: &Kept) -> Vec<(SystemId, TimelineId)> {
+        let mut unknown = self.unexplained.clone();
+        unknown.retain(|(id, timeline)| !policy.knows(*id, *timeline));
+        unknown
+    }
+}
+
+/// Reads what there is of `component`.
+///
+/// # Errors
+/// Kind Data, `backup_unreadable`, when a backup that counts cannot be read: nothing can be decided
+/// without it; other damage; or the storage's.
+pub fn load(repository: &Repository, component: &str) -> Result<Loaded> {
+    let mut loaded = Loaded::default();
+    tombs::all_readable(repository, component)?;
+    for found in backups::list(repository, component)? {
+        match found {
+            Found::Committed(label) => loaded.add(*label, BackupState::Live),
+            Found::Expired(_, Some(label)) => loaded.add(*label, BackupState::Expired),
+            Found::Expired(label, None) => loaded.unreadable.push(label),
+            Found::Damaged(label, error) => return Err(unreadable(component, &label, error)),
+            Found::Uncommitted(..) => {}
+        }
+    }
+    loaded.history.wal_pins = wal_pins(repository)?;
+    let notes = notes::all(repository, component)?;
+    loaded.history.pins = notes.into_values().filter_map(|n| n.pin).collect();
+    for (system_id, (size, current)) in clusters(repository, component, &loaded)? {
+        let cluster = loaded.cluster(repository, system_id, size, current)?;
+        loaded.history.clusters.push(cluster);
+    }
+    Ok(loaded)
+}
+
+fn unreadable(component: &str, label: &BackupLabel, error: Error) -> Error {
+    Error::data(
+        "backup_unreadable",
+        format!("backup \"{label}\" of \"{component}\" cannot be read: nothing can be decided"),
+    )
+    .with_source(error)
+    .with_detail("A decision about other backups, and about WAL, may depend on it.")
+    .with_hint(format!(
+        "Mend it (docs/runbooks/damaged-object.md), or give it up: pgark expire --component {component} --backup {label}."
+    ))
+}
+
+/// The clusters that the component's name has stood for: segment size, and whether it is the current.
+fn clusters(
+    repository: &Repository,
+    component: &str,
+    loaded: &Loaded,
+) -> Result<BTreeMap<SystemId, (SegmentSize, bool)>> {
+    let mut clusters = BTreeMap::new();
+    for label in loaded.labels.values() {
+        clusters.insert(label.system_identifier, (label.segment_size, false));
+    }
+    let registered = cluster::all(repository, component)?;
+    for registration in &registered {
+        let id = registration.system_identifier;
+        clusters.insert(id, (registration.segment_size, false));
+    }
+    let newest = match registered.last() {
+        Some(registration) => Some(registration.system_identifier),
+        None => {
+            let newest = loaded.labels.values().max_by_key(|l| l.stopped_at);
+            newest.map(|label| label.system_identifier)
+        }
+    };
+    if let Some((_, current)) = newest.and_then(|id| clusters.get_mut(&id)) {
+        *current = true;
+    }
+    Ok(clusters)
+}
+
+impl Loaded {
+    fn add(&mut self, label: Label, state: BackupState) {
+        self.history.backups.push(BackupFacts {
+            label: label.label.clone(),
+            system_id: label.system_identifier,
+            timeline: label.timeline,
+            start_lsn: label.start_lsn,
+            stop_lsn: label.stop_lsn,
+            stopped_at: label.stopped_at,
+            health: match label.corrupt_page_count {
+                0 => Health::Good,
+                _ => Health::CorruptPages,
+            },
+            state,
+        });
+        self.labels.insert(label.label.clone(), label);
+    }
+
+    fn cluster(
+        &mut self,
+        repository: &Repository,
+        system_id: SystemId,
+        segment_size: SegmentSize,
+        current: bool,
+    ) -> Result<ClusterFacts> {
+        let objects = repository.storage().list(&layout::wal_prefix(system_id))?;
+        let inventory = Inventory::of_objects(system_id, &objects);
+        let newest = newest_by_timeline(system_id, &objects);
+        let mut timelines = Vec::new();
+        for timeline in inventory.timelines() {
+            let history = match inventory.history(repository, timeline) {
+                Ok(history) => Some(history),
+                Err(error) if error.code() == "history_missing" => None,
+                Err(error) => return Err(error),
+            };
+            let reason = history.as_ref().and_then(|h| h.entries.last());
+            if current && reason.is_some_and(|entry| entry.reason.trim() != PROMOTED) {
+                self.unexplained.push((system_id, timeline));
+            }
+            timelines.push(TimelineFacts {
+                timeline,
+                ancestors: history.map(|history| {
+                    let entries = history.entries.into_iter();
+                    let ancestor = |e: crate::postgres::history_file::HistoryEntry| Ancestor {
+                        timeline: e.timeline,
+                        switch: e.switch,
+                    };
+                    entries.map(ancestor).collect()
+                }),
+                runs: runs(&inventory, timeline, segment_size)?,
+                newest_at: newest.get(&timeline).copied(),
+            });
+        }
+        Ok(ClusterFacts {
+            system_id,
+            segment_size,
+            current,
+            timelines,
+        })
+    }
+}
+
+/// The runs of stored segments of one timeline. A name that the segment size does not allow is an
+/// error: what cannot be placed cannot be judged.
+fn runs(inventory: &Inventory, timeline: TimelineId, size: SegmentSize) -> Result<Vec<(u64, u64)>> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for segment in inventory.segments(timeline) {
+        let no = segment.number(size)?;
+        match runs.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(no) => *last = no,
+            _ => runs.push((no, no)),
+        }
+    }
+    Ok(runs)
+}
+
+/// When the newest segment of each timeline was stored.
+fn newest_by_timeline(
+    system_id: SystemId,
+    objects: &[ObjectMeta],
+) -> BTreeMap<TimelineId, DateTime<Utc>> {
+    let prefix = layout::wal_prefix(system_id);
+    let mut newest = BTreeMap::new();
+    for object in objects {
+        let Some(rest) = object.key.as_str().strip_prefix(&prefix) else {
+            continue;
+        };
+        let mut parts = rest.split('/');
+        let timeline = parts.next().and_then(|t| TimelineId::from_hex(t).ok());
+        let log = parts.next().filter(|log| log.len() == 8);
+        if let (Some(timeline), Some(_)) = (timeline, log) {
+            let at = newest.entry(timeline).or_insert(object.modified);
+            *at = object.modified.max(*at);
+        }
+    }
+    newest
+}
+
+/// What sessions without a decision pin.
+fn wal_pins(repository: &Repository) -> Result<Vec<WalPin>> {
+    let (mut ended, mut pinning) = (BTreeSet::new(), Vec::<(String, Key)>::new());
+    for object in repository.storage().list("sessions/")? {
+        let session = object.key.as_str().split('/').nth(1).unwrap_or_default();
+        let session = session.to_owned();
+        match object.key.file_name() {
+            "end" => drop(ended.insert(session)),
+            "wal-pin" => pinning.push((session, object.key)),
+            _ => {}
+        }
+    }
+    let mut pins = Vec::new();
+    for (_, key) in pinning.into_iter().filter(|(s, _)| !ended.contains(s)) {
+        if let Some(pin) = record::read::<SessionPin>(repository, &key)? {
+            pins.push(WalPin {
+                system_id: pin.system_identifier,
+                timeline: pin.timeline,
+                start_lsn: pin.start_lsn,
+            });
+        }
+    }
+    Ok(pins)
+}

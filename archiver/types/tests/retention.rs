@@ -1,0 +1,645 @@
+//! Retention against an oracle: the rules written once more, plainly, backup by backup and segment by
+//! segment, over random policies and histories with gaps, branches, pg_upgrade, pins and expired backups.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use chrono::{DateTime, Datelike, TimeDelta, TimeZone, Utc};
+use pgark_types::retention::*;
+use pgark_types::{BackupLabel, Lsn, SegmentSize, SystemId, TimelineId};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+const MIB: u64 = 1 << 20;
+
+fn size() -> SegmentSize {
+    SegmentSize::new(MIB).unwrap()
+}
+
+fn now() -> DateTime<Utc> {
+    Utc.with_ymd_and_hms(2026, 11, 21, 12, 0, 0).unwrap()
+}
+
+/// Random choices from one seed.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+
+    fn maybe<T>(&mut self, percent: u64, value: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        self.chance(percent).then(|| value(self))
+    }
+}
+
+fn policy(r: &mut Random) -> RetentionPolicy {
+    let age = |r: &mut Random| Age::seconds(r.below(40) * 43_200);
+    let offsets = ["Z", "+02:00", "-03:30", "+13:45"];
+    RetentionPolicy {
+        keep_last: r.maybe(40, |r| r.below(4) as u32),
+        keep_within: r.maybe(30, age),
+        hourly: r.maybe(15, |r| r.below(5) as u32),
+        daily: r.maybe(25, |r| r.below(5) as u32),
+        weekly: r.maybe(25, |r| r.below(4) as u32),
+        monthly: r.maybe(25, |r| r.below(4) as u32),
+        yearly: r.maybe(15, |r| r.below(3) as u32),
+        window: r.maybe(50, age),
+        utc_offset: offsets[r.below(4) as usize].parse().unwrap(),
+    }
+}
+
+fn cluster(r: &mut Random, id: u64, current: bool) -> ClusterFacts {
+    let mut timelines: Vec<TimelineFacts> = Vec::new();
+    for number in 1..=1 + r.below(4) as u32 {
+        let mut ancestors = Vec::new();
+        if number > 1 {
+            let parent = &timelines[r.below(u64::from(number) - 1) as usize];
+            let switch = Lsn((2 + r.below(60)) * MIB + r.below(MIB));
+            let older = parent.ancestors.clone().unwrap().into_iter();
+            ancestors.extend(older.filter(|a| a.switch <= switch));
+            ancestors.push(Ancestor {
+                timeline: parent.timeline,
+                switch,
+            });
+        }
+        let stored: BTreeSet<u64> = (1..70).filter(|_| !r.chance(4)).collect();
+        let stored = match r.below(8) {
+            0 => BTreeSet::new(),
+            1 => stored.into_iter().filter(|n| *n > 30).collect(),
+            _ => stored,
+        };
+        timelines.push(TimelineFacts {
+            timeline: TimelineId(number),
+            ancestors: Some(ancestors),
+            runs: runs(&stored),
+            newest_at: r.maybe(80, |r| now() - TimeDelta::hours(r.below(900) as i64)),
+        });
+    }
+    ClusterFacts {
+        system_id: SystemId(id),
+        segment_size: size(),
+        current,
+        timelines,
+    }
+}
+
+fn runs(stored: &BTreeSet<u64>) -> Vec<(u64, u64)> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for no in stored {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == *no => *last = *no,
+            _ => runs.push((*no, *no)),
+        }
+    }
+    runs
+}
+
+fn history(r: &mut Random) -> History {
+    // One in three clusters went through pg_upgrade.
+    let mut history = History::default();
+    if r.chance(33) {
+        history.clusters.push(cluster(r, 1, false));
+    }
+    history.clusters.push(cluster(r, 2, true));
+    for n in 0..r.below(14) {
+        let cluster = r.below(history.clusters.len() as u64) as usize;
+        let cluster = &history.clusters[cluster];
+        let timeline = 1 + r.below(cluster.timelines.len() as u64) as u32;
+        let start = Lsn(r.below(68) * MIB + MIB + r.below(MIB));
+        // Some in the future: a clock that was wrong.
+        let minutes = r.below(60 * 24 * 60) as i64 - 60;
+        history.backups.push(BackupFacts {
+            label: BackupLabel::new(now(), n as u32),
+            system_id: cluster.system_id,
+            timeline: TimelineId(timeline),
+            start_lsn: start,
+            stop_lsn: Lsn(start.0 + 1 + r.below(3 * MIB)),
+            stopped_at: now() - TimeDelta::minutes(minutes),
+            health: if r.chance(12) {
+                Health::CorruptPages
+            } else {
+                Health::Good
+            },
+            state: if r.chance(15) {
+                BackupState::Expired
+            } else {
+                BackupState::Live
+            },
+        });
+    }
+    for n in 0..r.below(3) {
+        history.pins.push(Pin {
+            label: BackupLabel::new(now(), n as u32 * 3),
+            reason: "audit".into(),
+            until: r.maybe(50, |r| now() + TimeDelta::hours(r.below(20) as i64 - 10)),
+        });
+    }
+    if r.chance(25) {
+        history.wal_pins.push(WalPin {
+            system_id: SystemId(2),
+            timeline: TimelineId(1),
+            start_lsn: Lsn(r.below(70) * MIB),
+        });
+    }
+    history
+}
+
+/// The rules once more.
+struct Oracle<'a> {
+    policy: &'a RetentionPolicy,
+    history: &'a History,
+    stored: BTreeSet<(SystemId, TimelineId, u64)>,
+}
+
+impl<'a> Oracle<'a> {
+    fn new(policy: &'a RetentionPolicy, history: &'a History) -> Self {
+        let mut stored = BTreeSet::new();
+        for cluster in &history.clusters {
+            for timeline in &cluster.timelines {
+                for (a, b) in &timeline.runs {
+                    stored.extend((*a..=*b).map(|n| (cluster.system_id, timeline.timeline, n)));
+                }
+            }
+        }
+        Self {
+            policy,
+            history,
+            stored,
+        }
+    }
+
+    fn has_rules(&self) -> bool {
+        let p = self.policy;
+        p.keep_last.is_some()
+            || p.keep_within.is_some()
+            || [p.hourly, p.daily, p.weekly, p.monthly, p.yearly]
+                .iter()
+                .any(Option::is_some)
+            || p.window.is_some()
+    }
+
+    fn own(b: &BackupFacts) -> std::ops::RangeInclusive<u64> {
+        b.start_lsn.0 / MIB..=(b.stop_lsn.0 - 1) / MIB
+    }
+
+    fn good(&self, b: &BackupFacts) -> bool {
+        b.state == BackupState::Live
+            && b.health == Health::Good
+            && Self::own(b).all(|n| self.stored.contains(&(b.system_id, b.timeline, n)))
+    }
+
+    fn live(&self) -> impl Iterator<Item = &'a BackupFacts> {
+        let backups = self.history.backups.iter();
+        backups.filter(|b| b.state == BackupState::Live)
+    }
+
+    fn newer(a: &BackupFacts, b: &BackupFacts) -> bool {
+        (a.stopped_at, &a.label) > (b.stopped_at, &b.label)
+    }
+
+    fn counts(&self, b: &BackupFacts) -> bool {
+        self.good(b) && b.stopped_at <= now()
+    }
+
+    /// A number for the calendar period, by arithmetic.
+    fn period(&self, which: usize, at: DateTime<Utc>) -> i64 {
+        let text = self.policy.utc_offset.to_string();
+        let sign = if text.starts_with('-') { -1 } else { 1 };
+        let (h, m) = text[1..].split_once(':').unwrap();
+        let offset = sign * (h.parse::<i64>().unwrap() * 3600 + m.parse::<i64>().unwrap() * 60);
+        let local = at.timestamp() + offset;
+        let day = local.div_euclid(86_400);
+        let date = DateTime::from_timestamp(local, 0).unwrap();
+        match which {
+            0 => local.div_euclid(3600),
+            1 => day,
+            // 1970-01-01 was a Thursday.
+            2 => (day + 3).div_euclid(7),
+            3 => i64::from(date.year()) * 12 + i64::from(date.month()),
+            _ => i64::from(date.year()),
+        }
+    }
+
+    /// The timeline whose file recovery along `of` reads for segment `no`.
+    fn file(of: &TimelineFacts, no: u64) -> TimelineId {
+        let mut begins = 0;
+        let mut steps = Vec::new();
+        for a in of.ancestors.iter().flatten() {
+            steps.push((begins, a.timeline));
+            begins = a.switch.0 / MIB;
+        }
+        steps.push((begins, of.timeline));
+        steps.iter().rev().find(|(b, _)| *b <= no).unwrap().1
+    }
+
+    fn leads(b: &BackupFacts, to: &TimelineFacts) -> bool {
+        b.timeline == to.timeline
+            || to
+                .ancestors
+                .iter()
+                .flatten()
+                .any(|a| a.timeline == b.timeline && b.stop_lsn <= a.switch)
+    }
+
+    /// Labels that the window needs.
+    fn window(&self) -> BTreeSet<BackupLabel> {
+        let mut needed = BTreeSet::new();
+        let Some(window) = self.policy.window else {
+            return needed;
+        };
+        let begin = now() - TimeDelta::seconds(window.as_seconds() as i64);
+        for cluster in &self.history.clusters {
+            for timeline in &cluster.timelines {
+                let others = cluster.timelines.iter();
+                let newest = others.map(|t| t.timeline).max().unwrap() == timeline.timeline;
+                let alive = timeline.newest_at.is_none_or(|at| at >= begin);
+                if !alive && !(cluster.current && newest) {
+                    continue;
+                }
+                let mut leading: Vec<&BackupFacts> = self
+                    .live()
+                    .filter(|b| {
+                        b.system_id == cluster.system_id && self.good(b) && Self::leads(b, timeline)
+                    })
+                    .collect();
+                leading.sort_by_key(|b| (b.stopped_at, b.label.clone()));
+                let old = leading.iter().filter(|b| b.stopped_at <= begin).count();
+                let mut base: Option<&BackupFacts> = None;
+                for b in leading.into_iter().skip(old.saturating_sub(1)) {
+                    let reached = base.is_some_and(|base| {
+                        (*Self::own(base).start()..=*Self::own(b).end()).all(|no| {
+                            let file = Self::file(timeline, no);
+                            self.stored.contains(&(cluster.system_id, file, no))
+                        })
+                    });
+                    if !reached {
+                        needed.insert(b.label.clone());
+                        base = Some(b);
+                    }
+                }
+            }
+        }
+        needed
+    }
+
+    fn keeps(&self, b: &BackupFacts) -> bool {
+        if b.state == BackupState::Expired {
+            return false;
+        }
+        if !self.has_rules() || b.stopped_at > now() {
+            return true;
+        }
+        let newest = |of: &dyn Fn(&BackupFacts) -> bool| {
+            of(b) && !self.live().any(|other| of(other) && Self::newer(other, b))
+        };
+        if newest(&|_| true) || newest(&|b| self.good(b)) {
+            return true;
+        }
+        for cluster in self.history.clusters.iter().filter(|c| c.current) {
+            let begun = cluster.timelines.iter().filter(|t| !t.runs.is_empty());
+            if let Some(last) = begun.max_by_key(|t| t.timeline)
+                && newest(&|b| {
+                    self.good(b) && b.system_id == cluster.system_id && Self::leads(b, last)
+                })
+            {
+                return true;
+            }
+        }
+        let before = |n: u32| {
+            let newer = self.live().filter(|o| self.counts(o) && Self::newer(o, b));
+            newer.count() < n as usize
+        };
+        if self.policy.keep_last.is_some_and(before) {
+            return true;
+        }
+        let age = (now() - b.stopped_at).num_seconds();
+        if self
+            .policy
+            .keep_within
+            .is_some_and(|d| age <= d.as_seconds() as i64)
+        {
+            return true;
+        }
+        let p = self.policy;
+        let periods = [p.hourly, p.daily, p.weekly, p.monthly, p.yearly];
+        for (which, n) in periods.into_iter().enumerate() {
+            let Some(n) = n else { continue };
+            let of = |b: &BackupFacts| self.period(which, b.stopped_at);
+            let others = || self.live().filter(|o| self.counts(o) && Self::newer(o, b));
+            let first = self.counts(b) && !others().any(|o| of(o) == of(b));
+            let periods: BTreeSet<i64> = others().map(of).collect();
+            if first && periods.len() < n as usize {
+                return true;
+            }
+        }
+        let pinned = self
+            .history
+            .pins
+            .iter()
+            .any(|pin| pin.label == b.label && pin.until.is_none_or(|until| until > now()));
+        pinned || self.window().contains(&b.label)
+    }
+
+    fn needs(&self, kept: &BTreeSet<BackupLabel>, id: SystemId, t: TimelineId, no: u64) -> bool {
+        if !self.has_rules() {
+            return true;
+        }
+        let clusters = &self.history.clusters;
+        let cluster = clusters.iter().find(|c| c.system_id == id).unwrap();
+        let timeline = cluster.timelines.iter().find(|x| x.timeline == t).unwrap();
+        let any = |id| self.history.backups.iter().any(|b| b.system_id == id);
+        let upgraded = !cluster.current && clusters.iter().any(|c| c.current && any(c.system_id));
+        if !any(id) && !upgraded {
+            return true;
+        }
+        let begin = self
+            .policy
+            .window
+            .map(|w| now() - TimeDelta::seconds(w.as_seconds() as i64));
+        let window = self.window();
+        let backups = self.history.backups.iter();
+        let stays: Vec<&BackupFacts> = backups
+            .filter(|b| b.system_id == id)
+            .filter(|b| kept.contains(&b.label) || b.state == BackupState::Expired)
+            .collect();
+        let goes_on = |b: &&&BackupFacts| {
+            begin.is_none_or(|begin| b.stopped_at >= begin)
+                || (kept.contains(&b.label) && window.contains(&b.label))
+        };
+        let child = |of: TimelineId, from: Lsn| {
+            let mut ancestors = timeline.ancestors.iter().flatten();
+            t != of && ancestors.any(|a| a.timeline == of && from <= a.switch)
+        };
+        let mut led = false;
+        for b in stays.iter().filter(goes_on) {
+            led |= Self::leads(b, timeline);
+            if (b.timeline == t && no >= b.start_lsn.0 / MIB) || child(b.timeline, b.stop_lsn) {
+                return true;
+            }
+        }
+        for pin in self.history.wal_pins.iter().filter(|p| p.system_id == id) {
+            if (pin.timeline == t && no >= pin.start_lsn.0 / MIB)
+                || child(pin.timeline, pin.start_lsn)
+            {
+                return true;
+            }
+        }
+        if stays
+            .iter()
+            .any(|b| b.timeline == t && Self::own(b).contains(&no))
+        {
+            return true;
+        }
+        let recent = timeline
+            .newest_at
+            .is_none_or(|at| begin.is_some_and(|begin| at >= begin));
+        !led && recent
+    }
+}
+
+fn judge(seed: u64) -> (usize, usize) {
+    let mut r = Random(seed);
+    let (policy, history) = (policy(&mut r), history(&mut r));
+    let decisions = match decide(&policy, &history, now()) {
+        Ok(decisions) => decisions,
+        Err(Refusal::KeepsNothing) => {
+            assert!(!policy.keeps_something(), "seed {seed}: {policy}");
+            return (0, 0);
+        }
+        Err(refusal) => panic!("seed {seed}: {refusal}"),
+    };
+    let oracle = Oracle::new(&policy, &history);
+    let mut kept = BTreeSet::new();
+    assert_eq!(decisions.backups.len(), history.backups.len());
+    for decision in &decisions.backups {
+        let b = history.backups.iter().find(|b| b.label == decision.label);
+        assert!(!decision.reasons.is_empty(), "seed {seed}: no reason");
+        assert_eq!(
+            decision.keep,
+            oracle.keeps(b.unwrap()),
+            "seed {seed}: {policy}: {decision:?}"
+        );
+        if decision.keep {
+            kept.insert(decision.label.clone());
+        }
+    }
+    let mut decided: BTreeMap<(SystemId, TimelineId, u64), bool> = BTreeMap::new();
+    for line in &decisions.wal {
+        let first = line.first.number(size()).unwrap();
+        for no in first..=line.last.number(size()).unwrap() {
+            let key = (line.system_id, line.timeline, no);
+            assert!(
+                decided.insert(key, line.keep).is_none(),
+                "seed {seed}: twice"
+            );
+        }
+    }
+    let stored: Vec<_> = decided.keys().copied().collect();
+    assert_eq!(stored, oracle.stored.iter().copied().collect::<Vec<_>>());
+    for ((id, t, no), keep) in &decided {
+        let needed = oracle.needs(&kept, *id, *t, *no);
+        assert_eq!(
+            *keep, needed,
+            "seed {seed}: {policy}: segment {no} of timeline {t} of cluster {id}"
+        );
+    }
+    let removed = decisions.backups.iter().filter(|d| !d.keep).count();
+    (removed, decided.values().filter(|keep| !**keep).count())
+}
+
+/// The test must meet cases in which something goes.
+#[test]
+fn the_oracle_sees_things_go() {
+    let (mut backups, mut segments) = (0, 0);
+    for seed in 0..600 {
+        let (b, s) = judge(seed);
+        backups += usize::from(b > 0);
+        segments += usize::from(s > 0);
+    }
+    assert!(backups > 150, "backups went in {backups} of 600 cases");
+    assert!(segments > 150, "WAL went in {segments} of 600 cases");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(600))]
+    #[test]
+    fn decisions_are_those_of_the_plain_rules(seed in any::<u64>()) {
+        judge(seed);
+    }
+}
+
+fn backup(n: u32, days: i64, start: u64) -> BackupFacts {
+    BackupFacts {
+        label: BackupLabel::new(now() - TimeDelta::days(days), n),
+        system_id: SystemId(2),
+        timeline: TimelineId(1),
+        start_lsn: Lsn(start * MIB + 40),
+        stop_lsn: Lsn(start * MIB + 400),
+        stopped_at: now() - TimeDelta::days(days),
+        health: Health::Good,
+        state: BackupState::Live,
+    }
+}
+
+fn one_timeline(runs: &[(u64, u64)]) -> ClusterFacts {
+    ClusterFacts {
+        system_id: SystemId(2),
+        segment_size: size(),
+        current: true,
+        timelines: vec![TimelineFacts {
+            timeline: TimelineId(1),
+            ancestors: Some(Vec::new()),
+            runs: runs.to_vec(),
+            newest_at: Some(now()),
+        }],
+    }
+}
+
+fn wal(decisions: &Decisions) -> Vec<(u64, u64, bool, WalReason)> {
+    let lines = decisions.wal.iter();
+    lines
+        .map(|l| {
+            let no = |s: pgark_types::SegmentName| s.number(size()).unwrap();
+            (no(l.first), no(l.last), l.keep, l.reason)
+        })
+        .collect()
+}
+
+/// Three backups, 30, 10 and 1 day old; a window of 7 days; the oldest kept as the monthly one.
+#[test]
+fn a_window_and_an_archived_backup() {
+    let history = History {
+        backups: vec![backup(1, 30, 3), backup(2, 10, 20), backup(3, 1, 40)],
+        clusters: vec![one_timeline(&[(1, 60)])],
+        ..History::default()
+    };
+    let policy = RetentionPolicy {
+        monthly: Some(2),
+        window: Some(Age::seconds(7 * 86_400)),
+        ..RetentionPolicy::default()
+    };
+    let decisions = decide(&policy, &history, now()).unwrap();
+    assert!(decisions.backups.iter().all(|d| d.keep));
+    assert_eq!(
+        wal(&decisions),
+        [
+            (1, 2, false, WalReason::NothingNeedsIt),
+            (3, 3, true, WalReason::MakesBackupConsistent),
+            (4, 19, false, WalReason::NothingNeedsIt),
+            (20, 60, true, WalReason::AfterKeptBackup),
+        ]
+    );
+}
+
+/// The backup before the window cannot reach past a gap: the one behind the gap stays too.
+#[test]
+fn a_gap_in_the_window() {
+    let history = History {
+        backups: vec![
+            backup(1, 9, 3),
+            backup(2, 5, 20),
+            backup(3, 4, 30),
+            backup(4, 1, 40),
+        ],
+        clusters: vec![one_timeline(&[(1, 12), (15, 60)])],
+        ..History::default()
+    };
+    let policy = RetentionPolicy {
+        window: Some(Age::seconds(7 * 86_400)),
+        ..RetentionPolicy::default()
+    };
+    let decisions = decide(&policy, &history, now()).unwrap();
+    let kept: Vec<bool> = decisions.backups.iter().map(|d| d.keep).collect();
+    // Newest first: the newest, not the third, the one behind the gap, the window's start.
+    assert_eq!(kept, [true, false, true, true]);
+}
+
+/// WAL that is there before the first backup is not for a rule that counts backups.
+#[test]
+fn no_backup_yet() {
+    let history = History {
+        clusters: vec![one_timeline(&[(1, 9)])],
+        ..History::default()
+    };
+    let policy = RetentionPolicy {
+        keep_last: Some(1),
+        ..RetentionPolicy::default()
+    };
+    let decisions = decide(&policy, &history, now()).unwrap();
+    assert_eq!(wal(&decisions), [(1, 9, true, WalReason::NoBackupYet)]);
+}
+
+#[test]
+fn what_is_not_known_stops_the_decision() {
+    let mut history = History {
+        backups: vec![backup(1, 1, 3)],
+        clusters: vec![one_timeline(&[(1, 9)])],
+        ..History::default()
+    };
+    let policy = RetentionPolicy {
+        keep_last: Some(0),
+        ..RetentionPolicy::default()
+    };
+    assert_eq!(decide(&policy, &history, now()), Err(Refusal::KeepsNothing));
+    let policy = RetentionPolicy {
+        keep_last: Some(1),
+        ..policy
+    };
+    history.clusters[0].timelines[0].ancestors = None;
+    assert!(matches!(
+        decide(&policy, &history, now()),
+        Err(Refusal::UnknownHistory { .. })
+    ));
+    history.clusters.clear();
+    assert!(matches!(
+        decide(&policy, &history, now()),
+        Err(Refusal::UnknownCluster { .. })
+    ));
+}
+
+#[test]
+fn texts() {
+    for text in ["90s", "15m", "12h", "6d", "4w", "0s"] {
+        let age: Age = text.parse().unwrap();
+        assert_eq!(age.to_string(), text);
+    }
+    assert_eq!("14d".parse::<Age>().unwrap().to_string(), "2w");
+    for bad in [
+        "",
+        "d",
+        "7",
+        "-1d",
+        "+1d",
+        "1.5h",
+        "1y",
+        "7 d",
+        "99999999999w",
+        "é",
+    ] {
+        assert!(bad.parse::<Age>().is_err(), "{bad}");
+    }
+    for bad in ["", "2", "+2:00", "+02", "+15:00", "+02:60", "02:00", "z"] {
+        assert!(bad.parse::<UtcOffset>().is_err(), "{bad}");
+    }
+    assert_eq!("Z".parse::<UtcOffset>().unwrap().to_string(), "+00:00");
+    let json = r#"{"keep_last":3,"window":"1w","utc_offset":"-03:30"}"#;
+    let policy: RetentionPolicy = serde_json::from_str(json).unwrap();
+    assert_eq!(serde_json::to_string(&policy).unwrap(), json);
+    assert_eq!(
+        policy.to_string(),
+        "keep-last 3, window 1w, utc-offset -03:30"
+    );
+    // A rule that this version does not know must not be ignored.
+    assert!(serde_json::from_str::<RetentionPolicy>(r#"{"keep_last":3,"keep_every":2}"#).is_err());
+}
