@@ -3,7 +3,8 @@
 pub(crate) const INIT: &str = "\
 Examples:
   pgark init --no-encryption
-  pgark init --no-encryption --repository far";
+  pgark init --no-encryption --repository far
+  pgark init --recovery-kit /media/stick/pgark-kit.txt";
 
 pub(crate) const AGENT: &str = "\
 Examples:
@@ -74,3 +75,32 @@ Examples:
 pub(crate) const COMPLETIONS: &str = "\
 Examples:
   pgark completions bash";
+
+pub(crate) const KEY_LIST: &str = "\
+Examples:
+  pgark key list";
+
+pub(crate) const KEY_CHECK: &str = "\
+Examples:
+  pgark key check
+  pgark key check --kit /media/stick/pgark-kit.txt
+  pgark key check --kit -";
+
+pub(crate) const KEY_ADD: &str = "\
+Examples:
+  pgark key add --name backup-host --key-file /etc/pgark/second.key
+  pgark key add --name alice --recipient age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p
+  pgark key add --name db1 --writer --key-file db1.key";
+
+pub(crate) const KEY_REMOVE: &str = "\
+Examples:
+  pgark key remove 01KAJ3Y4X8Q2W0B7N5D6E9F1GH";
+
+pub(crate) const KEY_ROTATE: &str = "\
+Examples:
+  pgark key rotate --key-file /etc/pgark/repository-2.key --recovery-kit /media/stick/pgark-kit-2.txt";
+
+pub(crate) const KEY_EXPORT: &str = "\
+Examples:
+  pgark key export --paper /media/stick/pgark-kit.txt
+  pgark key export --paper -";

@@ -13,7 +13,7 @@ use std::time::Duration;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Doubt is cut short, so that a recovery that meets it fails instead of outlasting the test.
-const SHORT_WAITS: &str = "[wal]\nget_retry_seconds = 2\nstandby_retry_seconds = 1\n\
+pub const SHORT_WAITS: &str = "[wal]\nget_retry_seconds = 2\nstandby_retry_seconds = 1\n\
                            inflight_wait_seconds = 1\ncovered_sample_seconds = 1\n";
 
 /// Makes the cluster, its repository and its installation of pgark, and starts it archiving by
@@ -29,12 +29,46 @@ pub fn archived<'a>(
     (cluster, pgark)
 }
 
-/// As [`archived`], without starting the cluster.
+/// As [`archived`], encrypted by the key file `local.key` in the test's directory.
+#[track_caller]
+pub fn archived_encrypted<'a>(
+    directory: &'a TestDirectory,
+    builder: ClusterBuilder<'a>,
+) -> (Cluster<'a>, Pgark) {
+    let mut cluster = builder.init();
+    let pgark = install_encrypted(directory, &cluster);
+    cluster.start();
+    (cluster, pgark)
+}
+
+/// As [`archived`], without starting the cluster. With `PGARK_TEST_ENCRYPTED` in the environment it
+/// is encrypted: so every test of recovery runs on either.
 #[track_caller]
 pub fn install(directory: &TestDirectory, cluster: &Cluster<'_>) -> Pgark {
+    if std::env::var_os("PGARK_TEST_ENCRYPTED").is_some() {
+        return install_encrypted(directory, cluster);
+    }
+    let pgark = Pgark::new(directory, "p", Some(cluster));
+    init(pgark, cluster, &["init", "--no-encryption"])
+}
+
+/// As [`install`], encrypted by the key file `local.key` in the test's directory.
+#[track_caller]
+pub fn install_encrypted(directory: &TestDirectory, cluster: &Cluster<'_>) -> Pgark {
     let mut pgark = Pgark::new(directory, "p", Some(cluster));
+    pgark.configure(&format!(
+        "[repository.local.encryption]\nmode = \"key-file\"\nkey_file = \"{}\"\n",
+        directory.join("local.key").display()
+    ));
+    let kit = directory.join("local.kit");
+    let arguments = ["init", "--recovery-kit", kit.to_str().unwrap()];
+    init(pgark, cluster, &arguments)
+}
+
+#[track_caller]
+fn init(mut pgark: Pgark, cluster: &Cluster<'_>, arguments: &[&str]) -> Pgark {
     pgark.configure(SHORT_WAITS);
-    pgark.run(&["init", "--no-encryption"]).expect(0);
+    pgark.run(arguments).expect(0);
     cluster.configure(&format!(
         "archive_mode = on\narchive_command = '{}'\n",
         pgark.shell("archive-push %p")

@@ -31,3 +31,4 @@ mod t340_panic_and_cancel;
 // A part of the full tier of its own.
 #[cfg(feature = "pg18")]
 mod t400_postgres_18;
+mod t410_encryption;

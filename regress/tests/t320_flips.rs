@@ -7,7 +7,7 @@
 //! is hit); a restore exits 0 with the same bytes or refuses; archive-get exits 0 with the same
 //! bytes or above 200.
 
-use pgark_regress::recovery::archived;
+use pgark_regress::recovery::{archived, archived_encrypted};
 use pgark_regress::{Cluster, Major, Pgark, TestDirectory, tools};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,17 +32,19 @@ fn files(root: &Path) -> Vec<PathBuf> {
 /// The part of the key that tells the class.
 fn class(repository: &Path, path: &Path) -> String {
     let key = path.strip_prefix(repository).unwrap();
-    let first = key.components().next().unwrap().as_os_str();
+    let first_part = key.components().next().unwrap();
+    let first = first_part.as_os_str();
     let name = path.file_name().unwrap().to_str().unwrap();
     let kind = match name {
         _ if name.contains(".idx") => "idx",
         _ if name.len() == 24 => "segment",
         _ => name.rsplit('.').next().unwrap(),
     };
-    let kind = if first == "wal" || first == "components" || first == "sessions" {
-        kind
-    } else {
-        ""
+    let second = key.components().nth(1).unwrap_or(first_part).as_os_str();
+    let kind = match first.to_str() {
+        Some("wal" | "components" | "sessions") => kind,
+        Some("keys") if second == "dek" || second == "epoch" => second.to_str().unwrap(),
+        _ => "",
     };
     format!(
         "{} {}",
@@ -82,12 +84,25 @@ fn flips_through_the_commands() {
     let directory = TestDirectory::new("t320_flips");
     let builder = Cluster::builder(&directory, Major::Pg15, "a").wal_segment_mib(1);
     let (cluster, pgark) = archived(&directory, builder);
+    flips(&directory, &cluster, &pgark, 12);
+}
+
+/// As above, and the records of keys are classes of their own.
+#[test]
+fn flips_of_an_encrypted_repository() {
+    let directory = TestDirectory::new("t320_flips_encrypted");
+    let builder = Cluster::builder(&directory, Major::Pg15, "a").wal_segment_mib(1);
+    let (cluster, pgark) = archived_encrypted(&directory, builder);
+    flips(&directory, &cluster, &pgark, 15);
+}
+
+fn flips(directory: &TestDirectory, cluster: &Cluster<'_>, pgark: &Pgark, least: usize) {
     pgark.backup();
     cluster.psql("CREATE TABLE t AS SELECT generate_series(1, 5000) AS i");
     let segment = cluster.archive_all();
     let repository = directory.join("repository");
     let target = directory.folder("r").join("data");
-    assert_eq!(restore(&pgark, &target), 0);
+    assert_eq!(restore(pgark, &target), 0);
     tools::verify_backup(Major::Pg15, &target);
     let truth = content(&target);
     let wal = std::fs::read(cluster.data().join("pg_wal").join(&segment)).unwrap();
@@ -100,7 +115,7 @@ fn flips_through_the_commands() {
             .or_default()
             .push(path);
     }
-    assert!(classes.len() >= 12, "{:?}", classes.keys());
+    assert!(classes.len() >= least, "{:?}", classes.keys());
     let full = std::env::var_os("PGARK_TEST_TIER").is_some_and(|tier| tier == "full");
     let count = if full { FLIPS.1 } else { FLIPS.0 };
     let (mut unharmed, mut refused) = (0, 0);
@@ -117,13 +132,14 @@ fn flips_through_the_commands() {
         bad[at / 8] ^= 1 << (at % 8);
         let what = format!("bit {at} of {}", path.display());
         std::fs::write(path, &bad).unwrap();
-        let expected = if path.ends_with("repository.json") {
-            30
-        } else {
-            3
-        };
-        assert_eq!(pgark.run(&["verify", "--all"]).code, expected, "{what}");
-        match restore(&pgark, &target) {
+        let code = pgark.run(&["verify", "--all"]).code;
+        match path.strip_prefix(&repository).unwrap().to_str().unwrap() {
+            "repository.json" => assert_eq!(code, 30, "{what}"),
+            // The epoch's record and the slot in use: the repository does not open.
+            key if key.starts_with("keys/") => assert!([3, 30].contains(&code), "{what}"),
+            _ => assert_eq!(code, 3, "{what}"),
+        }
+        match restore(pgark, &target) {
             0 => {
                 assert!(content(&target) == truth, "{what}: another content");
                 unharmed += 1;

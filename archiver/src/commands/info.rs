@@ -143,6 +143,8 @@ impl Component {
         match self.find_window(repository, &inventory, size) {
             Ok(window) => self.window = window,
             Err(error) if error.kind() == ErrorKind::Data => self.problem = Some(error),
+            // Without the key there is no telling: the commits stand in the WAL.
+            Err(error) if !repository.can_read() => self.problem = Some(error),
             Err(error) => return Err(error),
         }
         Ok(())

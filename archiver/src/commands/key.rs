@@ -29,14 +29,17 @@ pub struct Args {
 #[derive(Debug, Clone, clap::Subcommand)]
 enum Command {
     /// List the key slots. Needs no key.
+    #[command(after_help = crate::examples::KEY_LIST)]
     List,
     /// Open the repository with the configured key, and every data key with it.
+    #[command(after_help = crate::examples::KEY_CHECK)]
     Check {
         /// Prove this recovery kit instead of the configured key; "-" reads it, typed, from standard input
         #[arg(long, value_name = "FILE")]
         kit: Option<PathBuf>,
     },
     /// Add a key slot.
+    #[command(after_help = crate::examples::KEY_ADD)]
     Add {
         /// What people call the slot
         #[arg(long, value_name = "NAME")]
@@ -48,12 +51,14 @@ enum Command {
         writer: bool,
     },
     /// Remove a key slot.
+    #[command(after_help = crate::examples::KEY_REMOVE)]
     Remove {
         /// The slot, as "pgark key list" shows it
         slot: Ulid,
     },
     /// Begin a new key epoch: what is written from now on opens with the new key alone, and so does
     /// everything older.
+    #[command(after_help = crate::examples::KEY_ROTATE)]
     Rotate {
         #[command(flatten)]
         new: NewKey,
@@ -62,6 +67,7 @@ enum Command {
         recovery_kit: PathBuf,
     },
     /// Make another recovery kit, with a slot of its own.
+    #[command(after_help = crate::examples::KEY_EXPORT)]
     Export {
         /// Where to write it, as text to be printed; "-" for standard output
         #[arg(long, value_name = "FILE")]

@@ -6,6 +6,9 @@
 use super::*;
 use crate::backup::testdata::{self, NAME, SeededClock, Source, in_memory};
 use crate::crashsafe::RealFs;
+use crate::repository::crypto::keys;
+use crate::repository::crypto::secret::Secret;
+use crate::repository::crypto::source::Credential;
 use crate::repository::session::Session;
 use crate::repository::{layout, sealed};
 use crate::restore::testdata::{self as restore, Tree};
@@ -54,15 +57,35 @@ fn now() -> DateTime<Utc> {
     SeededClock::shared(0).now()
 }
 
+/// Classes of an encrypted repository alone.
+const KEY_CLASSES: [&str; 3] = ["slot", "epoch", "data key"];
+
+fn credential() -> Credential {
+    Credential::Key(Secret::of(&[5; 32]).unwrap())
+}
+
 fn open(storage: &SharedStorage) -> Result<Repository> {
-    Repository::open("flips", SharedStorage::clone(storage))
+    let mut repository = Repository::open("flips", SharedStorage::clone(storage))?;
+    if repository.is_encrypted() {
+        let opened = keys::open(storage.as_ref(), repository.id(), &credential())?;
+        repository.unlock(Arc::new(opened.keyring));
+    }
+    Ok(repository)
 }
 
 /// A repository that holds every class.
-fn repository() -> SharedStorage {
+fn repository(encrypted: bool) -> SharedStorage {
     let storage: SharedStorage = Arc::new(MemoryStorage::new());
     let clock = SeededClock::shared(3);
-    crate::repository::create(&storage, clock.as_ref()).unwrap();
+    if encrypted {
+        let slot = keys::NewSlot {
+            name: "first".to_owned(),
+            credential: credential(),
+        };
+        crate::repository::create_encrypted(&storage, clock.as_ref(), &[6; 16], &[slot]).unwrap();
+    } else {
+        crate::repository::create(&storage, clock.as_ref()).unwrap();
+    }
     let repository = open(&storage).unwrap();
     let put = |key: &Key, bytes: &[u8]| {
         assert_eq!(storage.put_if_absent(key, bytes).unwrap(), Put::Created);
@@ -107,6 +130,9 @@ fn class(key: &Key, bytes: &[u8]) -> &'static str {
     let parts: Vec<&str> = key.as_str().split('/').collect();
     match parts.as_slice() {
         ["repository.json"] => "repository",
+        ["keys", "epoch", _] => "epoch",
+        ["keys", "dek", _] => "data key",
+        ["keys", _] => "slot",
         ["packs", ..] => "pack",
         ["meta", ..] => "meta",
         ["clusters", ..] => "cluster",
@@ -151,7 +177,10 @@ fn flips(storage: &SharedStorage, every: usize, more: usize) -> Vec<Flip> {
             .or_default()
             .push((meta.key, bytes.len()));
     }
-    let expected: BTreeSet<&str> = CLASSES.into_iter().chain(OTHER_CLASSES).collect();
+    let mut expected: BTreeSet<&str> = CLASSES.into_iter().chain(OTHER_CLASSES).collect();
+    if by_class.contains_key("slot") {
+        expected.extend(KEY_CLASSES);
+    }
     assert_eq!(by_class.keys().copied().collect::<BTreeSet<_>>(), expected);
     let mut flips = Vec::new();
     let random = |n: usize| {
@@ -231,9 +260,11 @@ fn replace(storage: &SharedStorage, key: &Key, bytes: &[u8]) {
 fn examine(storage: &SharedStorage, truth: &Truth, flip: &Flip) -> bool {
     let repository = match open(storage) {
         Ok(repository) => repository,
-        // Nothing at all is read with a damaged identity.
+        // Nothing at all is read with a damaged identity, or without its key.
         Err(error) => {
-            assert_eq!(flip.key.as_str(), "repository.json", "{flip:?}");
+            let key = flip.key.as_str();
+            let opens = key == "repository.json" || key.starts_with("keys/");
+            assert!(opens, "{flip:?}: {error}");
             assert_eq!(error.kind(), ErrorKind::Data, "{flip:?}: {error}");
             return false;
         }
@@ -273,7 +304,26 @@ fn examine(storage: &SharedStorage, truth: &Truth, flip: &Flip) -> bool {
 
 #[test]
 fn no_flip_goes_unnoticed() {
-    let storage = repository();
+    let size = if full() {
+        (1, 11_000, 14_000)
+    } else {
+        (4, 900, 1_500)
+    };
+    flip_all(repository(false), size);
+}
+
+#[test]
+fn no_flip_of_an_encrypted_repository_goes_unnoticed() {
+    let size = if full() {
+        (1, 11_000, 14_000)
+    } else {
+        (8, 300, 900)
+    };
+    flip_all(repository(true), size);
+}
+
+/// `every` how many bytes of the ends, how many flips `more` all over, how many at `least` in all.
+fn flip_all(storage: SharedStorage, (every, more, least): (usize, usize, usize)) {
     let whole = open(&storage).unwrap();
     let sound = verify(
         &whole,
@@ -290,11 +340,6 @@ fn no_flip_goes_unnoticed() {
     let truth = Truth {
         restored: tree,
         files: testdata::wal_files(),
-    };
-    let (every, more, least) = if full() {
-        (1, 11_000, 14_000)
-    } else {
-        (4, 900, 1_500)
     };
     let flips = flips(&storage, every, more);
     assert!(flips.len() >= least, "{} flips", flips.len());

@@ -48,6 +48,13 @@ pub(super) fn check_place(key: &Key, json: &[u8], backups: &BySession) -> Result
             }
             Err(_) => true,
         },
+        ["keys", file] => says("slot", file.trim_end_matches(".json")),
+        ["keys", "dek", _] => match (field::<u32>(&record, "epoch"), field(&record, "data_key")) {
+            (Some(epoch), Some(ulid)) => layout::data_key(epoch, ulid)? == *key,
+            _ => true,
+        },
+        ["keys", "epoch", file] => field::<u32>(&record, "number")
+            .is_none_or(|number| file.starts_with(&format!("{number:06}-"))),
         ["sessions", session, what] => {
             let backup = Ulid::from_string(session)
                 .ok()
@@ -178,7 +185,8 @@ fn is_object_place(name: &str) -> bool {
     let parts: Vec<&str> = name.split('/').collect();
     match parts.as_slice() {
         ["components", _, "backups", _, last] => matches!(*last, "manifest" | "label.json"),
-        ["packs" | "meta" | "sessions", _, _]
+        ["keys", last] => last.ends_with(".json"),
+        ["packs" | "meta" | "sessions" | "keys", _, _]
         | ["clusters" | "verify", _]
         | ["components", _, "relmap", _]
         | ["wal", _, "history", _]
