@@ -131,6 +131,9 @@ fn recovery_to_a_point_15() {
         found.expect(0).stdout.contains("delete"),
         "wal find reads encrypted indexes"
     );
+    let kept = directory.folder("kept").join(&segment);
+    std::fs::copy(cluster.data().join("pg_wal").join(&segment), &kept).unwrap();
+    account::give(&kept);
     cluster.stop(StopMode::Fast);
     let restored = pgark.recovered(&directory, Major::Pg15, "b", &["--target-name", "here"]);
     assert_eq!(body(&restored), truth);
@@ -200,18 +203,7 @@ fn recovery_to_a_point_15() {
             10,
         ),
         (get.to_vec(), 201),
-        (
-            vec![
-                "archive-push",
-                cluster
-                    .data()
-                    .join("pg_wal")
-                    .join(&segment)
-                    .to_str()
-                    .unwrap(),
-            ],
-            10,
-        ),
+        (vec!["archive-push", kept.to_str().unwrap()], 10),
     ] {
         let output = wrong.run(&arguments).expect(code);
         assert!(
@@ -327,13 +319,17 @@ fn a_host_that_only_writes_15() {
         refused.stderr
     );
     writer.run(&["verify", "--all"]).expect(0);
+    let fetched = directory.folder("fetched").join("RECOVERYXLOG");
     let target = directory.folder("w").join("data");
     for (arguments, code) in [
         (
             vec!["restore", "--target-dir", target.to_str().unwrap()],
             10,
         ),
-        (vec!["archive-get", &segment, "RECOVERYXLOG"], 201),
+        (
+            vec!["archive-get", &segment, fetched.to_str().unwrap()],
+            201,
+        ),
     ] {
         let refused = writer.run(&arguments).expect(code);
         assert!(

@@ -92,7 +92,8 @@ impl Scope {
     /// The scope of the cluster registered under `name`, for a directory that says nothing.
     ///
     /// # Errors
-    /// Kind Invalid, `cluster_unknown`; or the storage's error.
+    /// Kind Invalid, `cluster_unknown`; why a required repository did not open; or the storage's
+    /// error.
     pub fn registered(repos: &Repositories, name: &str) -> Result<Self> {
         for (repo, _) in &repos.open {
             if let Some(known) = cluster::current(repo, name)? {
@@ -103,6 +104,10 @@ impl Scope {
                     follower: None,
                 });
             }
+        }
+        // One that did not open may know it: why it did not is what helps.
+        if let Some(failed) = repos.failed.iter().find(|failed| failed.required) {
+            return Err(failed.to_error());
         }
         Err(Error::invalid(
             "cluster_unknown",
