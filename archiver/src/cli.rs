@@ -121,16 +121,22 @@ pub enum Command {
     #[command(subcommand)]
     Retention(commands::retention::Command),
     /// Apply the retention policy.
+    #[command(after_help = examples::EXPIRE)]
     Expire(commands::expire::Args),
     /// Take the expiry of a backup back, until gc has removed it.
+    #[command(after_help = examples::UNDELETE)]
     Undelete(commands::mark::Which),
     /// Keep a backup, whatever the retention policy says.
+    #[command(after_help = examples::PIN)]
     Pin(commands::mark::Pin),
     /// Leave a pinned backup to the retention policy again.
+    #[command(after_help = examples::UNPIN)]
     Unpin(commands::mark::Which),
     /// Note something about a backup.
+    #[command(after_help = examples::ANNOTATE)]
     Annotate(commands::mark::Annotate),
     /// Remove what nothing refers to: expired backups, their WAL, what crashes left.
+    #[command(after_help = examples::GC)]
     Gc(commands::gc::Args),
     /// Search the archived WAL: gaps, and what happened to a table.
     Wal(commands::wal::Args),

@@ -110,3 +110,38 @@ pub(crate) const KEY_EXPORT: &str = "\
 Examples:
   pgark key export --paper /media/stick/pgark-kit.txt
   pgark key export --paper -";
+
+pub(crate) const RETENTION_SET: &str = "\
+Examples:
+  pgark retention set --keep-last 7 --window 7d
+  pgark retention set --daily 7 --weekly 5 --monthly 12 --window 14d --repository far";
+
+pub(crate) const RETENTION_SHOW: &str = "\
+Examples:
+  pgark retention show";
+
+pub(crate) const EXPIRE: &str = "\
+Examples:
+  pgark expire --dry-run
+  pgark expire --backup 20261120T201015Z-5RJ9";
+
+pub(crate) const UNDELETE: &str = "\
+Examples:
+  pgark undelete 20261120T201015Z-5RJ9";
+
+pub(crate) const PIN: &str = "\
+Examples:
+  pgark pin 20261120T201015Z-5RJ9 --reason audit --until 2027-06-30T00:00:00Z";
+
+pub(crate) const UNPIN: &str = "\
+Examples:
+  pgark unpin 20261120T201015Z-5RJ9";
+
+pub(crate) const ANNOTATE: &str = "\
+Examples:
+  pgark annotate 20261120T201015Z-5RJ9 ticket=OPS-1234";
+
+pub(crate) const GC: &str = "\
+Examples:
+  pgark gc --dry-run
+  pgark gc";

@@ -13,10 +13,16 @@ const LINES_WITHOUT_REASON_MAX: usize = 600;
 const LINES_MAX: usize = 1000;
 
 /// Files above 600 lines: path and reason.
-const LONG_FILES: &[(&str, &str)] = &[(
-    "regress/tests/t300_bad_input.rs",
-    "one table of wrong inputs, a few lines each",
-)];
+const LONG_FILES: &[(&str, &str)] = &[
+    (
+        "archiver/src/config.rs",
+        "the settings of pgark.toml in one place: half of it is their documentation",
+    ),
+    (
+        "regress/tests/t300_bad_input.rs",
+        "one table of wrong inputs, a few lines each",
+    ),
+];
 
 /// Names that say nothing about what a module holds.
 const EMPTY_NAMES: [&str; 6] = ["utils", "util", "helpers", "common", "misc", "manager"];

@@ -11,8 +11,10 @@ use serde_json::json;
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Command {
     /// Set what to keep. Replaces the former policy as a whole; "pgark expire" applies it.
+    #[command(after_help = crate::examples::RETENTION_SET)]
     Set(Set),
     /// Show what is kept.
+    #[command(after_help = crate::examples::RETENTION_SHOW)]
     Show(Show),
 }
 
