@@ -57,10 +57,10 @@ impl S3Server {
         let folder = new_folder(directory, "moto");
         let port = free_port();
         let log = std::fs::File::create(folder.join("moto.log")).unwrap();
-        let child = Command::new(made("moto"))
-            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+        let child = Command::new(made("moto").with_file_name("python"))
+            .arg(setup("moto.py"))
+            .arg(port.to_string())
             .current_dir(&folder)
-            .env("MOTO_S3_DEFAULT_MAX_KEYS", "1000")
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -157,8 +157,12 @@ fn new_folder(directory: &TestDirectory, what: &str) -> PathBuf {
 
 /// The keys of `[repository.*]` for `bucket` at `endpoint`, with the credentials in files of `directory`.
 pub fn section(directory: &TestDirectory, endpoint: &str, bucket: &str) -> String {
-    let id = directory.file("s3.id", ACCESS_KEY);
-    let secret = directory.file("s3.secret", SECRET_KEY);
+    // Once: somebody may be reading them.
+    let file = |name: &str, content| match directory.join(name) {
+        path if path.exists() => path,
+        _ => directory.file(name, content),
+    };
+    let (id, secret) = (file("s3.id", ACCESS_KEY), file("s3.secret", SECRET_KEY));
     format!(
         "kind = \"s3\"\nbucket = \"{bucket}\"\nendpoint = \"{endpoint}\"\n\
          access_key_id = \"file:{}\"\nsecret_access_key = \"file:{}\"\n",
