@@ -456,8 +456,14 @@ fn verbs(bench: &mut Bench<'_>, config: &Path) {
     bench
         .case("init twice", config, "init --no-encryption", 40, Form::Hint)
         .says("already");
+    let fresh = bench.directory.join("fresh");
+    let fresh = format!(
+        "[repository.r]\nkind = \"posix\"\npath = \"{}\"\n",
+        fresh.display()
+    );
+    let fresh = bench.config("fresh", &fresh);
     bench
-        .case("init without a choice", config, "init", 10, Form::Hint)
+        .case("init without a choice", &fresh, "init", 10, Form::Hint)
         .says("encrypted");
     bench
         .case(
@@ -682,7 +688,7 @@ fn servers(bench: &mut Bench<'_>, pgark: &Pgark, cluster: &Cluster<'_>, other: &
             10,
             Form::Hint,
         )
-        .says("one directory");
+        .says("one place");
 }
 
 #[test]

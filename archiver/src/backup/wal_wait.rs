@@ -41,7 +41,7 @@ pub(crate) fn wait(
         if Instant::now() >= give_up {
             return Err(Error::unavailable(
                 "wal_not_archived",
-                format!("WAL segment \"{missing}\" did not reach repository \"{}\" within {} s", repository.name(), timeout.as_secs()),
+                format!("WAL segment \"{missing}\" did not reach repository \"{}\" within {} s", repository.name(), timeout.as_millis().div_ceil(1000)),
             )
             .with_hint("Look at archive_command in the server's log and at pg_stat_archiver; \"pgark check\" tries it."));
         }
