@@ -93,6 +93,9 @@ fn plan(name: &str, waiting: &Waiting) {
             waiting.gc,
             at.format("%Y-%m-%d %H:%M:%SZ")
         )),
+        None if sums.is_empty() && waiting.backups.is_empty() => {
+            print_text(format_args!("repository {name}: nothing to remove"));
+        }
         None => print_text(format_args!("repository {name}: a plan would name")),
     }
     for backup in &waiting.backups {
