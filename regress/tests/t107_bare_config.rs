@@ -38,7 +38,7 @@ fn shapes(info: &Value, check: &Value, verify: &Value, plan: &Value) {
     keys(
         &component["backups"][0],
         "label repository started_at stopped_at start_lsn stop_lsn timeline bytes_source \
-         bytes_stored root_digest annotations corrupt_pages",
+         bytes_stored root_digest annotations corrupt_pages pin",
     );
     keys(&component["wal"][0], "timeline first last gaps");
     keys(&component["window"], "from to from_lsn to_lsn");
