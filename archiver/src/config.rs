@@ -1,5 +1,7 @@
 //! `pgark.toml` (DESIGN 14): parsed strictly, so that a misspelt key is an error and not a default.
 
+pub mod component;
+
 use crate::repository::Repository;
 use crate::repository::crypto::source::{KeySource, PassphraseSource};
 use crate::storage::SharedStorage;
@@ -40,6 +42,12 @@ pub struct Config {
     /// Repositories by name.
     #[serde(default)]
     pub repository: BTreeMap<String, RepositoryConfig>,
+    /// What is backed up beside the cluster, by name.
+    #[serde(default)]
+    pub component: BTreeMap<String, component::Component>,
+    /// Components that are named together: `--group`.
+    #[serde(default)]
+    pub group: BTreeMap<String, component::Group>,
 }
 
 /// `[cluster]`.

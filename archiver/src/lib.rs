@@ -10,6 +10,7 @@ pub mod cancel;
 pub mod cli;
 pub mod clock;
 pub mod commands;
+pub mod component;
 pub mod config;
 pub mod crashsafe;
 pub mod error;

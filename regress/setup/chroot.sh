@@ -1,14 +1,14 @@
 #!/bin/sh
 # Makes a Debian chroot that the end-to-end tests run a newer Postgres in, and prints its path.
 #
-# A newer Debian's binaries need a newer glibc than bookworm has, so they cannot run on the host
-# directly. The chroot lives outside the clone, under a name that holds the hash of everything it is
+# The chroot lives outside the clone, under a name that holds the hash of everything it is
 # made of: the same recipe is made once per host, and a changed recipe gets a directory of its own.
 #
 # usage: chroot.sh [--path] [MAJOR]
 #   --path   prints where it is (exit 1: not made yet) and makes nothing
 #   MAJOR    17 (default), in trixie; 18, in sid, for that part of the full tier alone
 set -eu
+. "$(dirname "$0")/debian.sh"
 
 print_only=
 if [ "${1:-}" = "--path" ]; then
@@ -51,20 +51,6 @@ if [ "$(id -u)" != 0 ]; then
     exit 1
 fi
 
-# The mirror this host uses itself, both formats of apt's sources: the first one that serves Debian
-# proper (".../debian", not ".../debian-security", not a third party's).
-mirror=$(
-    {
-        cat /etc/apt/sources.list.d/*.sources 2>/dev/null | sed -n 's/^URIs:[[:space:]]*//p' | tr ' ' '\n'
-        cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null |
-            sed -n 's/^deb[[:space:]]\{1,\}\(\[[^]]*\][[:space:]]*\)\{0,1\}\([^[:space:]]*\).*/\2/p'
-    } | grep -E '/debian/?$' | head -n 1
-)
-if [ -z "$mirror" ]; then
-    echo "chroot.sh: no Debian mirror found in /etc/apt/sources.list or /etc/apt/sources.list.d" >&2
-    exit 1
-fi
-
 # One maker at a time; a second waits and then finds the chroot made.
 mkdir -p "$cache"
 exec 9>"$cache/.$suite.lock"
@@ -74,30 +60,11 @@ if [ -e "$root/.pgark-ready" ]; then
     exit 0
 fi
 
-# What an interrupted run left is thrown away: half a chroot is never continued.
-work="$root.making"
-unmount() {
-    for mount in proc; do
-        if mountpoint -q "$work/$mount"; then umount "$work/$mount"; fi
-    done
-}
-unmount
-rm -rf "$work"
-trap unmount EXIT
-
 {
-    debootstrap --variant=minbase --include=ca-certificates "$suite" "$work" "$mirror"
-    cp /etc/resolv.conf "$work/etc/resolv.conf"
-    # Proxies and the like that the host's apt needs, its sources excepted.
-    cp -r /etc/apt/apt.conf.d/. "$work/etc/apt/apt.conf.d/" 2>/dev/null || true
-    # No cluster of the distribution's own, and no daemons started in the chroot.
+    debian_begin "$suite" "$root.making"
+    # No cluster of the distribution's own.
     mkdir -p "$work/etc/postgresql-common"
     echo 'create_main_cluster = false' >"$work/etc/postgresql-common/createcluster.conf"
-    printf '#!/bin/sh\nexit 101\n' >"$work/usr/sbin/policy-rc.d"
-    chmod 755 "$work/usr/sbin/policy-rc.d"
-    mount -t proc proc "$work/proc"
-    in_chroot() { DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 chroot "$work" "$@"; }
-    in_chroot apt-get update
     # shellcheck disable=SC2086
     in_chroot apt-get install -y --no-install-recommends -o Dpkg::Options::=--force-confold $packages
     # Headers alone, to build the extension for this major: the package itself would pull in clang.
@@ -115,10 +82,6 @@ for option in "$@"; do
 done
 SCRIPT
     chmod 755 "$work/pg_config"
-    in_chroot apt-get clean
-    rm -rf "$work/var/lib/apt/lists"
-    unmount
-    mv "$work" "$root"
-    touch "$root/.pgark-ready"
+    debian_end "$root"
 } >&2
 echo "$root"

@@ -14,6 +14,7 @@ if [ "${1:-}" = "--path" ]; then
     shift
 fi
 here=$(cd "$(dirname "$0")" && pwd)
+. "$here/debian.sh"
 cache="${PGARK_CACHE:-/var/cache/pgark}"
 what=${1:-}
 case $what in
@@ -67,46 +68,15 @@ make_moto() {
     touch "$root/.pgark-ready"
 }
 
-work="$root.making"
-unmount() {
-    if mountpoint -q "$work/proc"; then umount "$work/proc"; fi
-}
-
 make_radosgw() {
     if [ "$(id -u)" != 0 ]; then
         echo "s3-servers.sh: only root can make the chroot; run: sudo PGARK_CACHE=$cache $0 radosgw" >&2
         exit 1
     fi
-    mirror=$(
-        {
-            cat /etc/apt/sources.list.d/*.sources 2>/dev/null | sed -n 's/^URIs:[[:space:]]*//p' | tr ' ' '\n'
-            cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null |
-                sed -n 's/^deb[[:space:]]\{1,\}\(\[[^]]*\][[:space:]]*\)\{0,1\}\([^[:space:]]*\).*/\2/p'
-        } | grep -E '/debian/?$' | head -n 1
-    )
-    if [ -z "$mirror" ]; then
-        echo "s3-servers.sh: no Debian mirror found in apt's sources" >&2
-        exit 1
-    fi
-    unmount
-    rm -rf "$work"
-    trap unmount EXIT
-    debootstrap --variant=minbase --include=ca-certificates "$suite" "$work" "$mirror"
-    cp /etc/resolv.conf "$work/etc/resolv.conf"
-    cp -r /etc/apt/apt.conf.d/. "$work/etc/apt/apt.conf.d/" 2>/dev/null || true
-    # No daemons started in the chroot.
-    printf '#!/bin/sh\nexit 101\n' >"$work/usr/sbin/policy-rc.d"
-    chmod 755 "$work/usr/sbin/policy-rc.d"
-    mount -t proc proc "$work/proc"
-    DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 chroot "$work" apt-get update
+    debian_begin "$suite" "$root.making"
     # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 chroot "$work" \
-        apt-get install -y --no-install-recommends $packages
-    chroot "$work" apt-get clean
-    rm -rf "$work/var/lib/apt/lists"
-    unmount
-    mv "$work" "$root"
-    touch "$root/.pgark-ready"
+    in_chroot apt-get install -y --no-install-recommends $packages
+    debian_end "$root"
 }
 
 "make_$what" >&2

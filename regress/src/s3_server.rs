@@ -56,23 +56,9 @@ impl S3Server {
     pub fn moto(directory: &TestDirectory) -> Self {
         let folder = new_folder(directory, "moto");
         let port = free_port();
-        let log = std::fs::File::create(folder.join("moto.log")).unwrap();
-        let child = Command::new(made("moto").with_file_name("python"))
-            .arg(setup("moto.py"))
-            .arg(port.to_string())
-            .current_dir(&folder)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let server = Self {
-            child,
-            port,
-            folder,
-        };
-        server.wait(Duration::from_secs(60));
-        server
+        let mut command = Command::new(made("moto").with_file_name("python"));
+        command.arg(setup("moto.py")).arg(port.to_string());
+        Self::start(command, folder, port, Duration::from_secs(60))
     }
 
     /// Starts radosgw with its monitor and its OSD. Needs root.
@@ -85,11 +71,18 @@ impl S3Server {
             .map(|_| free_port())
             .find(|port| *port < u16::MAX && TcpListener::bind(("127.0.0.1", port + 1)).is_ok())
             .unwrap();
-        let log = std::fs::File::create(folder.join("start.log")).unwrap();
-        let child = Command::new(setup("radosgw.sh"))
+        let mut command = Command::new(setup("radosgw.sh"));
+        command
             .arg(&folder)
             .args([port.to_string(), monitor.to_string()])
-            .args([ACCESS_KEY, SECRET_KEY])
+            .args([ACCESS_KEY, SECRET_KEY]);
+        Self::start(command, folder, port, Duration::from_secs(120))
+    }
+
+    /// Starts it in `folder`, its output in `start.log` there, and waits until it answers.
+    fn start(mut command: Command, folder: PathBuf, port: u16, limit: Duration) -> Self {
+        let log = std::fs::File::create(folder.join("start.log")).unwrap();
+        let child = command
             .current_dir(&folder)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -101,12 +94,8 @@ impl S3Server {
             port,
             folder,
         };
-        server.wait(Duration::from_secs(120));
+        wait_until("the S3 server answers", limit, || answers(server.port));
         server
-    }
-
-    fn wait(&self, limit: Duration) {
-        wait_until("the S3 server answers", limit, || answers(self.port));
     }
 
     /// Where it listens.

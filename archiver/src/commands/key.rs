@@ -1,7 +1,7 @@
 //! `pgark key`.
 
 use super::key_file;
-use super::output::{Output, print_json, print_text, repository_unknown};
+use super::output::{Output, choose_repository, print_json, print_text};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::repository::crypto::data_key::DataKeyRecord;
@@ -111,18 +111,7 @@ struct Target {
 
 impl Target {
     fn new(config: &Config, name: Option<&str>) -> Result<Self> {
-        let mut storages = config.storages()?;
-        let wanted = match name {
-            Some(name) => storages
-                .iter()
-                .position(|(n, ..)| n == name)
-                .ok_or_else(|| repository_unknown(name))?,
-            None => storages
-                .iter()
-                .position(|(_, section, _)| section.required)
-                .unwrap_or(0),
-        };
-        let (name, section, storage) = storages.swap_remove(wanted);
+        let (name, section, storage) = choose_repository(config, name)?;
         let repository = Repository::open(&name, storage)?;
         if !repository.is_encrypted() {
             return Err(Error::invalid(

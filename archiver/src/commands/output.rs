@@ -1,7 +1,8 @@
 //! What a verb prints: text for people, one JSON object for programs.
 
-use crate::config::Config;
+use crate::config::{Config, RepositoryConfig};
 use crate::repository::Repository;
+use crate::storage::SharedStorage;
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::io::{self, Write as _};
@@ -79,6 +80,18 @@ pub(super) fn on_one_line(text: &str) -> String {
 /// # Errors
 /// Kind Invalid for a name that the configuration does not have; or as [`Repository::open`].
 pub(super) fn open_repository(config: &Config, name: Option<&str>) -> Result<Repository> {
+    let (name, section, storage) = choose_repository(config, name)?;
+    section.open(&name, storage)
+}
+
+/// The repository called `name`, not opened; without a name the first required one.
+///
+/// # Errors
+/// Kind Invalid for a name that the configuration does not have.
+pub(super) fn choose_repository(
+    config: &Config,
+    name: Option<&str>,
+) -> Result<(String, RepositoryConfig, SharedStorage)> {
     let mut storages = config.storages()?;
     let wanted = match name {
         Some(name) => storages
@@ -90,8 +103,7 @@ pub(super) fn open_repository(config: &Config, name: Option<&str>) -> Result<Rep
             .position(|(_, section, _)| section.required)
             .unwrap_or(0),
     };
-    let (name, section, storage) = storages.swap_remove(wanted);
-    section.open(&name, storage)
+    Ok(storages.swap_remove(wanted))
 }
 
 /// Does something in the repository called `name`, or in every one. One that fails does not keep it

@@ -1,0 +1,309 @@
+//! Components beside the Postgres cluster: what a driver of a store does, and what it is given.
+//!
+//! A backup of a component is a tree of entries, as a file system has them: whatever a store hands
+//! out (an RDB file, a collection's vectors, an index's snapshot) is captured as files with paths of
+//! the driver's choosing. Drivers know their store and nothing of repositories; [`Sink`] and
+//! [`Source`] know repositories and nothing of stores.
+
+pub mod drivers;
+
+use crate::Result;
+use crate::cancel::CancelToken;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+
+/// What a driver is called with, whatever it is to do.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// The component's name, as in `[component.<name>]`.
+    pub component: &'a str,
+    /// Looked at between steps.
+    pub cancel: &'a CancelToken,
+    /// An empty directory, mode 0700, on a disk with room: removed after the call, whatever happens.
+    pub scratch: &'a Path,
+}
+
+/// When a component is captured within a backup set (DESIGN 9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Derived from Postgres: between the set's two restore points.
+    Derived,
+    /// Blobs and files that Postgres refers to: after the second one.
+    Blob,
+}
+
+/// How exact a capture is. Stated by the driver, never better than what it did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Consistency {
+    /// The store at one instant.
+    PointInTime,
+    /// As after a power cut at one instant: the store recovers by itself.
+    CrashConsistent,
+    /// Its parts are of different instants between the capture's begin and end.
+    Fuzzy,
+}
+
+/// Where a capture stands in the store's own history, and in time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// How exact it is.
+    pub consistency: Consistency,
+    /// This host's clock before the first byte was captured.
+    pub from: DateTime<Utc>,
+    /// This host's clock after the last one.
+    pub until: DateTime<Utc>,
+    /// The store's clock minus this host's, in seconds, where the store tells its time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_skew_seconds: Option<f64>,
+    /// The store's own measure: a replication offset, sequence numbers, a snapshot's name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub position: BTreeMap<String, serde_json::Value>,
+    /// What a restore is compared with: counts and digests, by the names that
+    /// [`Driver::evidence`] uses.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub evidence: BTreeMap<String, serde_json::Value>,
+    /// What an operator should know: redactions, what the store could not give.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// The version of the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_version: Option<String>,
+}
+
+/// What an entry is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum EntryKind {
+    /// A directory.
+    Directory,
+    /// A regular file: it has content.
+    File,
+    /// A symbolic link and where it leads, never followed.
+    Symlink {
+        /// As stored, in bytes.
+        target: Vec<u8>,
+    },
+    /// Another name of a file that came before.
+    HardLink {
+        /// The path of that file within the backup.
+        to: Vec<u8>,
+    },
+    /// A named pipe.
+    Fifo,
+}
+
+/// An entry of a component's tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Relative, without `..`, `.` or empty parts, `/` between parts; any other byte may occur in it.
+    pub path: Vec<u8>,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Permission bits, set-id and sticky bits included.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Last change of the content, nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// Bytes of content; what was read counts, not what was announced.
+    pub size: u64,
+    /// Extended attributes, in order of their names.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// What tells that the content did not change (inode, ctime; an ETag): compared as a whole with
+    /// the parent backup's by [`Sink::unchanged`]. Empty: the content is always read.
+    pub token: String,
+}
+
+impl Entry {
+    /// A regular file that exists in no file system: mode 0600, of nobody.
+    #[must_use]
+    pub fn file(path: impl Into<Vec<u8>>) -> Self {
+        Self {
+            path: path.into(),
+            kind: EntryKind::File,
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            mtime_ns: 0,
+            size: 0,
+            xattrs: Vec::new(),
+            token: String::new(),
+        }
+    }
+}
+
+/// What [`Sink::file`] stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Bytes of content.
+    pub size: u64,
+    /// BLAKE3-256 of the content, keyed with the repository's digest key.
+    pub digest: String,
+}
+
+/// Where a capture goes. Drivers may call it from several threads.
+pub trait Sink: Sync {
+    /// Adds an entry without content.
+    ///
+    /// # Errors
+    /// The repository's; kind Invalid for a path that is none, or comes twice.
+    fn entry(&self, entry: Entry) -> Result<()>;
+
+    /// Adds a file, reading `content` to its end.
+    ///
+    /// # Errors
+    /// As [`Sink::entry`]; an error of `content` as I/O error on that path.
+    fn file(&self, entry: Entry, content: &mut dyn Read) -> Result<Stored>;
+
+    /// Adds a file with the content that the parent backup has under this path, when that one's token,
+    /// size and kind are the entry's. False: it has not, and nothing was added.
+    ///
+    /// # Errors
+    /// As [`Sink::entry`].
+    fn unchanged(&self, entry: &Entry) -> Result<bool>;
+
+    /// The point of the parent backup, for drivers that store increments.
+    fn parent(&self) -> Option<&Point>;
+}
+
+/// A backup to restore from. Everything that comes out of it was verified.
+pub trait Source: Sync {
+    /// The backup's point.
+    fn point(&self) -> &Point;
+
+    /// Every entry, sorted by path, bytewise.
+    fn entries(&self) -> Box<dyn Iterator<Item = Result<Entry>> + '_>;
+
+    /// The content of a file. What it yields was verified; a reader that meets damage fails.
+    ///
+    /// # Errors
+    /// Kind Invalid when there is no such file; Data for damage; the repository's.
+    fn read(&self, path: &[u8]) -> Result<Box<dyn Read + Send + '_>>;
+}
+
+/// What to restore, and to where.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// Parts, in the driver's own terms (keys by pattern, a collection, an index, a path); empty: all.
+    pub select: Vec<String>,
+    /// Under another name, where the store allows it: `old=new`.
+    pub rename: Vec<(String, String)>,
+    /// Another directory or address than the component's own. Where nothing is overwritten, no safety
+    /// backup is needed.
+    pub to: Option<String>,
+    /// What is there may be replaced. The caller has taken a safety backup.
+    pub overwrite: bool,
+}
+
+/// What [`Driver::evidence`] found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// Whether all of it agrees with the backup.
+    pub ok: bool,
+    /// One line each: what was compared, what the backup says, what the store says.
+    pub lines: Vec<EvidenceLine>,
+}
+
+/// A comparison of a restored store with its backup.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvidenceLine {
+    /// What was compared: "keys in db 0", "digest of collection docs".
+    pub what: String,
+    /// What the backup says.
+    pub expected: String,
+    /// What the store says.
+    pub found: String,
+    /// Whether they agree.
+    pub ok: bool,
+}
+
+/// A line of `pgark check`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckLine {
+    /// What was looked at.
+    pub name: String,
+    /// Whether it is well.
+    pub ok: bool,
+    /// What was found.
+    pub detail: String,
+    /// What to do; empty when it is well.
+    pub hint: String,
+}
+
+/// Holds a store's writers back, so that its capture is of one instant. Dropping it does nothing:
+/// the coordinator writes every lever to its ledger before it is used, and calls
+/// [`Driver::release`] with what the ledger says, after a crash as well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lever {
+    /// What [`Driver::release`] needs to undo it.
+    pub undo: BTreeMap<String, String>,
+    /// It ends by itself after so many seconds; `None`: it has to be undone.
+    pub expires_seconds: Option<u64>,
+}
+
+/// Code for one kind of component. Blocking, like the engine.
+pub trait Driver: Send + Sync {
+    /// The kind, as the configuration calls it.
+    fn kind(&self) -> &'static str;
+
+    /// When it is captured within a set.
+    fn stage(&self) -> Stage;
+
+    /// Whether the store can be reached, and lets us do what a backup and a restore need.
+    ///
+    /// # Errors
+    /// None for what is wrong with the store: that is a line.
+    fn check(&self, context: &Context<'_>) -> Result<Vec<CheckLine>>;
+
+    /// Captures the store. On any error, and when cancelled, nothing is left behind on the server.
+    ///
+    /// # Errors
+    /// Kind Unavailable when the store cannot be reached or stops answering; Invalid when it refuses;
+    /// Data when what it hands out is damaged.
+    fn capture(&self, context: &Context<'_>, sink: &dyn Sink) -> Result<Point>;
+
+    /// Restores from a backup.
+    ///
+    /// # Errors
+    /// As [`Driver::capture`]; kind Invalid, before anything was changed, when it would overwrite what
+    /// it may not, or when the store cannot take this backup.
+    fn restore(
+        &self,
+        context: &Context<'_>,
+        source: &dyn Source,
+        request: &Request,
+    ) -> Result<Vec<String>>;
+
+    /// Compares the store with the backup that was restored into it, beyond counts.
+    ///
+    /// # Errors
+    /// As [`Driver::capture`].
+    fn evidence(
+        &self,
+        context: &Context<'_>,
+        source: &dyn Source,
+        request: &Request,
+    ) -> Result<Evidence>;
+
+    /// What would hold writers back for at most `seconds`; nothing is done yet. `None`: the store has no
+    /// such lever, or its capture is exact without one.
+    fn lever(&self, seconds: u64) -> Option<Lever>;
+
+    /// Pulls a lever that is in the ledger by now.
+    ///
+    /// # Errors
+    /// As [`Driver::capture`].
+    fn hold(&self, context: &Context<'_>, lever: &Lever) -> Result<()>;
+
+    /// Undoes a lever, pulled or not. May be called twice.
+    ///
+    /// # Errors
+    /// As [`Driver::capture`].
+    fn release(&self, context: &Context<'_>, lever: &Lever) -> Result<()>;
+}

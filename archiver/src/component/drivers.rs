@@ -1,0 +1,17 @@
+//! The drivers, one file each, and which kind is whose.
+
+use super::Driver;
+use crate::{Error, Result};
+
+/// The driver of component `name`. `settings` is its section without the keys that every component
+/// has; each driver parses its own, strictly.
+///
+/// # Errors
+/// Kind Invalid for a kind that nobody knows, or a section that the driver does not understand.
+pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Driver>> {
+    let _ = settings;
+    Err(Error::invalid(
+        "component_kind_unknown",
+        format!("component \"{name}\" is of the unknown kind \"{kind}\""),
+    ))
+}
