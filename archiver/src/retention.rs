@@ -10,7 +10,7 @@ mod policy;
 pub use expire::{Expired, Request, expire, preview};
 pub(crate) use expire::{decisions, suspended};
 pub use history::{Loaded, load};
-pub use policy::{Kept, current, set};
+pub use policy::{Change, Kept, change_policy, current, numbers, set};
 
 #[cfg(test)]
 mod tests;
