@@ -10,6 +10,7 @@ mod policy;
 pub use expire::{Expired, Request, expire, preview};
 pub(crate) use expire::{decisions, suspended};
 pub use history::{Loaded, load};
+pub(crate) use history::newest_by_timeline;
 pub use policy::{Change, Kept, change_policy, current, numbers, set};
 
 #[cfg(test)]

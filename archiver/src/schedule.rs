@@ -4,4 +4,4 @@
 
 mod occurrence;
 
-pub use occurrence::{Occurrence, claim, claimed};
+pub use occurrence::{Occurrence, claim, list};

@@ -3,7 +3,7 @@
 
 use crate::repository::{Repository, layout, record};
 use crate::{Error, Result};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDateTime, Utc};
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
@@ -70,32 +70,84 @@ fn claim_in(repository: &Repository, mine: &Occurrence) -> Result<Occurrence> {
     })
 }
 
-/// The claim of an occurrence, if there is one.
+/// The schedules and due times of all claims of a cluster.
 ///
 /// # Errors
-/// The storage's; kind Data when it is damaged.
-pub fn claimed(
-    repository: &Repository,
-    cluster: &str,
-    schedule: &str,
-    due_at: DateTime<Utc>,
-) -> Result<Option<Occurrence>> {
-    record::read(repository, &layout::occurrence(cluster, schedule, due_at)?)
+/// The storage's.
+pub fn list(repository: &Repository, cluster: &str) -> Result<Vec<(String, DateTime<Utc>)>> {
+    let prefix = layout::occurrence_prefix(cluster);
+    let objects = repository.storage().list(&prefix)?;
+    let named = objects.iter().filter_map(|object| {
+        let (schedule, file) = object.key.as_str().strip_prefix(&prefix)?.split_once('/')?;
+        let due = NaiveDateTime::parse_from_str(file, "%Y%m%dT%H%M%SZ.json").ok()?;
+        Some((schedule.to_owned(), due.and_utc()))
+    });
+    Ok(named.collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backup::testdata;
+    use crate::clock::SystemClock;
+    use crate::storage::SharedStorage;
+    use crate::storage::memory::MemoryStorage;
+    use std::sync::{Arc, Barrier};
 
-    fn occurrence(job: u64, schedule: &str) -> Occurrence {
+    fn repository(name: &str) -> Repository {
+        let storage: SharedStorage = Arc::new(MemoryStorage::new());
+        crate::repository::create(&storage, &SystemClock).unwrap();
+        Repository::open(name, storage).unwrap()
+    }
+
+    fn occurrence(job: u64) -> Occurrence {
         Occurrence {
             cluster: "main".to_owned(),
-            schedule: schedule.to_owned(),
+            schedule: "nightly".to_owned(),
             due_at: DateTime::from_timestamp(1_763_665_200, 0).unwrap(),
             job: Ulid::from_parts(job, 7),
             node: "a".to_owned(),
             claimed_at: DateTime::from_timestamp(1_763_665_201, 0).unwrap(),
         }
+    }
+
+    #[test]
+    fn the_first_claim_stands_everywhere() {
+        let (local, far) = (repository("local"), repository("far"));
+        let both = [&local, &far];
+        let (first, second) = (occurrence(1), occurrence(2));
+        assert_eq!(claim(&[&local], &first).unwrap(), first);
+        assert_eq!(claim(&both, &second).unwrap(), first);
+        // The second repository has learnt of it.
+        assert_eq!(claim(&[&far], &second).unwrap(), first);
+        // The same job again: its own claim.
+        assert_eq!(claim(&both, &first).unwrap(), first);
+        let listed = vec![("nightly".to_owned(), first.due_at)];
+        assert_eq!(list(&local, "main").unwrap(), listed);
+        assert_eq!(list(&local, "other").unwrap(), []);
+    }
+
+    #[test]
+    fn of_many_claims_at_once_one_stands() {
+        let local = repository("local");
+        let start = Barrier::new(8);
+        let stands: Vec<Ulid> = std::thread::scope(|scope| {
+            let claims: Vec<_> = (1..=8)
+                .map(|n| {
+                    let (local, start) = (&local, &start);
+                    scope.spawn(move || {
+                        start.wait();
+                        claim(&[local], &occurrence(n)).unwrap().job
+                    })
+                })
+                .collect();
+            claims.into_iter().map(|c| c.join().unwrap()).collect()
+        });
+        assert!(stands.iter().all(|job| *job == stands[0]), "{stands:?}");
+    }
+
+    #[test]
+    fn nobody_claims_without_a_repository() {
+        let error = claim(&[], &occurrence(1)).unwrap_err();
+        assert_eq!(error.code(), "repository_unreachable");
     }
 }
