@@ -5,6 +5,7 @@
 //! keeps tables and repositories in line ([`keeper`]).
 
 mod action;
+mod fallback;
 mod keeper;
 
 use super::host::Host;
@@ -17,6 +18,7 @@ use crate::config::Config;
 use crate::progress::Meter;
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
+use fallback::Fallback;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -42,6 +44,7 @@ struct Shared {
     node: String,
     started_at: DateTime<Utc>,
     catalog: Mutex<Catalog>,
+    fallback: Arc<Fallback>,
 }
 
 impl Shared {
@@ -68,6 +71,7 @@ pub(super) fn start(config: &Arc<Config>, host: &Arc<Host>) -> Result<()> {
         config: Arc::clone(config),
         host: Arc::clone(host),
         catalog: Mutex::new(Catalog::new(&node)),
+        fallback: Arc::new(Fallback::open(&config.agent.state_dir)),
         node,
         started_at: SystemClock.now(),
     });
@@ -78,6 +82,7 @@ pub(super) fn start(config: &Arc<Config>, host: &Arc<Host>) -> Result<()> {
         };
         spawn(name, move || runner.run())?;
     }
+    fallback::start(Arc::clone(&shared))?;
     keeper::start(shared)
 }
 
@@ -165,6 +170,7 @@ impl Attempt<'_> {
         let work = action::Work {
             config: Arc::clone(&self.runner.shared.config),
             node: self.runner.shared.node.clone(),
+            fallback: Arc::clone(&self.runner.shared.fallback),
             job: job.clone(),
             cancel: cancel.clone(),
             meter: meter.clone(),

@@ -189,6 +189,25 @@ impl Reference {
     }
 }
 
+impl Connection {
+    /// The schedules that hold now.
+    ///
+    /// # Errors
+    /// The server's.
+    pub fn effective_schedules(&mut self) -> Result<Vec<Value>> {
+        let rows = self.sql.query(
+            "SELECT effective::text FROM pgark.config_schedule WHERE effective IS NOT NULL ORDER BY name",
+            &[],
+        )?;
+        let schedules = rows.iter().map(|row| {
+            serde_json::from_str(column(row, 0)?).map_err(|e| {
+                Error::data("policy_malformed", "a schedule in the tables is no JSON").with_source(e)
+            })
+        });
+        schedules.collect()
+    }
+}
+
 struct Sync<'a> {
     connection: &'a mut Connection,
     component: &'a str,

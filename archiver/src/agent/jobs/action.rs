@@ -1,5 +1,6 @@
 //! What a job does. It looks into the repository first: what is there was done, whoever did it.
 
+use super::fallback::Fallback;
 use crate::backup::{self, Spread};
 use crate::cancel::CancelToken;
 use crate::catalog::queue::{Job, Outcome};
@@ -7,17 +8,15 @@ use crate::clock::{Clock as _, SharedClock, SystemClock};
 use crate::config::Config;
 use crate::gc::{self, Settings};
 use crate::progress::Meter;
-use crate::repository::format::manifest::{JOB_ANNOTATION, Label, NODE_ANNOTATION};
+use crate::repository::format::manifest::{JOB_ANNOTATION, Label, NODE_ANNOTATION, OWN_ANNOTATIONS};
 use crate::repository::{Repository, backups};
 use crate::schedule::{self, Occurrence};
 use crate::verify::{self, Level, Scope};
 use crate::wal::repositories::Repositories;
 use crate::{Error, Result, retention};
-use pgark_types::BackupLabel;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use pgark_types::job::{self, Action, BackupOptions, JobOptions, SweepOptions, VerifyOptions};
+use pgark_types::schedule::ScheduleError;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use ulid::Ulid;
 
@@ -28,43 +27,11 @@ const FINDINGS_TOLD: usize = 5;
 pub(super) struct Work {
     pub(super) config: Arc<Config>,
     pub(super) node: String,
+    pub(super) fallback: Arc<Fallback>,
     pub(super) job: Job,
     pub(super) cancel: CancelToken,
     pub(super) meter: Meter,
 }
-
-/// The options of a backup.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct BackupOptions {
-    annotations: BTreeMap<String, String>,
-    spread_checkpoint: bool,
-    parallel: Option<usize>,
-    read_bytes_per_second_max: Option<u64>,
-}
-
-/// Those of a verification.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct VerifyOptions {
-    level: LevelName,
-    backup: Option<BackupLabel>,
-    oldest: Option<String>,
-}
-
-#[derive(Debug, Default, Clone, Copy, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum LevelName {
-    Existence,
-    #[default]
-    Bytes,
-    Pages,
-}
-
-/// Those of what has none.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NoOptions {}
 
 impl Work {
     /// Runs the job to its end.
@@ -82,28 +49,24 @@ impl Work {
         if let Some(elsewhere) = self.claim_occurrence()? {
             return Ok(elsewhere);
         }
-        match self.job.action.as_str() {
-            "backup" => self.backup(),
-            "verify" => self.verify(),
-            "expire" => self.expire(),
-            "gc" => self.gc(),
-            other => Err(Error::invalid(
-                "job_action_unknown",
-                format!("this pgark has no action \"{other}\""),
-            )
-            .with_hint("Upgrade pgark on this host to the version of the extension.")),
+        match self.options()? {
+            JobOptions::Backup(options) => self.backup(options),
+            JobOptions::Verify(options) => self.verify(&options),
+            JobOptions::Expire(options) => self.expire(options),
+            JobOptions::Gc(options) => self.gc(options),
         }
     }
 
-    fn options<T: DeserializeOwned>(&self) -> Result<T> {
-        serde_json::from_value(Value::Object(self.job.options.clone())).map_err(|e| {
-            Error::invalid(
-                "job_option_unknown",
-                format!("this pgark does not know the options of the {}", self.job.action),
-            )
-            .with_source(e)
-            .with_hint("Upgrade pgark on this host to the version of the extension.")
-        })
+    /// The tables checked them with the extension's own version of the same code.
+    fn options(&self) -> Result<JobOptions> {
+        let unknown = |error: ScheduleError| {
+            Error::invalid("job_unknown", error.message)
+                .with_detail(error.detail)
+                .with_hint("Upgrade pgark on this host to the version of the extension.")
+        };
+        let action: Action = self.job.action.parse().map_err(unknown)?;
+        let options = Value::Object(self.job.options.clone()).to_string();
+        JobOptions::parse(action, &options).map_err(unknown)
     }
 
     /// Decides in the repository who runs the occurrence of a schedule. `Some`: somebody else did.
@@ -123,7 +86,8 @@ impl Work {
             claimed_at: SystemClock.now(),
         };
         let stands = schedule::claim(&repositories, &mine)?;
-        if stands.job == self.job.ulid {
+        let ours = stands.job == self.job.ulid;
+        if ours || self.fallback.was_interrupted(&stands, &self.node) {
             return Ok(None);
         }
         if let Some(label) = made_by(&repositories, self.config.cluster_name(), stands.job)? {
@@ -169,8 +133,7 @@ impl Work {
         Ok(open.filter(|repository| wanted(repository.name())).collect())
     }
 
-    fn backup(&self) -> Result<Outcome> {
-        let options: BackupOptions = self.options()?;
+    fn backup(&self, options: BackupOptions) -> Result<Outcome> {
         let cluster = self.config.cluster_name();
         if let Some(names) = &self.job.components
             && let Some(other) = names.iter().find(|name| *name != cluster)
@@ -191,13 +154,14 @@ impl Work {
             });
         }
         let mut annotations = options.annotations;
+        annotations.retain(|key, _| !key.starts_with(OWN_ANNOTATIONS));
         annotations.insert(JOB_ANNOTATION.to_owned(), self.job.ulid.to_string());
         annotations.insert(NODE_ANNOTATION.to_owned(), self.node.clone());
         let options = backup::Options {
             annotations,
             spread_checkpoint: options.spread_checkpoint,
-            parallel: options.parallel,
-            read_bytes_per_second_max: options.read_bytes_per_second_max,
+            parallel: None,
+            read_bytes_per_second_max: None,
             meter: Some(self.meter.clone()),
         };
         let names: Vec<String> = self.job.repository.iter().cloned().collect();
@@ -209,27 +173,20 @@ impl Work {
         })
     }
 
-    fn verify(&self) -> Result<Outcome> {
-        let options: VerifyOptions = self.options()?;
+    fn verify(&self, options: &VerifyOptions) -> Result<Outcome> {
         let level = match options.level {
-            LevelName::Existence => Level::Existence,
-            LevelName::Bytes => Level::Bytes,
-            LevelName::Pages => Level::Pages,
+            Some(job::Level::Existence) => Level::Existence,
+            Some(job::Level::Pages) => Level::Pages,
+            Some(job::Level::Bytes) | None => Level::Bytes,
         };
-        let scope = match (&options.backup, &options.oldest) {
-            (Some(label), None) => {
+        let scope = match (&options.backup, options.oldest_percent) {
+            (Some(label), _) => {
                 let component = self.job.components.as_ref().and_then(|names| names.first());
                 let component = component.map_or(self.config.cluster_name(), String::as_str);
                 Scope::Backup(component.to_owned(), label.clone())
             }
-            (None, Some(share)) => Scope::Oldest(share.parse()?),
+            (None, Some(percent)) => Scope::Oldest(format!("{percent}%").parse()?),
             (None, None) => Scope::All,
-            (Some(_), Some(_)) => {
-                return Err(Error::invalid(
-                    "job_option_unknown",
-                    "a verification reads one backup or the oldest share, not both",
-                ));
-            }
         };
         self.meter.phase("verifying");
         let (mut told, mut findings) = (Vec::new(), Vec::new());
@@ -259,8 +216,7 @@ impl Work {
         )
     }
 
-    fn expire(&self) -> Result<Outcome> {
-        let NoOptions {} = self.options()?;
+    fn expire(&self, options: SweepOptions) -> Result<Outcome> {
         self.meter.phase("expiring");
         let mut told = Vec::new();
         for repository in self.repositories()? {
@@ -270,23 +226,36 @@ impl Work {
             };
             for component in components {
                 self.cancel.check()?;
-                let request = retention::Request::default();
-                let expired = retention::expire(&repository, &SystemClock, &component, &request)?;
-                told.push(json!({
-                    "repository": repository.name(), "component": component,
-                    "expired": expired.expired,
-                }));
+                told.push(self.expire_one(&repository, &component, options.dry_run)?);
             }
         }
         Ok(done(json!({"components": told})))
     }
 
-    fn gc(&self) -> Result<Outcome> {
-        let NoOptions {} = self.options()?;
+    fn expire_one(&self, repository: &Repository, component: &str, dry: bool) -> Result<Value> {
+        let expired = if dry {
+            let preview = retention::preview(repository, component, SystemClock.now())?;
+            let going = preview.decisions.backups.into_iter().filter(|d| !d.keep);
+            going.map(|decision| decision.label).collect()
+        } else {
+            let request = retention::Request::default();
+            retention::expire(repository, &SystemClock, component, &request)?.expired
+        };
+        Ok(json!({
+            "repository": repository.name(), "component": component, "expired": expired,
+            "dry_run": dry,
+        }))
+    }
+
+    fn gc(&self, options: SweepOptions) -> Result<Outcome> {
         self.meter.phase("collecting garbage");
         let mut told = Vec::new();
         for repository in self.repositories()? {
-            let report = gc::run(&repository, &SystemClock, &Settings::default(), &self.cancel)?;
+            let settings = Settings::default();
+            let report = match options.dry_run {
+                true => gc::dry_run(&repository, &SystemClock, &settings, &self.cancel)?,
+                false => gc::run(&repository, &SystemClock, &settings, &self.cancel)?,
+            };
             told.push(json!({
                 "repository": repository.name(),
                 "removed": report.swept.as_ref().map(|swept| swept.objects),

@@ -42,6 +42,8 @@ impl Keeper {
         loop {
             let served = self.serve();
             if let Err(error) = served {
+                let fallback = &self.shared.fallback;
+                fallback.down(error.code() == "server_unreachable");
                 if is_expected(&error) {
                     tracing::debug!("no catalog: {error}");
                 } else {
@@ -77,6 +79,7 @@ impl Keeper {
             }
             self.catalog(&mut connection)?;
             self.complained = None;
+            self.shared.fallback.seen(connection.effective_schedules()?);
             if ticked.is_none_or(|at| at.elapsed() >= TICK_EVERY) {
                 ticked = Some(Instant::now());
                 connection.tick()?;
