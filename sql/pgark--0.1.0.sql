@@ -53,49 +53,49 @@ CREATE FUNCTION pgark.new_ulid() RETURNS text
 COMMENT ON FUNCTION pgark.new_ulid() IS
     'a new ULID: 26 characters, ordered by time';
 
-CREATE FUNCTION pgark.check_schedule(definition jsonb) RETURNS jsonb
+CREATE FUNCTION pgark.check_schedule(definition text) RETURNS text
     LANGUAGE c STABLE STRICT
     AS 'MODULE_PATHNAME', 'check_schedule_wrapper';
-COMMENT ON FUNCTION pgark.check_schedule(jsonb) IS
+COMMENT ON FUNCTION pgark.check_schedule(text) IS
     'checks the definition of a schedule (cron, zone, action, options) and returns it in its canonical form';
 
-CREATE FUNCTION pgark.schedule_due(definition jsonb, after timestamptz, upto timestamptz) RETURNS timestamptz
+CREATE FUNCTION pgark.schedule_due(definition text, after timestamptz, upto timestamptz) RETURNS timestamptz
     LANGUAGE c STABLE STRICT
     AS 'MODULE_PATHNAME', 'schedule_due_wrapper';
-COMMENT ON FUNCTION pgark.schedule_due(jsonb, timestamptz, timestamptz) IS
+COMMENT ON FUNCTION pgark.schedule_due(text, timestamptz, timestamptz) IS
     'the last instant after the first and up to the second one at which a schedule is due, or NULL';
 
-CREATE FUNCTION pgark.schedule_next(definition jsonb, after timestamptz) RETURNS timestamptz
+CREATE FUNCTION pgark.schedule_next(definition text, after timestamptz) RETURNS timestamptz
     LANGUAGE c STABLE STRICT
     AS 'MODULE_PATHNAME', 'schedule_next_wrapper';
-COMMENT ON FUNCTION pgark.schedule_next(jsonb, timestamptz) IS
+COMMENT ON FUNCTION pgark.schedule_next(text, timestamptz) IS
     'the first instant after the given one at which a schedule is due, or NULL';
 
-CREATE FUNCTION pgark.check_job_options(action text, options jsonb) RETURNS jsonb
+CREATE FUNCTION pgark.check_job_options(action text, options text) RETURNS text
     LANGUAGE c STABLE STRICT
     AS 'MODULE_PATHNAME', 'check_job_options_wrapper';
-COMMENT ON FUNCTION pgark.check_job_options(text, jsonb) IS
+COMMENT ON FUNCTION pgark.check_job_options(text, text) IS
     'checks the options of a job against the list of what its action allows and returns them in their canonical form';
 
-CREATE FUNCTION pgark.check_retention(policy jsonb) RETURNS jsonb
+CREATE FUNCTION pgark.check_retention(policy text) RETURNS text
     LANGUAGE c STABLE STRICT
     AS 'MODULE_PATHNAME', 'check_retention_wrapper';
-COMMENT ON FUNCTION pgark.check_retention(jsonb) IS
+COMMENT ON FUNCTION pgark.check_retention(text) IS
     'checks a retention policy and returns it in its canonical form';
 
-CREATE FUNCTION pgark.decide_retention(policy jsonb, history jsonb, now timestamptz)
+CREATE FUNCTION pgark.decide_retention(policy text, history text, now timestamptz)
     RETURNS TABLE (object text, first text, last text, keep boolean, reasons text)
     LANGUAGE c STABLE STRICT
     AS 'MODULE_PATHNAME', 'decide_retention_wrapper';
-COMMENT ON FUNCTION pgark.decide_retention(jsonb, jsonb, timestamptz) IS
+COMMENT ON FUNCTION pgark.decide_retention(text, text, timestamptz) IS
     'what a retention policy keeps of a history (backups and stretches of WAL), and why';
 
-CREATE FUNCTION pgark.plan_restore(history jsonb, target jsonb)
+CREATE FUNCTION pgark.plan_restore(history text, target text)
     RETURNS TABLE (backup text, timeline integer, first_wal text, last_wal text, segments bigint,
                    missing_wal text, target_lsn pg_lsn, complete boolean, note text)
     LANGUAGE c STABLE STRICT
     AS 'MODULE_PATHNAME', 'plan_restore_wrapper';
-COMMENT ON FUNCTION pgark.plan_restore(jsonb, jsonb) IS
+COMMENT ON FUNCTION pgark.plan_restore(text, text) IS
     'which backup and which WAL of a history lead to a recovery target';
 
 CREATE FUNCTION pgark.shell_quote(word text) RETURNS text
@@ -307,9 +307,15 @@ CREATE TABLE pgark.catalog_component (
     name text PRIMARY KEY,
     kind text NOT NULL,
     node text NOT NULL,
-    groups text[] NOT NULL DEFAULT '{}'
+    groups text[] NOT NULL DEFAULT '{}',
+    stage text NOT NULL GENERATED ALWAYS AS (CASE
+        WHEN kind = 'postgres' THEN 'cluster'
+        WHEN kind IN ('redis', 'qdrant', 'chroma', 'elasticsearch') THEN 'derived'
+        ELSE 'blob' END) STORED
 );
 COMMENT ON TABLE pgark.catalog_component IS 'components of the agent''s configuration; the Postgres cluster has kind postgres';
+COMMENT ON COLUMN pgark.catalog_component.stage IS
+    'when it is captured within a backup set: derived from Postgres before, blobs that Postgres refers to after it';
 
 CREATE TABLE pgark.catalog_cluster (
     repository text NOT NULL,
@@ -602,7 +608,7 @@ CREATE FUNCTION pgark.enqueue(action text, components text[], repository text, o
         INSERT INTO pgark.queue_job (ulid, action, components, repository, options, requested_by, requested_at,
                 requested_xid, schedule, due_at, system_identifier, timeline, attempts_max)
             SELECT pgark.new_ulid(), enqueue.action, enqueue.components, enqueue.repository,
-                pgark.check_job_options(enqueue.action, enqueue.options), enqueue.requested_by, clock_timestamp(),
+                pgark.check_job_options(enqueue.action, enqueue.options::text)::jsonb, enqueue.requested_by, clock_timestamp(),
                 pg_current_xact_id(), enqueue.schedule, enqueue.due_at, i.system_identifier, i.timeline,
                 coalesce(enqueue.attempts_max, current_setting('pgark.job_attempts_max')::integer)
             FROM pgark.identity() AS i
@@ -940,7 +946,7 @@ CREATE FUNCTION pgark.policy_import(document jsonb, reference jsonb, discard_pen
                     WHERE d ->> 'component' = r.component AND d ->> 'repository' IS NOT DISTINCT FROM r.repository);
         GET DIAGNOSTICS n = ROW_COUNT;
         changed := changed + n;
-        FOR item IN SELECT pgark.check_schedule(d) FROM jsonb_array_elements(document -> 'schedules') AS d LOOP
+        FOR item IN SELECT pgark.check_schedule(d::text)::jsonb FROM jsonb_array_elements(document -> 'schedules') AS d LOOP
             INSERT INTO pgark.config_schedule AS s (name, definition, version, changed_by, changed_at, effective, effective_at)
                 VALUES (item ->> 'name', item, 0, pgark.requester(), clock_timestamp(), item, clock_timestamp())
                 ON CONFLICT (name) DO UPDATE SET effective = EXCLUDED.effective, effective_at = EXCLUDED.effective_at,
@@ -954,7 +960,7 @@ CREATE FUNCTION pgark.policy_import(document jsonb, reference jsonb, discard_pen
             changed := changed + n;
         END LOOP;
         FOR item IN SELECT jsonb_build_object('component', d -> 'component', 'repository', d -> 'repository',
-                'policy', pgark.check_retention(d -> 'policy')) FROM jsonb_array_elements(document -> 'retention') AS d LOOP
+                'policy', pgark.check_retention((d -> 'policy')::text)::jsonb) FROM jsonb_array_elements(document -> 'retention') AS d LOOP
             INSERT INTO pgark.config_retention AS r (component, repository, policy, version, changed_by, changed_at, effective, effective_at)
                 VALUES (item ->> 'component', item ->> 'repository', item -> 'policy', 0, pgark.requester(),
                     clock_timestamp(), item -> 'policy', clock_timestamp())
