@@ -9,8 +9,8 @@ mod policy;
 
 pub use expire::{Expired, Request, expire, preview};
 pub(crate) use expire::{decisions, suspended};
-pub use history::{Loaded, load};
 pub(crate) use history::newest_by_timeline;
+pub use history::{Loaded, load};
 pub use policy::{Change, Kept, change_policy, current, numbers, set};
 
 #[cfg(test)]

@@ -225,12 +225,20 @@ impl Attempt<'_> {
             if now >= report {
                 let (phase, bytes_total, bytes_done) = meter.read();
                 let progress = Progress {
-                    phase: if phase.is_empty() { "initializing" } else { phase },
+                    phase: if phase.is_empty() {
+                        "initializing"
+                    } else {
+                        phase
+                    },
                     bytes_total,
                     bytes_done,
                 };
                 let seen = self.tell(|connection, job| connection.report(job, progress));
-                let pause = if seen == Some(true) { Duration::from_secs(1) } else { UNSEEN_EVERY };
+                let pause = if seen == Some(true) {
+                    Duration::from_secs(1)
+                } else {
+                    UNSEEN_EVERY
+                };
                 report = now + pause;
             }
             // A cancellation is not to wait for the lease.

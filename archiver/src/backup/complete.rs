@@ -9,7 +9,8 @@ use crate::postgres::backup_label::BackupLabelFile;
 use crate::postgres::control_file::ControlFile;
 use crate::repository::format::layer::Method;
 use crate::repository::format::manifest::{
-    CorruptPage, FileEntry, FileKind, Label, Manifest, OWN_ANNOTATIONS, ObjectUse, PostgresInfo, Slice, Tablespace,
+    CorruptPage, FileEntry, FileKind, Label, Manifest, OWN_ANNOTATIONS, ObjectUse, PostgresInfo,
+    Slice, Tablespace,
 };
 use crate::repository::format::{FrameClass, ObjectKind};
 use crate::repository::frame::FrameEncoder;

@@ -148,7 +148,7 @@ pub fn sync(
         behind,
     };
     if synced.rewound || records.iter().any(|(name, numbers)| news(name, numbers)) {
-        let document = sync.from_repositories(&new.behind)?;
+        let document = sync.stored_document(&new.behind)?;
         let new = new.clone().with(records.clone());
         synced.imported = sync.import(&document, &new, synced.rewound)?;
     }
@@ -166,7 +166,7 @@ pub fn sync(
     let (version, document) = match pending {
         Some(pending) => pending,
         // Nothing was asked for: one that was away gets what the others have.
-        None => (0, sync.from_repositories(&new.behind)?),
+        None => (0, sync.stored_document(&new.behind)?),
     };
     sync.put(&document)?;
     records = sync.numbers()?;
@@ -201,7 +201,8 @@ impl Connection {
         )?;
         let schedules = rows.iter().map(|row| {
             serde_json::from_str(column(row, 0)?).map_err(|e| {
-                Error::data("policy_malformed", "a schedule in the tables is no JSON").with_source(e)
+                Error::data("policy_malformed", "a schedule in the tables is no JSON")
+                    .with_source(e)
             })
         });
         schedules.collect()
@@ -283,7 +284,7 @@ impl Sync<'_> {
     }
 
     /// What the repositories hold, as a document. The first one that is up to date tells the schedules.
-    fn from_repositories(&self, behind: &BTreeSet<String>) -> Result<Document> {
+    fn stored_document(&self, behind: &BTreeSet<String>) -> Result<Document> {
         let mut document = Document {
             format: 1,
             schedules: Vec::new(),
@@ -369,5 +370,6 @@ fn entries(component: &str, policies: &[(&str, RetentionPolicy)]) -> Vec<Entry> 
         return rules.into_iter().collect();
     }
     let each = policies.iter().filter(|(_, policy)| policy.has_rules());
-    each.map(|(name, policy)| entry(Some(name), *policy)).collect()
+    each.map(|(name, policy)| entry(Some(name), *policy))
+        .collect()
 }

@@ -79,7 +79,46 @@ fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
+/// The queue at a glance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueState {
+    /// The extension's version.
+    pub version: String,
+    /// Jobs that wait.
+    pub queued: i64,
+    /// For how long the first of them could have been claimed, in seconds.
+    pub waiting_seconds: i64,
+    /// Jobs that run.
+    pub running: i64,
+    /// Changes of schedules and retention that no repository has yet.
+    pub policy_pending: bool,
+}
+
 impl Connection {
+    /// How the queue looks.
+    ///
+    /// # Errors
+    /// The server's.
+    pub fn queue_state(&mut self) -> Result<QueueState> {
+        let row = self.sql.query_one(
+            "SELECT (SELECT extversion FROM pg_extension WHERE extname = 'pgark'),
+                    count(*) FILTER (WHERE state = 'queued'),
+                    coalesce(extract(epoch FROM clock_timestamp()
+                        - min(greatest(requested_at, not_before)) FILTER (WHERE state = 'queued')), 0)::bigint,
+                    count(*) FILTER (WHERE state = 'running'),
+                    EXISTS (SELECT FROM pgark.policy_to_store())
+             FROM pgark.queue_job WHERE state IN ('queued', 'running')",
+            &[],
+        )?;
+        Ok(QueueState {
+            version: column(&row, 0)?,
+            queued: column(&row, 1)?,
+            waiting_seconds: column(&row, 2)?,
+            running: column(&row, 3)?,
+            policy_pending: column(&row, 4)?,
+        })
+    }
+
     /// Says that the agent of `node` is there.
     ///
     /// # Errors
@@ -88,11 +127,7 @@ impl Connection {
         self.sql
             .query(
                 "SELECT pgark.register_agent($1, $2, $3::text::timestamptz)",
-                &[
-                    &node,
-                    &env!("CARGO_PKG_VERSION"),
-                    &started_at.to_rfc3339(),
-                ],
+                &[&node, &env!("CARGO_PKG_VERSION"), &started_at.to_rfc3339()],
             )
             .map(drop)
     }
@@ -124,8 +159,7 @@ impl Connection {
         let due: Option<DateTime<Utc>> = due
             .map(|text| text.parse().map_err(|_| bad("due time")))
             .transpose()?;
-        let options: Value =
-            serde_json::from_str(column(row, 6)?).map_err(|_| bad("options"))?;
+        let options: Value = serde_json::from_str(column(row, 6)?).map_err(|_| bad("options"))?;
         let Value::Object(options) = options else {
             return Err(bad("options"));
         };

@@ -43,7 +43,9 @@ impl Mended {
     #[must_use]
     pub fn rows(&self) -> u64 {
         let changed = self.tables.values();
-        changed.map(|changed| changed.removed + changed.written).sum()
+        changed
+            .map(|changed| changed.removed + changed.written)
+            .sum()
     }
 }
 
@@ -102,7 +104,10 @@ impl Catalog {
         mended.tables = connection.transaction(|sql| {
             let mut tables = BTreeMap::new();
             sql.query(LOCK, &[])?;
-            tables.insert("component", table::COMPONENT.replace(sql, &components, &[])?);
+            tables.insert(
+                "component",
+                table::COMPONENT.replace(sql, &components, &[])?,
+            );
             tables.insert("repository", table::REPOSITORY.replace(sql, &states, &[])?);
             for of in FROM_REPOSITORIES {
                 let rows: Vec<Value> = self
@@ -146,7 +151,10 @@ impl Catalog {
             let name = repository.name().to_owned();
             let error = self.read(repository, thorough).err();
             if let Some(error) = &error {
-                tracing::warn!(code = error.code(), "catalog: repository \"{name}\": {error}");
+                tracing::warn!(
+                    code = error.code(),
+                    "catalog: repository \"{name}\": {error}"
+                );
             }
             seen.push(Seen { name, error });
         }
@@ -216,7 +224,10 @@ fn components(config: &Config, node: &str) -> Vec<Value> {
         groups.map(|(name, _)| name.clone()).collect::<Vec<_>>()
     };
     let row = |name: &str, kind: Value| json!({"name": name, "kind": kind, "node": node, "groups": groups(name)});
-    let cluster = config.cluster.iter().map(|c| row(&c.name, json!("postgres")));
+    let cluster = config
+        .cluster
+        .iter()
+        .map(|c| row(&c.name, json!("postgres")));
     let others = config.component.iter();
     let others = others.map(|(name, component)| row(name, json!(component.common.kind)));
     cluster.chain(others).collect()

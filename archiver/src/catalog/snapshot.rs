@@ -7,8 +7,8 @@ use crate::repository::backups::{self, Found};
 use crate::repository::format::manifest::{JOB_ANNOTATION, Label, NODE_ANNOTATION};
 use crate::repository::notes::{self, Notes};
 use crate::repository::{Repository, layout};
-use crate::wal::cluster;
 use crate::storage::ObjectMeta;
+use crate::wal::cluster;
 use crate::wal::inventory::{Inventory, WalRange};
 use crate::wal::{conflicts, covered, orphan};
 use crate::{Error, ErrorKind, Result, retention};
@@ -48,7 +48,8 @@ fn fingerprint(prefixes: &[&str], objects: &[ObjectMeta]) -> blake3::Hash {
     for object in objects {
         let key = object.key.as_str();
         // A backup that is complete but for its `end` becomes one by that alone.
-        let decides = prefixes == OF_BACKUPS && key.starts_with("sessions/") && key.ends_with("/end");
+        let decides =
+            prefixes == OF_BACKUPS && key.starts_with("sessions/") && key.ends_with("/end");
         if decides || prefixes.iter().any(|prefix| key.starts_with(prefix)) {
             hasher.update(key.as_bytes());
             hasher.update(b"\n");
@@ -159,7 +160,9 @@ impl Snapshot {
         let notes = match notes::all(repository, name) {
             Err(error) if error.kind() == ErrorKind::Data => {
                 let alert = Alert::of(&error, Severity::Warning);
-                self.backups.alerts.push(alert.at(Some(name), repository.name()));
+                self.backups
+                    .alerts
+                    .push(alert.at(Some(name), repository.name()));
                 BTreeMap::new()
             }
             notes => notes?,
@@ -186,7 +189,10 @@ impl Snapshot {
                     self.backups.alerts.push(Alert {
                         code: "backup_damaged".to_owned(),
                         message: format!("backup \"{label}\" is damaged: {error}"),
-                        hint: Some("Take another backup, then see docs/runbooks/damaged-object.md.".to_owned()),
+                        hint: Some(
+                            "Take another backup, then see docs/runbooks/damaged-object.md."
+                                .to_owned(),
+                        ),
                         ..alert
                     });
                     self.damaged(repository, name, &label, "damaged");
@@ -235,7 +241,11 @@ impl Snapshot {
             "pin_reason": pin.map(|pin| pin.reason.clone()),
             "pin_until": pin.and_then(|pin| pin.until),
         });
-        self.backups.rows.entry(table::BACKUP).or_default().push(row);
+        self.backups
+            .rows
+            .entry(table::BACKUP)
+            .or_default()
+            .push(row);
     }
 
     /// Of a backup whose record cannot be read there is its label alone.
@@ -247,7 +257,11 @@ impl Snapshot {
             "kind": "unknown", "state": state, "started_at": at, "stopped_at": at,
             "bytes_source": 0, "bytes_stored": 0, "corrupt_pages": 0, "annotations": {},
         });
-        self.backups.rows.entry(table::BACKUP).or_default().push(row);
+        self.backups
+            .rows
+            .entry(table::BACKUP)
+            .or_default()
+            .push(row);
     }
 
     fn clusters(&mut self, repository: &Repository, name: &str, labels: &[Label]) -> Result<()> {
@@ -312,9 +326,8 @@ impl Snapshot {
             self.raise(alert.about(text(gap.first)));
         }
         for orphan in orphan::orphans(repository, &inventory, size)? {
-            let error = Error::data("wal_orphaned", orphan.to_string()).with_detail(
-                "If no recovery has left that timeline, an old primary still writes.",
-            );
+            let error = Error::data("wal_orphaned", orphan.to_string())
+                .with_detail("If no recovery has left that timeline, an old primary still writes.");
             let alert = Alert::of(&error, Severity::Warning).at(Some(name), repository.name());
             self.raise(alert.about(text(orphan.timeline)));
         }

@@ -93,7 +93,9 @@ fn text(mended: &Mended, synced: policy::Synced, occurrences: usize) {
         }
     }
     if synced.rewound {
-        print_text("the tables were rewound or copied: the repository's schedules and retention count");
+        print_text(
+            "the tables were rewound or copied: the repository's schedules and retention count",
+        );
     }
     if synced.imported > 0 {
         print_text(format_args!(
@@ -105,7 +107,9 @@ fn text(mended: &Mended, synced: policy::Synced, occurrences: usize) {
         print_text("schedules and retention: put into the repository");
     }
     if occurrences > 0 {
-        print_text(format_args!("{occurrences} occurrences of schedules were run already"));
+        print_text(format_args!(
+            "{occurrences} occurrences of schedules were run already"
+        ));
     }
     if mended.audit_loaded + mended.audit_stored > 0 {
         print_text(format_args!(
@@ -118,5 +122,8 @@ fn text(mended: &Mended, synced: policy::Synced, occurrences: usize) {
             "repository {name} cannot be read: its rows are as before (see the view pgark.alert)"
         ));
     }
-    print_text(format_args!("the catalog is complete; {} alerts hold", mended.alerts));
+    print_text(format_args!(
+        "the catalog is complete; {} alerts hold",
+        mended.alerts
+    ));
 }

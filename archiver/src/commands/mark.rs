@@ -53,9 +53,9 @@ pub struct Annotate {
 /// `KEY=VALUE`; keys of pgark's own are not for users.
 pub(super) fn parse_annotation(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((key, _)) if key.starts_with(OWN_ANNOTATIONS) => {
-            Err(format!("keys that begin with \"{OWN_ANNOTATIONS}\" are pgark's own"))
-        }
+        Some((key, _)) if key.starts_with(OWN_ANNOTATIONS) => Err(format!(
+            "keys that begin with \"{OWN_ANNOTATIONS}\" are pgark's own"
+        )),
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("write it as KEY=VALUE".to_owned()),
     }

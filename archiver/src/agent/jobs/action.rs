@@ -8,7 +8,9 @@ use crate::clock::{Clock as _, SharedClock, SystemClock};
 use crate::config::Config;
 use crate::gc::{self, Settings};
 use crate::progress::Meter;
-use crate::repository::format::manifest::{JOB_ANNOTATION, Label, NODE_ANNOTATION, OWN_ANNOTATIONS};
+use crate::repository::format::manifest::{
+    JOB_ANNOTATION, Label, NODE_ANNOTATION, OWN_ANNOTATIONS,
+};
 use crate::repository::{Repository, backups};
 use crate::schedule::{self, Occurrence};
 use crate::verify::{self, Level, Scope};
@@ -129,8 +131,13 @@ impl Work {
         if let Some(failed) = failed.find(|failed| wanted(&failed.name)) {
             return Err(failed.to_error());
         }
-        let open = repositories.open.into_iter().map(|(repository, _)| repository);
-        Ok(open.filter(|repository| wanted(repository.name())).collect())
+        let open = repositories
+            .open
+            .into_iter()
+            .map(|(repository, _)| repository);
+        Ok(open
+            .filter(|repository| wanted(repository.name()))
+            .collect())
     }
 
     fn backup(&self, options: BackupOptions) -> Result<Outcome> {
@@ -202,18 +209,22 @@ impl Work {
             }));
             let name = repository.name();
             let lines = report.findings.iter();
-            findings.extend(lines.map(|f| format!("{name}: {}: {}: {}", f.kind, f.object, f.detail)));
+            findings
+                .extend(lines.map(|f| format!("{name}: {}: {}: {}", f.kind, f.object, f.detail)));
         }
         if findings.is_empty() {
             return Ok(done(json!({"repositories": told})));
         }
         let count = findings.len();
         findings.truncate(FINDINGS_TOLD);
-        Err(
-            Error::data("verify_findings", format!("the verification has {count} findings"))
-                .with_detail(findings.join("\n"))
-                .with_hint("Run \"pgark verify\" to see all of them; then see docs/runbooks/damaged-object.md."),
+        Err(Error::data(
+            "verify_findings",
+            format!("the verification has {count} findings"),
         )
+        .with_detail(findings.join("\n"))
+        .with_hint(
+            "Run \"pgark verify\" to see all of them; then see docs/runbooks/damaged-object.md.",
+        ))
     }
 
     fn expire(&self, options: SweepOptions) -> Result<Outcome> {

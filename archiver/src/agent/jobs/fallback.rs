@@ -113,7 +113,10 @@ impl Fallback {
         claim.node == node
             && claim.job == ulid(&claim.cluster, &claim.schedule, claim.due_at)
             && state.running.as_ref() != Some(&this)
-            && state.done.get(&claim.schedule).is_none_or(|done| *done < claim.due_at)
+            && state
+                .done
+                .get(&claim.schedule)
+                .is_none_or(|done| *done < claim.due_at)
     }
 }
 
@@ -122,8 +125,14 @@ impl Fallback {
 fn ulid(cluster: &str, schedule: &str, due_at: DateTime<Utc>) -> Ulid {
     let text = format!("{cluster}/{schedule}/{}", due_at.timestamp());
     let hash = blake3::hash(text.as_bytes());
-    let random = hash.as_bytes().first_chunk().map_or(0, |bytes| u128::from_le_bytes(*bytes));
-    Ulid::from_parts(u64::try_from(due_at.timestamp_millis()).unwrap_or(0), random)
+    let random = hash
+        .as_bytes()
+        .first_chunk()
+        .map_or(0, |bytes| u128::from_le_bytes(*bytes));
+    Ulid::from_parts(
+        u64::try_from(due_at.timestamp_millis()).unwrap_or(0),
+        random,
+    )
 }
 
 /// Starts the thread.
@@ -161,11 +170,20 @@ fn look(shared: &Shared) -> Result<()> {
         let definition = match Definition::parse(&definition.to_string(), now) {
             Ok(definition) => definition,
             Err(error) => {
-                tracing::warn!(code = "schedule_unknown", "a schedule cannot be run: {error}");
+                tracing::warn!(
+                    code = "schedule_unknown",
+                    "a schedule cannot be run: {error}"
+                );
                 continue;
             }
         };
-        let Some(job) = due(&definition, seen_at, done.get(&definition.name), now, shared) else {
+        let Some(job) = due(
+            &definition,
+            seen_at,
+            done.get(&definition.name),
+            now,
+            shared,
+        ) else {
             continue;
         };
         run(shared, job);
@@ -260,7 +278,11 @@ fn run(shared: &Shared, job: Job) {
             String::new()
         }
         Outcome::Failed(error) => {
-            tracing::error!(alert = "job_failed", code = error.code(), "schedule \"{name}\": {error}");
+            tracing::error!(
+                alert = "job_failed",
+                code = error.code(),
+                "schedule \"{name}\": {error}"
+            );
             format!("failed: {error} (code {})", error.code())
         }
     };

@@ -122,7 +122,9 @@ impl Keeper {
     }
 
     fn catalog(&mut self, connection: &mut Connection) -> Result<()> {
-        let due = self.thorough.is_none_or(|at| at.elapsed() >= THOROUGH_EVERY);
+        let due = self
+            .thorough
+            .is_none_or(|at| at.elapsed() >= THOROUGH_EVERY);
         self.shared.refresh(connection, due)?;
         if due {
             self.thorough = Some(Instant::now());
