@@ -531,7 +531,7 @@ CREATE FUNCTION pgark.check_name(what text, name text) RETURNS void
     BEGIN
         IF name IS NULL OR name !~ '^[a-z0-9][a-z0-9_.-]{0,62}$' COLLATE "C" THEN
             RAISE EXCEPTION USING ERRCODE = 'invalid_name',
-                MESSAGE = format('invalid name of a %s: %s', what, coalesce(quote_literal(left(name, 80)), 'NULL')),
+                MESSAGE = format('invalid name of a %s: "%s"', what, coalesce(left(name, 80), 'NULL')),
                 DETAIL = 'A name has 1 to 63 lower-case letters, digits, underscores, dots and hyphens, and begins with a letter or digit.',
                 HINT = 'Choose another name.';
         END IF;
@@ -566,7 +566,7 @@ CREATE FUNCTION pgark.check_components(components text[]) RETURNS text[]
                 HINT = 'Start it: pgark agent. Without a list of components, everything is meant.';
         ELSIF FOUND THEN
             RAISE EXCEPTION USING ERRCODE = 'undefined_object',
-                MESSAGE = format('component or group %s does not exist', quote_literal(unknown)),
+                MESSAGE = format('component or group "%s" does not exist', unknown),
                 DETAIL = 'The agent''s configuration has no section [component] or [group] of this name.',
                 HINT = 'SELECT name, kind, groups FROM pgark.component;';
         END IF;
@@ -590,7 +590,7 @@ CREATE FUNCTION pgark.check_repository(repository text) RETURNS void
                 HINT = 'Start it: pgark agent. Without a repository, every one is meant.';
         END IF;
         RAISE EXCEPTION USING ERRCODE = 'undefined_object',
-            MESSAGE = format('repository %s does not exist', quote_literal(left(repository, 80))),
+            MESSAGE = format('repository "%s" does not exist', left(repository, 80)),
             DETAIL = 'The agent''s configuration has no section [repository] of this name.',
             HINT = 'SELECT name, kind FROM pgark.stat_repository;';
     END
@@ -836,7 +836,7 @@ CREATE FUNCTION pgark.finish_job(job_id bigint, claim text, outcome text, label 
         PERFORM pgark.check_database();
         IF outcome IS NULL OR outcome NOT IN ('succeeded', 'failed', 'canceled') THEN
             RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-                MESSAGE = format('a job cannot finish as %s', coalesce(quote_literal(left(outcome, 80)), 'NULL')),
+                MESSAGE = format('a job cannot finish as "%s"', coalesce(left(outcome, 80), 'NULL')),
                 DETAIL = 'It finishes as succeeded, failed or canceled.', HINT = 'Pass one of these.';
         END IF;
         SELECT * INTO job FROM pgark.queue_job AS j
@@ -1005,15 +1005,15 @@ CREATE FUNCTION pgark.next_policy_version() RETURNS bigint
     SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
-        next bigint;
+        changed bigint;
     BEGIN
         -- After a restore by pg_dump the rows are ahead of this one.
         UPDATE pgark.queue_policy AS p SET version = 1 + greatest(p.version,
             (SELECT max(s.version) FROM pgark.config_schedule AS s),
             (SELECT max(r.version) FROM pgark.config_retention AS r))
-            RETURNING p.version INTO next;
+            RETURNING p.version INTO changed;
         PERFORM pg_notify('pgark', 'policy');
-        RETURN next;
+        RETURN changed;
     END
     $$;
 COMMENT ON FUNCTION pgark.next_policy_version() IS
@@ -1145,7 +1145,7 @@ CREATE FUNCTION pgark.unschedule(name text) RETURNS boolean
             WHERE s.name = unschedule.name AND NOT s.dropped;
         IF NOT FOUND THEN
             RAISE EXCEPTION USING ERRCODE = 'undefined_object',
-                MESSAGE = format('schedule %s does not exist', coalesce(quote_literal(left(name, 80)), 'NULL')),
+                MESSAGE = format('schedule "%s" does not exist', coalesce(left(name, 80), 'NULL')),
                 DETAIL = 'No schedule has this name.', HINT = 'SELECT name FROM pgark.schedule;';
         END IF;
         PERFORM pgark.audit('unschedule', name, NULL);
@@ -1206,7 +1206,7 @@ CREATE FUNCTION pgark.tick(source text DEFAULT 'tick') RETURNS integer
         IF source IS NULL OR source NOT IN ('pg_cron', 'worker', 'agent', 'tick') THEN
             RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
                 MESSAGE = 'schedules are evaluated by pg_cron, worker, agent or tick',
-                DETAIL = format('This was %s.', coalesce(quote_literal(left(source, 80)), 'NULL')),
+                DETAIL = format('This was "%s".', coalesce(left(source, 80), 'NULL')),
                 HINT = 'SELECT pgark.tick();';
         END IF;
         PERFORM pgark.settle_jobs();
@@ -1477,7 +1477,7 @@ CREATE FUNCTION pgark.check_component(component text) RETURNS text
         PERFORM pgark.check_components(ARRAY[component]);
         IF NOT EXISTS (SELECT FROM pgark.catalog_component AS c WHERE c.name = component) THEN
             RAISE EXCEPTION USING ERRCODE = 'wrong_object_type',
-                MESSAGE = format('%s is a group, not a component', quote_literal(component)),
+                MESSAGE = format('"%s" is a group, not a component', component),
                 DETAIL = 'Components have policies and settings of their own.',
                 HINT = 'SELECT name FROM pgark.component WHERE ' || quote_literal(component) || ' = ANY (groups);';
         END IF;
@@ -1613,12 +1613,12 @@ CREATE FUNCTION pgark.mark(name text) RETURNS pg_lsn
         PERFORM pgark.check_database();
         IF name IS NULL OR name = '' OR octet_length(name) > 63 OR name ~ '[[:cntrl:]]' THEN
             RAISE EXCEPTION USING ERRCODE = 'invalid_name',
-                MESSAGE = format('invalid name of a restore point: %s', coalesce(quote_literal(left(name, 80)), 'NULL')),
+                MESSAGE = format('invalid name of a restore point: "%s"', coalesce(left(name, 80), 'NULL')),
                 DETAIL = 'A name has 1 to 63 bytes and no control characters.', HINT = 'Choose another name.';
         END IF;
         IF starts_with(name, 'pgark:') THEN
             RAISE EXCEPTION USING ERRCODE = 'reserved_name',
-                MESSAGE = format('restore point name %s is reserved', quote_literal(name)),
+                MESSAGE = format('restore point name "%s" is reserved', name),
                 DETAIL = 'Names that begin with "pgark:" are those of backup sets.', HINT = 'Choose another name.';
         END IF;
         lsn := pg_create_restore_point(name);
@@ -1642,6 +1642,7 @@ CREATE FUNCTION pgark.restore_plan(target_time timestamptz DEFAULT NULL, target_
     AS $$
     DECLARE
         point record;
+        point_lsn pg_lsn;
         target jsonb := '"latest"';
         moment timestamptz := target_time;
         c record;
@@ -1672,17 +1673,18 @@ CREATE FUNCTION pgark.restore_plan(target_time timestamptz DEFAULT NULL, target_
                 FROM pgark.catalog_restore_point AS r WHERE r.name = target_name;
             IF point.n = 0 THEN
                 RAISE EXCEPTION USING ERRCODE = 'undefined_object',
-                    MESSAGE = format('restore point %s does not exist', quote_literal(left(target_name, 80))),
+                    MESSAGE = format('restore point "%s" does not exist', left(target_name, 80)),
                     DETAIL = 'The catalog knows no restore point of this name.',
                     HINT = 'SELECT name, marked_at FROM pgark.restore_point;';
             ELSIF point.n > 1 THEN
                 RAISE EXCEPTION USING ERRCODE = 'ambiguous_alias',
-                    MESSAGE = format('restore point %s exists %s times', quote_literal(target_name), point.n),
+                    MESSAGE = format('restore point "%s" exists %s times', target_name, point.n),
                     DETAIL = 'Recovery would stop at the first one that it meets.',
                     HINT = 'Choose one, and name its LSN: SELECT lsn, marked_at FROM pgark.restore_point;';
             END IF;
             target := jsonb_build_object('point', jsonb_build_object('timeline', point.timeline, 'lsn', point.lsn));
             moment := point.marked_at;
+            point_lsn := point.lsn;
         END IF;
         IF NOT EXISTS (SELECT FROM pgark.catalog_backup AS x WHERE x.state = 'live') THEN
             RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
@@ -1706,7 +1708,7 @@ CREATE FUNCTION pgark.restore_plan(target_time timestamptz DEFAULT NULL, target_
                         FROM pgark.catalog_recovery_window AS w WHERE w.component = c.name;
                     RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
                         MESSAGE = CASE p.problem
-                            WHEN 'no_backup' THEN format('there is no backup of component %s', quote_literal(c.name))
+                            WHEN 'no_backup' THEN format('there is no backup of component "%s"', c.name)
                             WHEN 'too_early' THEN 'the recovery target lies before the oldest backup'
                             ELSE 'the recovery target lies beyond the stored WAL' END,
                         DETAIL = format('Recovery can reach %s to %s.', coalesce(oldest::text, 'nothing'), coalesce(covered::text, 'an unknown moment')),
@@ -1718,7 +1720,7 @@ CREATE FUNCTION pgark.restore_plan(target_time timestamptz DEFAULT NULL, target_
                     WHERE t.repository = p.repository_name AND t.system_identifier = b.system_identifier
                         AND t.timeline = p.timeline;
                 repository_name := p.repository_name; backup := p.backup; stopped_at := b.stopped_at; timeline := p.timeline;
-                lsn := CASE WHEN target_lsn IS NOT NULL THEN target_lsn WHEN target_name IS NOT NULL THEN point.lsn END;
+                lsn := CASE WHEN target_lsn IS NOT NULL THEN target_lsn ELSE point_lsn END;
                 first_wal := p.first_wal; last_wal := p.last_wal; segments := p.segments; missing_wal := p.missing_wal;
                 bytes := b.bytes_source;
                 complete := p.missing_wal IS NULL AND (target_time IS NULL OR target_time <= covered);
@@ -1728,7 +1730,9 @@ CREATE FUNCTION pgark.restore_plan(target_time timestamptz DEFAULT NULL, target_
                     WHEN covered IS NULL AND target_time IS NOT NULL THEN 'how far the stored WAL reaches is not known'
                     WHEN b.corrupt_pages > 0 THEN format('%s pages of the backup failed their checksum when it was taken', b.corrupt_pages)
                     END;
-                moment := coalesce(moment, covered, clock_timestamp());
+                -- When an LSN was written is not known here, but that it was after the backup is.
+                moment := CASE WHEN target_lsn IS NOT NULL THEN b.stopped_at
+                    ELSE coalesce(moment, covered, clock_timestamp()) END;
             ELSE
                 -- Derived stores from before the moment, blobs from after it: what Postgres refers to is there.
                 SELECT x.* INTO b FROM pgark.catalog_backup AS x
@@ -1770,7 +1774,7 @@ CREATE FUNCTION pgark.restore_command(target_time timestamptz DEFAULT NULL, targ
         IF target_dir IS NULL OR NOT starts_with(target_dir, '/') OR octet_length(target_dir) > 4096 THEN
             RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
                 MESSAGE = 'the directory to restore into is no absolute path',
-                DETAIL = format('It is %s.', coalesce(quote_literal(left(target_dir, 80)), 'NULL')),
+                DETAIL = format('It is "%s".', coalesce(left(target_dir, 80), 'NULL')),
                 HINT = 'Name a directory that is absent or empty.';
         END IF;
         SELECT * INTO p FROM pgark.restore_plan(target_time, target_lsn, target_name, repository) AS x WHERE x.kind = 'postgres';
@@ -1999,7 +2003,7 @@ CREATE FUNCTION pgark.health() RETURNS TABLE (name text, ok boolean, detail text
         RETURN NEXT;
 
         name := 'jobs';
-        SELECT count(*), max(j.id) INTO n, r FROM (SELECT DISTINCT ON (x.action, x.schedule) x.id, x.state
+        SELECT count(*) INTO n FROM (SELECT DISTINCT ON (x.action, x.schedule) x.id, x.state
             FROM pgark.queue_job AS x WHERE x.finished_at > clock_timestamp() - interval '7 days'
             ORDER BY x.action, x.schedule, x.id DESC) AS j WHERE j.state IN ('failed', 'orphaned');
         ok := n = 0;

@@ -6,12 +6,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 /// Ends the statement with an error.
-pub(crate) fn raise(
-    code: PgSqlErrorCode,
-    message: String,
-    detail: String,
-    hint: String,
-) -> ! {
+pub(crate) fn raise(code: PgSqlErrorCode, message: String, detail: String, hint: String) -> ! {
     ErrorReport::new(code, message, "pgark")
         .set_detail(detail)
         .set_hint(hint)

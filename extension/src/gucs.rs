@@ -6,7 +6,8 @@ use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use pgrx::prelude::*;
 use std::ffi::CString;
 
-static DATABASE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"postgres"));
+static DATABASE: GucSetting<Option<CString>> =
+    GucSetting::<Option<CString>>::new(Some(c"postgres"));
 static WORKER: GucSetting<bool> = GucSetting::<bool>::new(true);
 static WORKER_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(15);
 static JOB_LEASE: GucSetting<i32> = GucSetting::<i32>::new(60);
@@ -34,7 +35,16 @@ pub(crate) fn define() {
         GucFlags::default(),
     );
     let int = |name, short, long, setting, min, max, unit| {
-        GucRegistry::define_int_guc(name, short, long, setting, min, max, GucContext::Sighup, unit);
+        GucRegistry::define_int_guc(
+            name,
+            short,
+            long,
+            setting,
+            min,
+            max,
+            GucContext::Sighup,
+            unit,
+        );
     };
     int(
         c"pgark.worker_interval",
@@ -92,7 +102,10 @@ pub(crate) fn database() -> String {
 
 /// Whether the worker is to evaluate schedules, and how often, in seconds.
 pub(crate) fn worker() -> (bool, u64) {
-    (WORKER.get(), u64::try_from(WORKER_INTERVAL.get()).unwrap_or(1).max(1))
+    (
+        WORKER.get(),
+        u64::try_from(WORKER_INTERVAL.get()).unwrap_or(1).max(1),
+    )
 }
 
 #[pg_extern(sql = false)]

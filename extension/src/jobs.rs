@@ -50,11 +50,14 @@ fn shell_quote(word: &str) -> String {
     if word.chars().any(char::is_control) {
         error::invalid(ScheduleError {
             message: "a word of a shell command cannot hold control characters".to_owned(),
-            detail: "A line break or an escape could make a terminal or a shell do something else.".to_owned(),
+            detail: "A line break or an escape could make a terminal or a shell do something else."
+                .to_owned(),
             hint: "Leave them out.".to_owned(),
         })
     }
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'.' | b'_' | b'-' | b':' | b'+' | b',');
+    let plain = |b: u8| {
+        b.is_ascii_alphanumeric() || matches!(b, b'/' | b'.' | b'_' | b'-' | b':' | b'+' | b',')
+    };
     if !word.is_empty() && word.bytes().all(plain) {
         return word.to_owned();
     }

@@ -159,8 +159,7 @@ fn progress() -> TableIterator<
 
 fn row(slot: Slot) -> Row {
     let phase = slot.phase.get(..slot.phase_len).unwrap_or_default();
-    let [total, streamed, tablespaces, done, stored] =
-        slot.numbers.map(|n| (n >= 0).then_some(n));
+    let [total, streamed, tablespaces, done, stored] = slot.numbers.map(|n| (n >= 0).then_some(n));
     (
         slot.job_id,
         String::from_utf8_lossy(phase).into_owned(),

@@ -212,7 +212,13 @@ fn decide_retention(
     for decision in decisions.backups {
         let reasons: Vec<String> = decision.reasons.iter().map(ToString::to_string).collect();
         let label = decision.label.to_string();
-        lines.push(("backup", label.clone(), label, decision.keep, reasons.join("; ")));
+        lines.push((
+            "backup",
+            label.clone(),
+            label,
+            decision.keep,
+            reasons.join("; "),
+        ));
     }
     for wal in decisions.wal {
         // What stands for components without WAL.
@@ -282,7 +288,15 @@ fn plan_restore(
                 NoPlan::TooLate => "too_late",
             };
             let nothing = String::new;
-            (nothing(), 0, nothing(), nothing(), 0, None, Some(problem.to_owned()))
+            (
+                nothing(),
+                0,
+                nothing(),
+                nothing(),
+                0,
+                None,
+                Some(problem.to_owned()),
+            )
         }
     };
     TableIterator::once(line)

@@ -1,4 +1,5 @@
 -- Everything that the extension declares: signatures, rights, settings. A right that was widened shows up here.
+\set SHOW_CONTEXT never
 
 SELECT p.oid::regprocedure AS routine, p.prorettype::regtype AS returns, p.prokind AS kind, l.lanname AS language,
     CASE WHEN p.prosecdef THEN 'definer' ELSE 'invoker' END AS rights, p.provolatile AS volatile

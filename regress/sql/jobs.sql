@@ -1,4 +1,5 @@
 -- Jobs: requested, claimed, kept alive, finished, retried, canceled, waited for.
+\set SHOW_CONTEXT never
 
 -- The catalog, as the agent would fill it.
 INSERT INTO pgark.catalog_repository (name, kind, required, state, checked_at) VALUES ('local', 'posix', true, 'ok', now());
@@ -63,7 +64,7 @@ UPDATE pgark.queue_job SET lease_expires_at = now() - interval '1 second' WHERE 
 SELECT pgark.tick('agent');
 SELECT state, attempts, finished_at IS NOT NULL AS over FROM pgark.job WHERE id = :second;
 SELECT pgark.wait(:second);
-\set VERBOSITY terse
+\set VERBOSITY sqlstate
 CALL pgark.wait_for(:second);
 \set VERBOSITY default
 

@@ -1,4 +1,5 @@
 -- Retention and recovery, from a catalog that the test fills.
+\set SHOW_CONTEXT never
 
 INSERT INTO pgark.catalog_repository (name, kind, required, state, checked_at) VALUES ('local', 'posix', true, 'ok', '2030-01-10 00:00+00');
 INSERT INTO pgark.catalog_component (name, kind, node) VALUES ('main', 'postgres', 'here'), ('cache', 'redis', 'here'), ('documents', 'files', 'here');

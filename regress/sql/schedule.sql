@@ -1,4 +1,5 @@
 -- Schedules: made, pending, in effect, due, missed, overlapping, removed.
+\set SHOW_CONTEXT never
 
 SELECT pgark.schedule('nightly', '0 2 * * *', 'backup') > 0 AS made;
 SELECT pgark.schedule('often', interval '6 hours', 'backup', options => '{"missed": "skip", "attempts_max": 1, "annotations": {"why": "$(rm -rf /)"}}') > 0 AS made;

@@ -33,6 +33,10 @@ mod t431_s3_faults;
 mod t432_s3_bad_input;
 mod t440_several_repositories;
 mod t441_failover;
+mod t600_extension_sql;
+mod t601_extension_rights;
+mod t602_extension_queue;
+mod t603_extension_schedules;
 // A part of the full tier of its own.
 #[cfg(feature = "pg18")]
 mod t400_postgres_18;
