@@ -5,6 +5,7 @@
 //! schedules and retention (`docs/decisions/0070-job-states.md`).
 
 mod alert;
+mod archiver;
 mod audit;
 mod occurrence;
 pub mod policy;
@@ -15,7 +16,8 @@ mod table;
 mod windows;
 
 pub use alert::Alert;
-pub use refresh::{Catalog, Mended};
+pub use archiver::ArchiverCount;
+pub use refresh::{Catalog, Mended, Occasion};
 pub use snapshot::Snapshot;
 
 use crate::config::Config;
@@ -72,6 +74,27 @@ impl Connection {
         self.sql.show(name)
     }
 
+    /// What `pgark.doctor()` and `pgark.health()` say.
+    ///
+    /// # Errors
+    /// The server's.
+    pub fn opinions(&mut self) -> Result<Vec<Opinion>> {
+        let rows = self.sql.query(
+            "SELECT name, ok, detail, hint FROM pgark.doctor()
+             UNION ALL SELECT name, ok, detail, hint FROM pgark.health()",
+            &[],
+        )?;
+        let opinions = rows.iter().map(|row| {
+            Ok(Opinion {
+                name: column(row, 0)?,
+                ok: column::<Option<bool>>(row, 1)?.unwrap_or(false),
+                detail: column::<Option<String>>(row, 2)?.unwrap_or_default(),
+                hint: column(row, 3)?,
+            })
+        });
+        opinions.collect()
+    }
+
     /// Makes the server tell this session when there is work: [`Connection::wait`].
     ///
     /// # Errors
@@ -105,6 +128,19 @@ impl Connection {
             }
         }
     }
+}
+
+/// One line of `pgark doctor`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opinion {
+    /// What was looked at.
+    pub name: String,
+    /// Whether it is well.
+    pub ok: bool,
+    /// What was found.
+    pub detail: String,
+    /// What to do.
+    pub hint: Option<String>,
 }
 
 fn missing(database: &str, version: &str) -> Error {

@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod check;
 pub mod cluster;
 pub mod config;
+pub mod doctor;
 pub mod expire;
 pub mod gc;
 pub mod info;

@@ -150,3 +150,8 @@ pub(crate) const CATALOG_REBUILD: &str = "\
 Examples:
   pgark catalog rebuild
   pgark catalog rebuild --output json";
+
+pub(crate) const DOCTOR: &str = "\
+Examples:
+  pgark doctor
+  pgark doctor --output json";

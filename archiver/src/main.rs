@@ -93,6 +93,9 @@ fn run(cli: &Cli) -> Result<u8> {
             let cancel = cancel_on_signal()?;
             return commands::check::run(&Config::load(path)?, args, output, &cancel);
         }
+        Command::Doctor(args) => {
+            return commands::doctor::run(&Config::load(path)?, args, output);
+        }
         Command::Repo(args) => {
             return commands::repo::run(&Config::load(path)?, args, output, &cancel_on_signal()?);
         }

@@ -20,7 +20,11 @@ pub(crate) fn installed<'a>(directory: &'a TestDirectory, major: Major) -> (Clus
         .setting("shared_preload_libraries = 'pgark'")
         .setting("pgark.worker = off")
         .setting("pgark.job_lease = '6s'");
-    let (cluster, mut pgark) = archived(directory, builder);
+    let (mut cluster, mut pgark) = archived(directory, builder);
+    // What Postgres says when a backup's session is lost.
+    cluster
+        .log_mut()
+        .allow("aborting backup due to backend exiting");
     refresh_each_second(&mut pgark);
     (cluster, pgark)
 }
@@ -312,8 +316,10 @@ fn an_operator_reaches_nothing() {
     assert_eq!(stored, format!("{bait}|t"));
     assert!(pgark.run(&["info"]).expect(0).stdout.contains("touch"));
     assert!(!trap.exists());
+    mallory("SELECT pgark.unschedule('noted')").unwrap();
+    cluster.wait_for("SELECT count(*) FROM pgark.schedule", "0", PATIENCE);
     // A name of a job that is in the queue past all checks is still no more than a name.
-    cluster.psql(&format!("UPDATE pgark.queue_job SET state = 'queued', finished_at = NULL, attempts_max = 9, components = ARRAY['{bait}'], ulid = pgark.new_ulid()"));
+    cluster.psql(&format!("UPDATE pgark.queue_job SET state = 'queued', finished_at = NULL, schedule = NULL, due_at = NULL, attempts_max = 9, components = ARRAY['{bait}'], ulid = pgark.new_ulid()"));
     cluster.wait_for(
         "SELECT state, error_code FROM pgark.job",
         "failed|component_unknown",
@@ -330,6 +336,15 @@ fn a_failover() {
     cluster.psql("CREATE EXTENSION pgark");
     let agent = pgark.agent(&[("PGARK_FAULT_SLEEP", "backup:started=5")]);
     let mut standby = cluster.standby(&directory, "b");
+    standby
+        .log_mut()
+        .allow("could not connect to the primary server");
+    standby
+        .log_mut()
+        .allow("could not receive data from WAL stream");
+    standby
+        .log_mut()
+        .allow("aborting backup due to backend exiting");
     standby.start();
     let running = cluster.psql("SELECT pgark.request_backup()");
     cluster.wait_for(

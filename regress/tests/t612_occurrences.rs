@@ -127,6 +127,7 @@ fn while_the_server_is_down() {
     cluster.psql("CREATE EXTENSION pgark");
     pgark.backup();
     let agent = pgark.agent(&[]);
+    cluster.wait_for("SELECT count(*) FROM pgark.component", "1", PATIENCE);
     cluster.psql("SELECT pgark.set_retention('main', '{\"keep_last\": 5}')");
     cluster.psql("SELECT pgark.schedule('tidy', '0 * * * *', 'expire'), pgark.schedule('full', '0 * * * *', 'backup')");
     cluster.wait_for(

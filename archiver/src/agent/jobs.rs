@@ -10,9 +10,10 @@ mod keeper;
 
 use super::host::Host;
 use super::spawn;
+use super::stats::Stats;
 use crate::cancel::CancelToken;
 use crate::catalog::queue::{Job, Outcome, Progress, Pulse};
-use crate::catalog::{AGENT_APPLICATION, Catalog, Connection};
+use crate::catalog::{AGENT_APPLICATION, Catalog, Connection, Occasion};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::progress::Meter;
@@ -41,6 +42,7 @@ const UNSEEN_EVERY: Duration = Duration::from_secs(10);
 struct Shared {
     config: Arc<Config>,
     host: Arc<Host>,
+    stats: Arc<Stats>,
     node: String,
     started_at: DateTime<Utc>,
     catalog: Mutex<Catalog>,
@@ -49,10 +51,11 @@ struct Shared {
 
 impl Shared {
     /// Brings the catalog in line. What a repository lets nobody read is no error.
-    fn refresh(&self, connection: &mut Connection, thorough: bool) -> Result<()> {
+    fn refresh(&self, connection: &mut Connection, occasion: Occasion) -> Result<()> {
         let mut catalog = self.catalog.lock().unwrap_or_else(PoisonError::into_inner);
         let now = SystemClock.now();
-        let mended = catalog.refresh(&self.config, connection, now, thorough)?;
+        catalog.archived(self.started_at, self.stats.archived.counts());
+        let mended = catalog.refresh(&self.config, connection, now, occasion)?;
         let rows = mended.rows();
         if rows > 0 {
             tracing::debug!(rows, "catalog: {:?}", mended.tables);
@@ -62,7 +65,7 @@ impl Shared {
 }
 
 /// Starts the threads, unless there is no connection string.
-pub(super) fn start(config: &Arc<Config>, host: &Arc<Host>) -> Result<()> {
+pub(super) fn start(config: &Arc<Config>, host: &Arc<Host>, stats: &Arc<Stats>) -> Result<()> {
     if config.require_cluster()?.conninfo.is_empty() {
         return Ok(());
     }
@@ -70,6 +73,7 @@ pub(super) fn start(config: &Arc<Config>, host: &Arc<Host>) -> Result<()> {
     let shared = Arc::new(Shared {
         config: Arc::clone(config),
         host: Arc::clone(host),
+        stats: Arc::clone(stats),
         catalog: Mutex::new(Catalog::new(&node)),
         fallback: Arc::new(Fallback::open(&config.agent.state_dir)),
         node,
@@ -314,7 +318,7 @@ impl Attempt<'_> {
                 std::thread::sleep(STEP);
                 continue;
             };
-            if let Err(error) = self.runner.shared.refresh(connection, false) {
+            if let Err(error) = self.runner.shared.refresh(connection, Occasion::Job) {
                 tracing::debug!("catalog: {error}");
             }
             match connection.finish(&self.job, outcome) {

@@ -1,7 +1,7 @@
 //! The tables brought in line with the repositories.
 
 use super::table::{self, Changed, Table};
-use super::{Alert, Connection, Snapshot, alert, audit};
+use super::{Alert, ArchiverCount, Connection, Snapshot, alert, audit};
 use crate::config::{Config, RepositoryKind};
 use crate::repository::Repository;
 use crate::wal::repositories::Repositories;
@@ -12,6 +12,9 @@ use std::collections::BTreeMap;
 
 /// `checked_at` moves as often at most: moving it writes WAL.
 const STAMP_EVERY: TimeDelta = TimeDelta::minutes(10);
+/// News of WAL alone wait for so many refreshes: writing them is WAL itself, and with `archive_timeout` an
+/// idle cluster would archive a segment because the one before was cataloged.
+const WAL_EVERY: u64 = 5;
 /// Two that refresh at once wait for one another: agents of two hosts, or one and `catalog rebuild`.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7091113152601)";
 /// Tables whose rows come from repositories.
@@ -55,6 +58,23 @@ pub struct Catalog {
     node: String,
     snapshots: BTreeMap<String, Snapshot>,
     stamp: Option<DateTime<Utc>>,
+    /// When everything was last written.
+    complete_at: Option<DateTime<Utc>>,
+    /// Objects and bytes of the repositories, as they were then.
+    objects: BTreeMap<String, (i64, i64)>,
+    /// The agent's counts, with the time since which it counts; one-shot commands have none.
+    archived: Option<(DateTime<Utc>, BTreeMap<String, ArchiverCount>)>,
+}
+
+/// Why the catalog is refreshed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occasion {
+    /// It is time to.
+    Routine,
+    /// A job has ended, and somebody may look at what it made.
+    Job,
+    /// Everything is to be read again.
+    Thorough,
 }
 
 /// One repository as it was found.
@@ -71,11 +91,19 @@ impl Catalog {
             node: node.to_owned(),
             snapshots: BTreeMap::new(),
             stamp: None,
+            complete_at: None,
+            objects: BTreeMap::new(),
+            archived: None,
         }
     }
 
+    /// What the agent has archived since `since`.
+    pub fn archived(&mut self, since: DateTime<Utc>, counts: BTreeMap<String, ArchiverCount>) {
+        self.archived = Some((since, counts));
+    }
+
     /// Looks at every repository and writes what differs. One whose objects have the names they had is not
-    /// read again, unless `thorough`.
+    /// read again, unless the occasion asks for it.
     ///
     /// # Errors
     /// The server's; kind Invalid for a configuration without a required repository. What a repository lets
@@ -85,10 +113,22 @@ impl Catalog {
         config: &Config,
         connection: &mut Connection,
         now: DateTime<Utc>,
-        thorough: bool,
+        occasion: Occasion,
     ) -> Result<Mended> {
         let repositories = Repositories::open(config)?;
-        let seen = self.look(&repositories, thorough);
+        let (seen, news) = self.look(&repositories, occasion == Occasion::Thorough);
+        let pause = config
+            .agent
+            .catalog_refresh_seconds
+            .saturating_mul(WAL_EVERY);
+        let pause = TimeDelta::seconds(i64::try_from(pause).unwrap_or(i64::MAX / 1000));
+        let waited = self.complete_at.is_none_or(|at| now - at >= pause);
+        let complete = news || waited || occasion != Occasion::Routine;
+        if complete {
+            let counted = self.snapshots.iter();
+            let counted = counted.filter_map(|(name, s)| Some((name.clone(), s.objects?)));
+            self.objects = counted.collect();
+        }
         let unknown = seen.iter().filter(|seen| seen.error.is_some());
         let unknown: Vec<String> = unknown.map(|seen| seen.name.clone()).collect();
         if self.stamp.is_none_or(|stamp| now - stamp >= STAMP_EVERY) {
@@ -109,7 +149,7 @@ impl Catalog {
                 table::COMPONENT.replace(sql, &components, &[])?,
             );
             tables.insert("repository", table::REPOSITORY.replace(sql, &states, &[])?);
-            for of in FROM_REPOSITORIES {
+            for of in FROM_REPOSITORIES.into_iter().filter(|_| complete) {
                 let rows: Vec<Value> = self
                     .snapshots
                     .iter()
@@ -120,9 +160,16 @@ impl Catalog {
                 let name = of.name.trim_start_matches("catalog_");
                 tables.insert(name, of.replace(sql, &rows, &unknown)?);
             }
+            if let Some((since, counts)) = self.archived.as_ref().filter(|_| complete) {
+                let rows: Vec<Value> = counts.iter().map(|(name, c)| c.row(name, *since)).collect();
+                tables.insert("archiver", table::ARCHIVER.replace(sql, &rows, &[])?);
+            }
             alert::write(sql, &alerts, &unknown)?;
             Ok(tables)
         })?;
+        if complete {
+            self.complete_at = Some(now);
+        }
         let open: Vec<&Repository> = repositories
             .open
             .iter()
@@ -139,8 +186,9 @@ impl Catalog {
         Ok(mended)
     }
 
-    fn look(&mut self, repositories: &Repositories, thorough: bool) -> Vec<Seen> {
-        let mut seen = Vec::new();
+    /// What was found, and whether there is news of more than WAL.
+    fn look(&mut self, repositories: &Repositories, thorough: bool) -> (Vec<Seen>, bool) {
+        let (mut seen, mut news) = (Vec::new(), false);
         for failed in &repositories.failed {
             seen.push(Seen {
                 name: failed.name.clone(),
@@ -149,7 +197,9 @@ impl Catalog {
         }
         for (repository, _) in &repositories.open {
             let name = repository.name().to_owned();
-            let error = self.read(repository, thorough).err();
+            let read = self.read(repository, thorough);
+            news |= matches!(read, Ok(true));
+            let error = read.err();
             if let Some(error) = &error {
                 tracing::warn!(
                     code = error.code(),
@@ -160,10 +210,10 @@ impl Catalog {
         }
         let known = |name: &str| seen.iter().any(|seen| seen.name == name);
         self.snapshots.retain(|name, _| known(name));
-        seen
+        (seen, news)
     }
 
-    fn read(&mut self, repository: &Repository, thorough: bool) -> Result<()> {
+    fn read(&mut self, repository: &Repository, thorough: bool) -> Result<bool> {
         let snapshot = self.snapshots.entry(repository.name().to_owned());
         snapshot.or_default().update(repository, thorough)
     }
@@ -206,8 +256,8 @@ impl Catalog {
                 "detail": error.as_ref().map(ToString::to_string),
                 "hint": error.as_ref().and_then(|e| e.hint()),
                 "backup_count": snapshot.map(Snapshot::backup_count),
-                "object_count": snapshot.and_then(|s| s.objects).map(|(count, _)| count),
-                "stored_bytes": snapshot.and_then(|s| s.objects).map(|(_, bytes)| bytes),
+                "object_count": self.objects.get(name).map(|(count, _)| count),
+                "stored_bytes": self.objects.get(name).map(|(_, bytes)| bytes),
                 "last_verified_at": snapshot.and_then(|s| s.verified_at),
                 "checked_at": self.stamp,
             }))

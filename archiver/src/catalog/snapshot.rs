@@ -73,12 +73,12 @@ fn bytes(n: u64) -> i64 {
 }
 
 impl Snapshot {
-    /// Reads what changed since `self` was read, or everything when `thorough`. Damage is an alert, not
-    /// an error.
+    /// Reads what changed since `self` was read, or everything when `thorough`; whether that was more than
+    /// WAL. Damage is an alert, not an error.
     ///
     /// # Errors
     /// The storage's.
-    pub fn update(&mut self, repository: &Repository, thorough: bool) -> Result<()> {
+    pub fn update(&mut self, repository: &Repository, thorough: bool) -> Result<bool> {
         let objects = repository.storage().list("")?;
         let backups = Some(fingerprint(&OF_BACKUPS, &objects));
         let wal = Some(fingerprint(&OF_WAL, &objects));
@@ -108,7 +108,7 @@ impl Snapshot {
             self.read_wal(repository)?;
             self.wal.fingerprint = wal;
         }
-        Ok(())
+        Ok(news)
     }
 
     /// The rows of one table.

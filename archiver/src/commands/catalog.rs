@@ -2,7 +2,7 @@
 
 use super::output::{Output, print_json, print_text};
 use crate::catalog::policy::{self, Here};
-use crate::catalog::{Catalog, Connection, Mended};
+use crate::catalog::{Catalog, Connection, Mended, Occasion};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::wal::repositories::Repositories;
@@ -51,10 +51,20 @@ pub fn run(config: &Config, command: &Command, output: Output) -> Result<u8> {
         occurrences += connection.learn_occurrences(repository, &section.name, now)?;
     }
     let mut catalog = Catalog::new(&crate::repository::audit::node());
-    let mut mended = catalog.refresh(config, &mut connection, SystemClock.now(), true)?;
+    let mut mended = catalog.refresh(
+        config,
+        &mut connection,
+        SystemClock.now(),
+        Occasion::Thorough,
+    )?;
     // A refresh takes a share of the audit alone.
     loop {
-        let more = catalog.refresh(config, &mut connection, SystemClock.now(), false)?;
+        let more = catalog.refresh(
+            config,
+            &mut connection,
+            SystemClock.now(),
+            Occasion::Routine,
+        )?;
         mended.audit_loaded += more.audit_loaded;
         mended.audit_stored += more.audit_stored;
         if more.audit_loaded + more.audit_stored == 0 {

@@ -3,8 +3,8 @@
 use super::{AGENT_APPLICATION, Shared, is_expected};
 use crate::Result;
 use crate::agent::spawn;
-use crate::catalog::Connection;
 use crate::catalog::policy::{self, Here};
+use crate::catalog::{Connection, Occasion};
 use crate::clock::{Clock as _, SystemClock};
 use crate::wal::repositories::Repositories;
 use std::sync::Arc;
@@ -125,7 +125,11 @@ impl Keeper {
         let due = self
             .thorough
             .is_none_or(|at| at.elapsed() >= THOROUGH_EVERY);
-        self.shared.refresh(connection, due)?;
+        let occasion = match due {
+            true => Occasion::Thorough,
+            false => Occasion::Routine,
+        };
+        self.shared.refresh(connection, occasion)?;
         if due {
             self.thorough = Some(Instant::now());
         }
