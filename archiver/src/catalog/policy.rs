@@ -373,3 +373,80 @@ fn entries(component: &str, policies: &[(&str, RetentionPolicy)]) -> Vec<Entry> 
     each.map(|(name, policy)| entry(Some(name), *policy))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keep(n: u32) -> RetentionPolicy {
+        RetentionPolicy {
+            keep_last: Some(n),
+            ..RetentionPolicy::default()
+        }
+    }
+
+    #[test]
+    fn what_repositories_agree_on_is_one_entry() {
+        let one = entries("main", &[("local", keep(3)), ("far", keep(3))]);
+        assert_eq!((one.len(), &one[0].repository), (1, &None));
+        let two = entries("main", &[("local", keep(3)), ("far", keep(9))]);
+        let names: Vec<_> = two.iter().map(|e| e.repository.as_deref()).collect();
+        assert_eq!(names, [Some("local"), Some("far")]);
+        // A record that holds schedules alone, or confirmed timelines, keeps everything: no entry.
+        assert_eq!(
+            entries("main", &[("local", RetentionPolicy::default())]),
+            []
+        );
+    }
+
+    fn here(timeline: u32, reasons: &[&str]) -> Here {
+        let mut text = String::new();
+        for (n, reason) in reasons.iter().enumerate() {
+            text += &format!("{}\t0/{}000000\t{reason}\n", n + 1, n + 2);
+        }
+        let timeline = TimelineId(timeline);
+        Here {
+            system_id: SystemId(7),
+            timeline,
+            history: TimelineHistory::parse(timeline, text.as_bytes()).ok(),
+        }
+    }
+
+    #[test]
+    fn a_promotion_rewinds_nothing_and_a_recovery_target_does() {
+        let promoted = "no recovery target specified";
+        let target = "before 2026-11-20 10:00:00+00";
+        let reference = Reference {
+            system_identifier: 7,
+            timeline: 1,
+            ..Reference::default()
+        };
+        assert!(!here(1, &[]).is_rewound(&reference));
+        assert!(!here(2, &[promoted]).is_rewound(&reference));
+        assert!(here(2, &[target]).is_rewound(&reference));
+        // What happened on the way counts, not the last step alone.
+        assert!(here(3, &[target, promoted]).is_rewound(&reference));
+        assert!(!here(3, &[promoted, promoted]).is_rewound(&reference));
+        let later = Reference {
+            timeline: 2,
+            ..reference.clone()
+        };
+        assert!(!here(3, &[target, promoted]).is_rewound(&later));
+        // Another cluster; a timeline that is no ancestor; one without its history.
+        let other = Reference {
+            system_identifier: 8,
+            ..reference.clone()
+        };
+        assert!(here(1, &[]).is_rewound(&other));
+        let ahead = Reference {
+            timeline: 9,
+            ..reference.clone()
+        };
+        assert!(here(2, &[promoted]).is_rewound(&ahead));
+        let lost = Here {
+            history: None,
+            ..here(2, &[])
+        };
+        assert!(lost.is_rewound(&reference));
+    }
+}

@@ -31,6 +31,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const SAVE_EVERY: TimeDelta = TimeDelta::seconds(60);
 /// What is later than this was missed.
 const ON_TIME: TimeDelta = TimeDelta::seconds(120);
+/// Between two tries of an occurrence that failed for want of a repository.
+const RETRY_AFTER: TimeDelta = TimeDelta::seconds(60);
 /// The server is down when it was not reached for so long: a restart is no outage.
 const GRACE: TimeDelta = TimeDelta::seconds(5);
 
@@ -48,6 +50,9 @@ struct State {
     down: bool,
     #[serde(skip)]
     saved_at: Option<DateTime<Utc>>,
+    /// What failed for want of a repository is tried again, not before this.
+    #[serde(skip)]
+    not_before: BTreeMap<String, DateTime<Utc>>,
     #[serde(skip)]
     running: Option<(String, DateTime<Utc>)>,
 }
@@ -103,6 +108,12 @@ impl Fallback {
             // Without it the repository's schedules are taken after a restart.
             Err(error) => tracing::warn!(code = error.code(), "schedules: {error}"),
         }
+    }
+
+    /// Whether a schedule failed a moment ago.
+    fn waits(&self, schedule: &str, now: DateTime<Utc>) -> bool {
+        let state = self.state();
+        state.not_before.get(schedule).is_some_and(|at| *at > now)
     }
 
     /// Whether a claim is of an agent of this host that died before it was done with the occurrence: a job
@@ -286,17 +297,21 @@ fn run(shared: &Shared, job: Job) {
             format!("failed: {error} (code {})", error.code())
         }
     };
-    if !ended.is_empty() {
-        tracing::info!("schedule \"{name}\" ran while the server is down: {subject}: {ended}");
-        note(shared, &format!("{subject}: {ended}"));
-    }
     let retry = matches!(&outcome, Outcome::Failed(error) if error.kind().is_retryable());
     let mut state = shared.fallback.state();
     state.running = None;
-    if !retry {
-        state.done.insert(name, due_at);
+    if retry {
+        let again = SystemClock.now() + RETRY_AFTER;
+        state.not_before.insert(name.clone(), again);
+    } else {
+        state.done.insert(name.clone(), due_at);
         let now = SystemClock.now();
         shared.fallback.save(&mut state, now);
+    }
+    drop(state);
+    if !ended.is_empty() {
+        tracing::info!("schedule \"{name}\" ran while the server is down: {subject}: {ended}");
+        note(shared, &format!("{subject}: {ended}"));
     }
 }
 
