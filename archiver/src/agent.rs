@@ -61,7 +61,7 @@ pub fn run(config: Config) -> Result<()> {
     sampler::start(&agent.config, &agent.host, &agent.stats)?;
     let (host, stats) = (Arc::clone(&agent.host), Arc::clone(&agent.stats));
     names::start(&agent.config, &agent.host)?;
-    jobs::start(&agent.config, &agent.host, &agent.stats)?;
+    jobs::start(&agent.config, &agent.host)?;
     server::start(socket, Arc::new(agent))?;
     // The archive module failed as long as nobody listened, and Postgres may sleep for a minute.
     if host.backlog().is_ok_and(|(ready, _)| ready > 0) {

@@ -5,7 +5,6 @@
 //! schedules and retention (`docs/decisions/0070-job-states.md`).
 
 mod alert;
-mod archiver;
 mod audit;
 mod occurrence;
 pub mod policy;
@@ -16,7 +15,6 @@ mod table;
 mod windows;
 
 pub use alert::Alert;
-pub use archiver::ArchiverCount;
 pub use refresh::{Catalog, Mended, Occasion};
 pub use snapshot::Snapshot;
 

@@ -170,7 +170,8 @@ INSERT INTO pgark.config_schedule (name, definition, version, changed_by, change
 ANALYZE;";
 
 /// What people ask of the views.
-const QUESTIONS: [&str; 15] = [
+const QUESTIONS: [&str; 16] = [
+    "SELECT * FROM pgark.stat_archiver",
     "SELECT * FROM pgark.component",
     "SELECT * FROM pgark.backup WHERE component = 'main' ORDER BY stopped_at DESC LIMIT 20",
     "SELECT * FROM pgark.backup ORDER BY stopped_at DESC LIMIT 20",
@@ -213,8 +214,8 @@ fn views_answer_at_once_over_a_large_catalog() {
     // A tick with nothing due writes nothing, however much there is.
     cluster.psql("CHECKPOINT");
     let position = "SELECT pg_current_wal_insert_lsn()";
-    cluster.psql("SELECT pgark.tick_at(now(), 'tick')");
+    cluster.psql("SELECT pgark.tick()");
     let before = cluster.psql(position);
-    cluster.psql("SELECT pgark.tick_at(now(), 'tick')");
+    cluster.psql("SELECT pgark.tick()");
     assert_eq!(cluster.psql(position), before, "a tick wrote WAL");
 }

@@ -10,7 +10,6 @@ mod keeper;
 
 use super::host::Host;
 use super::spawn;
-use super::stats::Stats;
 use crate::cancel::CancelToken;
 use crate::catalog::queue::{Job, Outcome, Progress, Pulse};
 use crate::catalog::{AGENT_APPLICATION, Catalog, Connection, Occasion};
@@ -42,7 +41,6 @@ const UNSEEN_EVERY: Duration = Duration::from_secs(10);
 struct Shared {
     config: Arc<Config>,
     host: Arc<Host>,
-    stats: Arc<Stats>,
     node: String,
     started_at: DateTime<Utc>,
     catalog: Mutex<Catalog>,
@@ -54,7 +52,6 @@ impl Shared {
     fn refresh(&self, connection: &mut Connection, occasion: Occasion) -> Result<()> {
         let mut catalog = self.catalog.lock().unwrap_or_else(PoisonError::into_inner);
         let now = SystemClock.now();
-        catalog.archived(self.started_at, self.stats.archived.counts());
         let mended = catalog.refresh(&self.config, connection, now, occasion)?;
         let rows = mended.rows();
         if rows > 0 {
@@ -65,7 +62,7 @@ impl Shared {
 }
 
 /// Starts the threads, unless there is no connection string.
-pub(super) fn start(config: &Arc<Config>, host: &Arc<Host>, stats: &Arc<Stats>) -> Result<()> {
+pub(super) fn start(config: &Arc<Config>, host: &Arc<Host>) -> Result<()> {
     if config.require_cluster()?.conninfo.is_empty() {
         return Ok(());
     }
@@ -73,7 +70,6 @@ pub(super) fn start(config: &Arc<Config>, host: &Arc<Host>, stats: &Arc<Stats>) 
     let shared = Arc::new(Shared {
         config: Arc::clone(config),
         host: Arc::clone(host),
-        stats: Arc::clone(stats),
         catalog: Mutex::new(Catalog::new(&node)),
         fallback: Arc::new(Fallback::open(&config.agent.state_dir)),
         node,

@@ -297,13 +297,6 @@ impl Pusher {
             Ok((outcome, repos)) => {
                 let stored: Vec<&str> = outcome.stored.iter().map(|(n, _)| n.as_str()).collect();
                 self.catch_up.stored(&stored);
-                for (name, section) in &self.config.repository {
-                    if stored.contains(&name.as_str()) {
-                        self.stats.archived.stored(name, key.file);
-                    } else if !section.required {
-                        self.stats.archived.failed(name, key.file);
-                    }
-                }
                 fault::point("push:before_ack");
                 self.finish(key, Ok(()));
                 self.index_later(index::Job {
@@ -314,11 +307,6 @@ impl Pusher {
             }
             Err(error) => {
                 self.stats.push_failures.add();
-                // Which of several refused it is not told: the file is archived in none of them for Postgres.
-                let required = self.config.repository.iter().filter(|(_, r)| r.required);
-                for (name, _) in required {
-                    self.stats.archived.failed(name, key.file);
-                }
                 if self.is_news(&error) {
                     tracing::error!(
                         alert = "push_failed",

@@ -1,12 +1,7 @@
 //! Counters, so that tests and operators can see which path was taken.
 
-use crate::catalog::ArchiverCount;
-use crate::clock::{Clock as _, SystemClock};
-use pgark_types::ArchiveFile;
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -49,41 +44,10 @@ pub(super) struct Stats {
     pub(super) wakeups: Counter,
     /// Connections refused: another user, or too many.
     pub(super) refused_connections: Counter,
-    /// WAL files by repository.
-    #[serde(skip)]
-    pub(super) archived: Archived,
 }
 
 impl Stats {
     pub(super) fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
-    }
-}
-
-/// WAL files by repository, as `pg_stat_archiver` counts them.
-#[derive(Debug, Default)]
-pub(super) struct Archived(Mutex<BTreeMap<String, ArchiverCount>>);
-
-impl Archived {
-    /// A file is in `repository`.
-    pub(super) fn stored(&self, repository: &str, file: ArchiveFile) {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(repository.to_owned()).or_default();
-        count.archived_count += 1;
-        count.last_archived = Some((file.to_string(), SystemClock.now()));
-    }
-
-    /// `repository` did not take a file.
-    pub(super) fn failed(&self, repository: &str, file: ArchiveFile) {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(repository.to_owned()).or_default();
-        count.failed_count += 1;
-        count.last_failed = Some((file.to_string(), SystemClock.now()));
-    }
-
-    /// All counts.
-    pub(super) fn counts(&self) -> BTreeMap<String, ArchiverCount> {
-        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.clone()
     }
 }

@@ -1,7 +1,7 @@
 //! The tables brought in line with the repositories.
 
 use super::table::{self, Changed, Table};
-use super::{Alert, ArchiverCount, Connection, Snapshot, alert, audit};
+use super::{Alert, Connection, Snapshot, alert, audit};
 use crate::config::{Config, RepositoryKind};
 use crate::repository::Repository;
 use crate::wal::repositories::Repositories;
@@ -62,8 +62,6 @@ pub struct Catalog {
     complete_at: Option<DateTime<Utc>>,
     /// Objects and bytes of the repositories, as they were then.
     objects: BTreeMap<String, (i64, i64)>,
-    /// The agent's counts, with the time since which it counts; one-shot commands have none.
-    archived: Option<(DateTime<Utc>, BTreeMap<String, ArchiverCount>)>,
 }
 
 /// Why the catalog is refreshed.
@@ -93,13 +91,7 @@ impl Catalog {
             stamp: None,
             complete_at: None,
             objects: BTreeMap::new(),
-            archived: None,
         }
-    }
-
-    /// What the agent has archived since `since`.
-    pub fn archived(&mut self, since: DateTime<Utc>, counts: BTreeMap<String, ArchiverCount>) {
-        self.archived = Some((since, counts));
     }
 
     /// Looks at every repository and writes what differs. One whose objects have the names they had is not
@@ -159,10 +151,6 @@ impl Catalog {
                     .collect();
                 let name = of.name.trim_start_matches("catalog_");
                 tables.insert(name, of.replace(sql, &rows, &unknown)?);
-            }
-            if let Some((since, counts)) = self.archived.as_ref().filter(|_| complete) {
-                let rows: Vec<Value> = counts.iter().map(|(name, c)| c.row(name, *since)).collect();
-                tables.insert("archiver", table::ARCHIVER.replace(sql, &rows, &[])?);
             }
             alert::write(sql, &alerts, &unknown)?;
             Ok(tables)

@@ -72,20 +72,6 @@ pub(super) const WINDOW: Table = Table {
     values: &["from_time", "to_time", "to_lsn"],
     repository: Some("repository"),
 };
-pub(super) const ARCHIVER: Table = Table {
-    name: "catalog_archiver",
-    keys: &["repository"],
-    values: &[
-        "archived_count",
-        "last_archived_wal",
-        "last_archived_time",
-        "failed_count",
-        "last_failed_wal",
-        "last_failed_time",
-        "stats_reset",
-    ],
-    repository: None,
-};
 pub(super) const COMPONENT: Table = Table {
     name: "catalog_component",
     keys: &["name"],

@@ -188,6 +188,9 @@ fn look(shared: &Shared) -> Result<()> {
                 continue;
             }
         };
+        if shared.fallback.waits(&definition.name, now) {
+            continue;
+        }
         let Some(job) = due(
             &definition,
             seen_at,
