@@ -290,19 +290,25 @@ impl Sync<'_> {
             schedules: Vec::new(),
             retention: Vec::new(),
         };
-        let mut by_component: BTreeMap<String, Vec<(&str, RetentionPolicy)>> = BTreeMap::new();
         let mut schedules: Option<Vec<Value>> = None;
+        let mut by_component: BTreeMap<String, Vec<(&str, RetentionPolicy)>> = BTreeMap::new();
         let current = |r: &&&Repository| !behind.contains(r.name());
-        for repository in self.open.iter().filter(current) {
+        let repositories: Vec<&&Repository> = self.open.iter().filter(current).collect();
+        for repository in &repositories {
             for component in retention::numbers(repository)?.into_keys() {
-                let Some(kept) = retention::current(repository, &component)? else {
-                    continue;
-                };
+                by_component.entry(component).or_default();
+            }
+        }
+        for repository in repositories {
+            for (component, policies) in &mut by_component {
+                let kept = retention::current(repository, component)?;
+                let schedules_here = kept.as_ref().and_then(|kept| kept.schedules.clone());
                 if component == self.component {
-                    schedules = schedules.or(kept.schedules);
+                    schedules = schedules.or(schedules_here);
                 }
-                let entry = by_component.entry(component).or_default();
-                entry.push((repository.name(), kept.retention));
+                // Without a record everything is kept there: that of another repository must not spread.
+                let policy = kept.map(|kept| kept.retention).unwrap_or_default();
+                policies.push((repository.name(), policy));
             }
         }
         document.schedules = schedules.unwrap_or_default();
@@ -392,6 +398,15 @@ mod tests {
         let two = entries("main", &[("local", keep(3)), ("far", keep(9))]);
         let names: Vec<_> = two.iter().map(|e| e.repository.as_deref()).collect();
         assert_eq!(names, [Some("local"), Some("far")]);
+        // One that keeps everything is no reason to spread the other's rules to it.
+        let one = entries(
+            "main",
+            &[("local", keep(3)), ("far", RetentionPolicy::default())],
+        );
+        assert_eq!(
+            (one.len(), one[0].repository.as_deref()),
+            (1, Some("local"))
+        );
         // A record that holds schedules alone, or confirmed timelines, keeps everything: no entry.
         assert_eq!(
             entries("main", &[("local", RetentionPolicy::default())]),

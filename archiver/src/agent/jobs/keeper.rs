@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// Reconnecting is tried this often.
 const RETRY_EVERY: Duration = Duration::from_secs(5);
+/// The least time between two looks.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The schedules are evaluated this often.
 const TICK_EVERY: Duration = Duration::from_secs(60);
 /// Looking takes at most this share of the time, however large the repositories are.
@@ -70,24 +72,32 @@ impl Keeper {
         connection.register(&self.shared.node, self.shared.started_at)?;
         let every = Duration::from_secs(self.shared.config.agent.catalog_refresh_seconds.max(1));
         let mut ticked: Option<Instant> = None;
+        let mut refresh = Instant::now();
         self.occurrences(&mut connection)?;
         while connection.is_alive() {
             let began = Instant::now();
             match self.policy(&mut connection) {
                 Err(error) if connection.is_alive() => self.complain("policy", &error),
-                done => done?,
+                done => {
+                    done?;
+                    self.complained = None;
+                }
             }
-            self.catalog(&mut connection)?;
-            self.complained = None;
-            self.shared.fallback.seen(connection.effective_schedules()?);
+            // Notifications of jobs are no reason to list the repositories.
+            if Instant::now() >= refresh {
+                self.catalog(&mut connection)?;
+                let worked = began.elapsed();
+                refresh = Instant::now() + every.max(worked.saturating_mul(REST_PER_WORK));
+            }
+            let schedules = connection.effective_schedules()?;
+            self.shared.fallback.seen(schedules);
             if ticked.is_none_or(|at| at.elapsed() >= TICK_EVERY) {
                 ticked = Some(Instant::now());
                 connection.tick()?;
             }
-            let worked = began.elapsed();
-            let rest = every.max(worked.saturating_mul(REST_PER_WORK));
+            let rest = refresh.saturating_duration_since(Instant::now());
             // A change of policy is put at once.
-            connection.wait(rest.min(TICK_EVERY))?;
+            connection.wait(rest.clamp(PAUSE_MIN, TICK_EVERY))?;
         }
         Ok(())
     }
