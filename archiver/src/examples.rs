@@ -42,12 +42,24 @@ Examples:
   pgark repo copy --from local --to far --since 2026-11-20T00:00:00Z --output json
   pgark repo copy --from local --to far --backup 20261120T201015Z-5RJ9";
 
+pub(crate) const REPO_LOCK: &str = "\
+Examples:
+  pgark repo lock
+  pgark repo lock --dry-run --repository far --output json";
+
+pub(crate) const REPO_LIFECYCLE: &str = "\
+Examples:
+  pgark repo lifecycle
+  pgark repo lifecycle --apply --coldest standard-ia
+  pgark repo lifecycle --repository far --output json";
+
 pub(crate) const RESTORE: &str = "\
 Examples:
   pgark restore --target-dir /srv/restored --dry-run
   pgark restore --target-dir /srv/restored --target-time 2026-11-21T10:30:00Z
   pgark restore --target-dir /srv/standby --standby --archive keep
-  pgark restore --target-dir /var/lib/postgresql/15/main --delta --archive keep";
+  pgark restore --target-dir /var/lib/postgresql/15/main --delta --archive keep
+  pgark restore --target-dir /srv/restored --target-time 2024-11-21T10:30:00Z --retrieve bulk --wait-for-retrieval";
 
 pub(crate) const VERIFY: &str = "\
 Examples:

@@ -3,8 +3,10 @@
 mod sides;
 
 use super::output::{Output, human_bytes, on_one_line, print_json, print_text, repository_unknown};
+use crate::cancel::CancelToken;
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
+use crate::gc::lock;
 use crate::repository::Repository;
 use crate::repository::backups::{self, Found};
 use crate::repository::format::manifest::Label;
@@ -35,6 +37,9 @@ pub struct Args {
     pub component: Option<String>,
 }
 
+/// The objects whose locks are looked at: the oldest, a request each.
+const LOCKS_LOOKED_AT_MAX: usize = 1000;
+
 struct Component {
     name: String,
     repository: String,
@@ -58,7 +63,7 @@ struct Component {
 /// Kind Invalid for a repository that the configuration does not have, or a component that no
 /// repository has; one that cannot be opened
 /// or read.
-pub fn run(config: &Config, args: &Args, output: Output) -> Result<u8> {
+pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -> Result<u8> {
     let mut found = Vec::new();
     let mut known = BTreeSet::from([config.cluster_name().to_owned()]);
     let mut sides = Vec::new();
@@ -83,6 +88,7 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<u8> {
             repository: None,
             error: None,
             lag: None,
+            locks: None,
         };
         let repository = match section.open(&name, storage) {
             Ok(repository) => repository,
@@ -95,6 +101,7 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<u8> {
             }
         };
         side.repository = Some(repository.clone());
+        side.locks = locks(&repository, cancel);
         sides.push(side);
         let sessions = Sessions::list(&repository)?;
         let mut names: BTreeSet<String> = sessions.components(&repository)?.into_iter().collect();
@@ -135,6 +142,15 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<u8> {
         exit_code::FINDINGS
     } else {
         exit_code::DONE
+    })
+}
+
+/// The locks of what is needed. What can be listed is listed whatever they say.
+fn locks(repository: &Repository, cancel: &CancelToken) -> Option<lock::Locks> {
+    let found = lock::survey(repository, &SystemClock, cancel, LOCKS_LOOKED_AT_MAX);
+    found.unwrap_or_else(|error| {
+        tracing::warn!(code = error.code(), "the locks cannot be told: {error}");
+        None
     })
 }
 
@@ -517,7 +533,7 @@ mod tests {
                 repository: None,
                 component: Some(component.to_owned()),
             };
-            run(&config, &args, Output::Json)
+            run(&config, &args, Output::Json, &CancelToken::default())
         };
         let error = info("nope").unwrap_err();
         assert_eq!(
