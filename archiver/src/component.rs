@@ -5,7 +5,14 @@
 //! the driver's choosing. Drivers know their store and nothing of repositories; [`Sink`] and
 //! [`Source`] know repositories and nothing of stores.
 
+pub mod anchor;
+pub mod brake;
+pub mod coordinator;
 pub mod drivers;
+pub mod hooks;
+pub mod ledger;
+pub mod levers;
+pub mod scratch;
 
 use crate::Result;
 use crate::cancel::CancelToken;
