@@ -106,7 +106,7 @@ pub enum Command {
     /// Fetch one WAL file: restore_command = 'pgark archive-get %f %p'.
     #[command(after_help = examples::ARCHIVE_GET)]
     ArchiveGet(commands::archive_get::Args),
-    /// Take a base backup of the cluster.
+    /// Back up the cluster and other components, several as one set.
     #[command(after_help = examples::BACKUP)]
     Backup(commands::backup::Args),
     /// Restore the cluster into a directory, to any point that its WAL reaches.

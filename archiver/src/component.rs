@@ -10,6 +10,7 @@ pub mod brake;
 pub mod coordinator;
 pub mod drivers;
 pub mod hooks;
+pub mod host;
 pub mod ledger;
 pub mod levers;
 pub mod scratch;
@@ -52,6 +53,18 @@ pub enum Consistency {
     CrashConsistent,
     /// Its parts are of different instants between the capture's begin and end.
     Fuzzy,
+}
+
+impl Consistency {
+    /// The word used in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::PointInTime => "point_in_time",
+            Self::CrashConsistent => "crash_consistent",
+            Self::Fuzzy => "fuzzy",
+        }
+    }
 }
 
 /// Where a capture stands in the store's own history, and in time.

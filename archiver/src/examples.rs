@@ -34,6 +34,8 @@ pub(crate) const BACKUP: &str = "\
 Examples:
   pgark backup
   pgark backup --plan
+  pgark backup --component cache --component vectors
+  pgark backup --group application --output json
   pgark backup --annotate reason=before-upgrade --parallel 2";
 
 pub(crate) const REPO_COPY: &str = "\
