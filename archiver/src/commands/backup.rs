@@ -26,6 +26,9 @@ pub struct Args {
     /// Only this repository; may be repeated [default: all]
     #[arg(long, value_name = "NAME")]
     pub repository: Vec<String>,
+    /// Read and store components beside the cluster whole, whatever their newest backups have.
+    #[arg(long)]
+    pub full: bool,
     /// Print what would be read, and take no backup.
     #[arg(long)]
     pub plan: bool,
@@ -70,6 +73,7 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
             components,
             repositories: args.repository.clone(),
             options,
+            full: args.full,
         };
         return match args.plan {
             true => set::plan(config, &request, output),

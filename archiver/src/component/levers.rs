@@ -91,7 +91,7 @@ impl HostLevers<'_> {
         cancel: &CancelToken,
         act: impl FnOnce(&dyn Driver, &Context<'_>) -> Result<()>,
     ) -> Result<()> {
-        let scratch = Scratch::create()?;
+        let scratch = Scratch::make(self.config)?;
         let context = Context {
             component,
             cancel,

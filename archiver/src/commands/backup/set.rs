@@ -26,9 +26,12 @@ pub(super) fn take(
     let began = Instant::now();
     let clock: SharedClock = Arc::new(SystemClock);
     let mut outcome = host::take(config, request, &clock, cancel)?;
-    let is_set = request.components.len() > 1;
+    let is_set = request.is_set();
     if !is_set && let Some(name) = request.components.first() {
-        let committed = outcome.set.member(name).is_some_and(|m| m.outcome == MemberOutcome::Committed);
+        let committed = outcome
+            .set
+            .member(name)
+            .is_some_and(|m| m.outcome == MemberOutcome::Committed);
         if !committed && let Some(error) = outcome.failures.remove(name) {
             return Err(error);
         }
@@ -70,7 +73,10 @@ fn exit(outcome: &Outcome) -> u8 {
 
 fn set_json(outcome: &Outcome, elapsed: Duration) -> Value {
     let set = &outcome.set;
-    let members = set.members.iter().map(|member| member_json(outcome, member));
+    let members = set
+        .members
+        .iter()
+        .map(|member| member_json(outcome, member));
     let not_undone = outcome.not_undone.iter();
     json!({
         "set": set.label,
@@ -93,7 +99,10 @@ fn member_json(outcome: &Outcome, member: &SetMember) -> Value {
         return value;
     };
     let name = &member.component;
-    fields.insert("bytes_source".to_owned(), json!(outcome.bytes_source.get(name)));
+    fields.insert(
+        "bytes_source".to_owned(),
+        json!(outcome.bytes_source.get(name)),
+    );
     let places = outcome.places.get(name).map_or(&[][..], Vec::as_slice);
     let places: Vec<Value> = places.iter().map(|p| place_json(p, "committed")).collect();
     fields.insert("repositories".to_owned(), json!(places));
@@ -167,7 +176,10 @@ fn print_member(outcome: &Outcome, member: &SetMember) {
     let name = &member.component;
     let error = outcome.failures.get(name);
     let (Some(label), MemberOutcome::Committed) = (&member.label, member.outcome) else {
-        let why = error.map_or_else(|| "not taken".to_owned(), |e| format!("{e} (code {})", e.code()));
+        let why = error.map_or_else(
+            || "not taken".to_owned(),
+            |e| format!("{e} (code {})", e.code()),
+        );
         print_text(format_args!("  {name}: FAILED: {why}"));
         return;
     };
@@ -176,7 +188,9 @@ fn print_member(outcome: &Outcome, member: &SetMember) {
         SetStage::Derived | SetStage::Blob => "backup",
     };
     let bytes = outcome.bytes_source.get(name).copied().unwrap_or_default();
-    let consistency = member.consistency.map_or("unknown", crate::component::Consistency::as_str);
+    let consistency = member
+        .consistency
+        .map_or("unknown", crate::component::Consistency::as_str);
     print_text(format_args!(
         "  {name}: {what} {label}, {}, {consistency}",
         human_bytes(bytes)
@@ -260,7 +274,9 @@ fn print_plan(plan: &Plan) {
                 base.label,
                 base.stopped_at.to_rfc3339()
             )),
-            None => print_text(format_args!("  {cluster} (postgres): a new base backup first")),
+            None => print_text(format_args!(
+                "  {cluster} (postgres): a new base backup first"
+            )),
         }
     }
     for member in &plan.members {
@@ -275,6 +291,9 @@ fn print_plan(plan: &Plan) {
         if member.has_hooks {
             more += ", with hooks";
         }
-        print_text(format_args!("  {} ({}): {when}{more}", member.name, member.kind));
+        print_text(format_args!(
+            "  {} ({}): {when}{more}",
+            member.name, member.kind
+        ));
     }
 }
