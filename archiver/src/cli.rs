@@ -112,6 +112,9 @@ pub enum Command {
     /// Restore the cluster into a directory, to any point that its WAL reaches.
     #[command(after_help = examples::RESTORE)]
     Restore(commands::restore::Args),
+    /// Restore the cluster and other components to one moment: a set's, or any.
+    #[command(after_help = examples::RESTORE_SET)]
+    RestoreSet(commands::restore_set::Args),
     /// Copy backups and WAL from one repository to another.
     Repo(commands::repo::Args),
     /// Verify what is stored, without restoring it. Exit code 3 when something is wrong.
