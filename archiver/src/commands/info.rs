@@ -1,6 +1,7 @@
 //! `pgark info`.
 
 mod others;
+mod sets;
 mod sides;
 
 use super::output::{Output, human_bytes, print_json, print_text, repository_unknown};
@@ -130,9 +131,12 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<u8> {
     match output {
         Output::Json => print_json(json!({
             "components": merge(&found),
+            "sets": sets::json(&sides)?,
             "repositories": sides.iter().map(|side| side_json(side, &found)).collect::<Vec<_>>(),
         })),
-        Output::Text => print_text((text(&found) + &sides_text(&sides)).trim_end()),
+        Output::Text => {
+            print_text((text(&found) + &sets::text(&sides)? + &sides_text(&sides)).trim_end())
+        }
     }
     let down = sides.iter().any(|side| side.error.is_some());
     Ok(if down {

@@ -59,6 +59,7 @@ pub(super) fn check_place(key: &Key, json: &[u8], backups: &BySession) -> Result
             says("component", component) && says("label", label)
         }
         ["policy", component, _] => says("component", component),
+        ["sets", file] => says("label", file.trim_end_matches(".json")),
         ["wal", _, _, "floor", number] => says("number", number),
         ["sessions", session, what] => {
             let backup = Ulid::from_string(session)
@@ -193,7 +194,7 @@ fn is_object_place(name: &str) -> bool {
         ["components", _, "backups", _, last] => matches!(*last, "manifest" | "label.json"),
         ["keys", last] => last.ends_with(".json"),
         ["packs" | "meta" | "sessions" | "keys", _, _]
-        | ["clusters" | "verify" | "audit", _]
+        | ["clusters" | "verify" | "audit" | "sets", _]
         | ["policy" | "gc", _, _]
         | ["tomb", _, _, _]
         | ["components", _, "notes", _, _]
