@@ -342,3 +342,10 @@ pub trait Driver: Send + Sync {
     /// As [`Driver::capture`].
     fn release(&self, context: &Context<'_>, lever: &Lever) -> Result<()>;
 }
+
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+pub(crate) mod testdata;
+#[cfg(test)]
+mod tests;
