@@ -294,3 +294,6 @@ fn no_backup(component: &str, stage: Stage, at: DateTime<Utc>) -> Error {
     .with_detail(detail)
     .with_hint("Name the components to restore with --component, or another moment.")
 }
+
+#[cfg(test)]
+mod tests;
