@@ -5,7 +5,21 @@
 //! the driver's choosing. Drivers know their store and nothing of repositories; [`Sink`] and
 //! [`Source`] know repositories and nothing of stores.
 
+pub mod anchor;
+pub mod backup;
+pub mod brake;
+mod capture;
+pub mod coordinator;
 pub mod drivers;
+pub mod hooks;
+pub mod host;
+pub mod ledger;
+pub mod levers;
+mod replicate;
+pub mod restore;
+pub mod restore_set;
+pub mod scratch;
+pub mod source;
 
 use crate::Result;
 use crate::cancel::CancelToken;
@@ -45,6 +59,18 @@ pub enum Consistency {
     CrashConsistent,
     /// Its parts are of different instants between the capture's begin and end.
     Fuzzy,
+}
+
+impl Consistency {
+    /// The word used in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::PointInTime => "point_in_time",
+            Self::CrashConsistent => "crash_consistent",
+            Self::Fuzzy => "fuzzy",
+        }
+    }
 }
 
 /// Where a capture stands in the store's own history, and in time.
@@ -187,6 +213,15 @@ pub trait Source: Sync {
     fn read(&self, path: &[u8]) -> Result<Box<dyn Read + Send + '_>>;
 }
 
+/// The error of reading a file's content, of [`Source::read`] or of the store: what lies in it counts.
+#[must_use]
+pub fn content_error(message: impl Into<String>, error: std::io::Error) -> crate::Error {
+    match error.downcast::<crate::Error>() {
+        Ok(inner) => inner.context(message.into()),
+        Err(error) => crate::Error::io(message, error),
+    }
+}
+
 /// What to restore, and to where.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
@@ -307,3 +342,10 @@ pub trait Driver: Send + Sync {
     /// As [`Driver::capture`].
     fn release(&self, context: &Context<'_>, lever: &Lever) -> Result<()>;
 }
+
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+pub(crate) mod testdata;
+#[cfg(test)]
+mod tests;

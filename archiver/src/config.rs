@@ -48,6 +48,9 @@ pub struct Config {
     /// Components that are named together: `--group`.
     #[serde(default)]
     pub group: BTreeMap<String, component::Group>,
+    /// How components are backed up together.
+    #[serde(default)]
+    pub backup_set: component::BackupSet,
 }
 
 /// `[cluster]`.
@@ -70,6 +73,21 @@ pub struct Cluster {
     pub database: String,
     /// For backups from a standby: how to reach the primary, to switch its WAL segment.
     pub primary_conninfo: Option<String>,
+    /// restore-set: a command (program and arguments, no shell) that is run before the cluster is
+    /// restored: to stop what uses it. Its environment has PGARK_HOOK, PGARK_COMPONENT, PGARK_SET and
+    /// PGARK_TARGET_DIR.
+    #[serde(default)]
+    pub before_restore: Vec<String>,
+    /// restore-set: a command that starts the restored server; recovery is waited for, and a session with
+    /// cluster.conninfo. Without it the start command is printed.
+    #[serde(default)]
+    pub after_restore: Vec<String>,
+    /// How long each of these two may take, in seconds.
+    #[serde(default = "default_cluster_hook_timeout")]
+    pub hook_timeout_seconds: u64,
+    /// restore-set: how long the restored server may take to end its recovery, in seconds.
+    #[serde(default = "default_cluster_ready_timeout")]
+    pub ready_timeout_seconds: u64,
 }
 
 /// `[agent]`.
@@ -438,6 +456,14 @@ fn default_database() -> String {
     "postgres".to_owned()
 }
 
+fn default_cluster_hook_timeout() -> u64 {
+    60
+}
+
+fn default_cluster_ready_timeout() -> u64 {
+    3600
+}
+
 fn yes() -> bool {
     true
 }
@@ -518,6 +544,8 @@ impl Config {
         let names = self
             .repository
             .keys()
+            .chain(self.component.keys())
+            .chain(self.group.keys())
             .chain(self.cluster.as_ref().map(|c| &c.name));
         for name in names {
             let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
@@ -599,7 +627,7 @@ impl Config {
                 return invalid(format!("{key} must be between -7 and 19, not {level}"));
             }
         }
-        Ok(())
+        component::validate(self)
     }
 
     /// The cluster's name; `main` without `[cluster]`.

@@ -34,6 +34,8 @@ pub(crate) const BACKUP: &str = "\
 Examples:
   pgark backup
   pgark backup --plan
+  pgark backup --component cache --component vectors
+  pgark backup --group application --output json
   pgark backup --annotate reason=before-upgrade --parallel 2";
 
 pub(crate) const REPO_COPY: &str = "\
@@ -52,6 +54,12 @@ Examples:
   pgark repo lifecycle
   pgark repo lifecycle --apply --coldest standard-ia
   pgark repo lifecycle --repository far --output json";
+
+pub(crate) const RESTORE_SET: &str = "\
+Examples:
+  pgark restore-set --set 20261120T201015Z-5RJ9 --target-dir /var/lib/postgresql/17/restored --dry-run
+  pgark restore-set --target-time 2026-11-20T12:00:00Z --target-dir /srv/restored --yes
+  pgark restore-set --target-time 2026-11-20T12:00:00Z --component cache --component vectors";
 
 pub(crate) const RESTORE: &str = "\
 Examples:

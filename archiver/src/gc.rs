@@ -133,6 +133,8 @@ pub enum Why {
     WalExpired,
     /// A record that newer ones replace.
     Superseded,
+    /// A set none of whose backups is there any more.
+    SetGone,
 }
 
 impl std::fmt::Display for Why {
@@ -143,6 +145,7 @@ impl std::fmt::Display for Why {
             Self::SessionEnded => "its session has ended",
             Self::WalExpired => "nothing that stays needs it",
             Self::Superseded => "newer records replace it",
+            Self::SetGone => "none of the set's backups is there any more",
         })
     }
 }

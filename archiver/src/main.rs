@@ -106,6 +106,10 @@ fn run(cli: &Cli) -> Result<u8> {
             let cancel = cancel_on_signal()?;
             commands::restore::run(&Config::load(path)?, path, args, output, &cancel)?;
         }
+        Command::RestoreSet(args) => {
+            let cancel = cancel_on_signal()?;
+            return commands::restore_set::run(&Config::load(path)?, path, args, output, &cancel);
+        }
         Command::Config(ConfigCommand::Check) => {
             commands::config::check(&cli.config, output)?;
         }

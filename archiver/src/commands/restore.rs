@@ -100,7 +100,7 @@ pub enum ArchiveArg {
     Keep,
 }
 
-fn parse_map(text: &str) -> Result<(String, PathBuf), String> {
+pub(super) fn parse_map(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
         Some((old, new)) if !old.is_empty() && Path::new(new).is_absolute() => {
             Ok((old.to_owned(), PathBuf::from(new)))
@@ -234,7 +234,7 @@ fn print_archived(archived: &Archived) {
 
 /// Keeps gc from the backup while it is read. With read access alone that cannot be done: then a
 /// backup stays for a week after it was expired, and a day after gc has planned to remove it.
-fn pin(repository: &Repository, plan: &Plan) -> Result<Option<Session>> {
+pub(super) fn pin(repository: &Repository, plan: &Plan) -> Result<Option<Session>> {
     let clock: SharedClock = Arc::new(SystemClock);
     let manifest = &plan.manifest;
     match Session::begin_reading(repository, clock, &manifest.component, &manifest.label) {
@@ -286,12 +286,12 @@ fn request(config: &Config, args: &Args) -> Result<Request> {
     })
 }
 
-fn absolute(path: &Path) -> Result<PathBuf> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|e| Error::io("could not determine the current directory", e))
 }
 
 /// The restored server calls this binary, with this configuration.
-fn restore_command(config_path: Option<&Path>) -> Result<String> {
+pub(super) fn restore_command(config_path: Option<&Path>) -> Result<String> {
     let error = |e| Error::io("could not determine pgark's own path", e);
     let binary = std::env::current_exe().map_err(error)?;
     Ok(restore::restore_command(
@@ -300,7 +300,7 @@ fn restore_command(config_path: Option<&Path>) -> Result<String> {
     ))
 }
 
-fn threads(configured: usize) -> usize {
+pub(super) fn threads(configured: usize) -> usize {
     match configured {
         0 => std::thread::available_parallelism()
             .map_or(1, std::num::NonZero::get)

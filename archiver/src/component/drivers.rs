@@ -1,5 +1,7 @@
 //! The drivers, one file each, and which kind is whose.
 
+pub mod files;
+
 use super::Driver;
 use crate::{Error, Result};
 
@@ -9,9 +11,11 @@ use crate::{Error, Result};
 /// # Errors
 /// Kind Invalid for a kind that nobody knows, or a section that the driver does not understand.
 pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Driver>> {
-    let _ = settings;
-    Err(Error::invalid(
-        "component_kind_unknown",
-        format!("component \"{name}\" is of the unknown kind \"{kind}\""),
-    ))
+    match kind {
+        files::KIND => Ok(Box::new(files::Files::open(name, settings)?)),
+        _ => Err(Error::invalid(
+            "component_kind_unknown",
+            format!("component \"{name}\" is of the unknown kind \"{kind}\""),
+        )),
+    }
 }

@@ -9,7 +9,7 @@ use super::{Candidate, Condemned, Run, Settings, wal};
 use crate::Result;
 use crate::cancel::CancelToken;
 use crate::clock::Clock;
-use crate::repository::backups::{self, Backup, Found};
+use crate::repository::backups::{self, Found};
 use crate::repository::{Repository, audit, layout};
 use crate::storage::bucket::{Bucket, LockMode, ObjectLock, ObjectState, look_at};
 use crate::storage::{Key, ObjectMeta};
@@ -217,16 +217,17 @@ impl Kept {
                 run.cancel.check()?;
                 let label = match found {
                     Found::Committed(record) => {
-                        let keys = record.objects.iter().map(|object| object.key.clone());
+                        let keys = record.objects().iter().map(|object| object.key.clone());
                         kept.objects.extend(keys);
-                        let session = layout::session(record.session, "")?;
+                        let session = layout::session(record.session(), "")?;
                         kept.places.push(session.to_string());
-                        record.label
+                        record.label().clone()
                     }
                     Found::Damaged(label, _) => {
-                        let backup = Backup::open(run.repository, &component, &label)?;
-                        let objects = backup.manifest.objects.into_iter();
-                        kept.objects.extend(objects.map(|object| object.key));
+                        let (manifest, _) =
+                            backups::committed_manifest(run.repository, &component, &label)?;
+                        let objects = manifest.objects().iter();
+                        kept.objects.extend(objects.map(|object| object.key.clone()));
                         label
                     }
                     // Its first lock is young.

@@ -113,7 +113,8 @@ fn second_look(
         Why::Unreferenced => !live.objects.contains(&candidate.key),
         Why::WalExpired => wal.contains(&candidate.key),
         Why::NeverCommitted => !folders.iter().any(|f| candidate.key.starts_with(f)),
-        Why::SessionEnded | Why::Superseded => true,
+        // What is gone for good does not come back.
+        Why::SessionEnded | Why::Superseded | Why::SetGone => true,
     });
     Ok(going)
 }

@@ -261,6 +261,27 @@ pub fn policy_prefix(component: &str) -> String {
     format!("policy/{component}/")
 }
 
+/// `sets/<label>.json`: a backup set.
+///
+/// # Errors
+/// None in fact.
+pub fn set(label: &BackupLabel) -> Result<Key> {
+    Key::new(format!("{}{label}.json", sets_prefix()))
+}
+
+/// `sets/`.
+#[must_use]
+pub fn sets_prefix() -> &'static str {
+    "sets/"
+}
+
+/// The label in a key that [`set`] made; `None` for any other key.
+#[must_use]
+pub fn set_of(key: &Key) -> Option<BackupLabel> {
+    let name = key.as_str().strip_prefix(sets_prefix())?;
+    name.strip_suffix(".json")?.parse().ok()
+}
+
 /// `tomb/<component>/<label>/<n>.json`: the backup is expired.
 ///
 /// # Errors
