@@ -6,6 +6,8 @@
 //! [`Source`] know repositories and nothing of stores.
 
 pub mod drivers;
+#[cfg(any(test, feature = "fault-injection"))]
+pub mod memory;
 
 use crate::Result;
 use crate::cancel::CancelToken;
