@@ -61,6 +61,7 @@ if [ "$want" = test ]; then
     "$(dirname "$0")/chroot.sh" >/dev/null
     "$(dirname "$0")/python.sh" >/dev/null
     "$(dirname "$0")/s3-servers.sh" moto >/dev/null
+    "$(dirname "$0")/chroma.sh" >/dev/null
 fi
 if [ "$want" = conformance ]; then
     "$(dirname "$0")/s3-servers.sh" moto >/dev/null
