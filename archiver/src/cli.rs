@@ -141,6 +141,9 @@ pub enum Command {
     /// Remove what nothing refers to: expired backups, their WAL, what crashes left.
     #[command(after_help = examples::GC)]
     Gc(commands::gc::Args),
+    /// The tables of the extension, a cache of the repositories.
+    #[command(subcommand)]
+    Catalog(commands::catalog::Command),
     /// Search the archived WAL: gaps, and what happened to a table.
     Wal(commands::wal::Args),
     /// Tell the repositories about a pg_upgrade.

@@ -4,6 +4,7 @@ pub mod agent;
 pub mod archive_get;
 pub mod archive_push;
 pub mod backup;
+pub mod catalog;
 pub mod check;
 pub mod cluster;
 pub mod config;

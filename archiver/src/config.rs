@@ -68,7 +68,8 @@ pub struct Cluster {
     pub conninfo: String,
     /// The data directory; asked from the server when absent.
     pub data_directory: Option<PathBuf>,
-    /// The database where the extension lives. Not used yet.
+    /// The database where the extension lives: jobs, schedules and the catalog. conninfo's own database
+    /// serves for everything else.
     #[serde(default = "default_database")]
     pub database: String,
     /// For backups from a standby: how to reach the primary, to switch its WAL segment.
@@ -101,6 +102,9 @@ pub struct Agent {
     pub state_dir: PathBuf,
     /// Where metrics and the status page will be served. Not used yet.
     pub http: String,
+    /// How often the extension's catalog is compared with the repositories, in seconds; less often while
+    /// that takes long.
+    pub catalog_refresh_seconds: u64,
 }
 
 impl Default for Agent {
@@ -109,6 +113,7 @@ impl Default for Agent {
             socket: PathBuf::from("/run/pgark/agent.sock"),
             state_dir: PathBuf::from("/var/lib/pgark"),
             http: "127.0.0.1:8320".to_owned(),
+            catalog_refresh_seconds: 60,
         }
     }
 }
@@ -634,6 +639,21 @@ impl Config {
     #[must_use]
     pub fn cluster_name(&self) -> &str {
         self.cluster.as_ref().map_or("main", |c| &c.name)
+    }
+
+    /// The components that `names` mean: groups stand for their members.
+    #[must_use]
+    pub fn members(&self, names: &[String]) -> Vec<String> {
+        let mut members: Vec<String> = Vec::new();
+        for name in names {
+            match self.group.get(name) {
+                Some(group) => members.extend(group.components.iter().cloned()),
+                None => members.push(name.clone()),
+            }
+        }
+        members.sort_unstable();
+        members.dedup();
+        members
     }
 
     /// The `[cluster]` section.

@@ -165,3 +165,8 @@ pub(crate) const GC: &str = "\
 Examples:
   pgark gc --dry-run
   pgark gc";
+
+pub(crate) const CATALOG_REBUILD: &str = "\
+Examples:
+  pgark catalog rebuild
+  pgark catalog rebuild --output json";

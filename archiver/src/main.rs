@@ -87,6 +87,9 @@ fn run(cli: &Cli) -> Result<u8> {
         Command::Gc(args) => {
             commands::gc::run(&Config::load(path)?, args, output, &cancel_on_signal()?)?;
         }
+        Command::Catalog(args) => {
+            return commands::catalog::run(&Config::load(path)?, args, output);
+        }
         Command::Check(args) => {
             let cancel = cancel_on_signal()?;
             return commands::check::run(&Config::load(path)?, args, output, &cancel);

@@ -115,7 +115,7 @@ pub fn expire(
         if !request.confirm {
             return Err(suspended(component, &unexplained));
         }
-        policy::confirm(repository, clock, component, policy, &unexplained)?;
+        policy::confirm(repository, clock, component, &unexplained)?;
     }
     let going: Vec<BackupLabel> = going(&outcome).collect();
     let reason = format!("policy {}: {}", policy.n, policy.retention);

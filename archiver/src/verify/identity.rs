@@ -60,6 +60,14 @@ pub(super) fn check_place(key: &Key, json: &[u8], backups: &BySession) -> Result
         }
         ["policy", component, _] => says("component", component),
         ["sets", file] => says("label", file.trim_end_matches(".json")),
+        ["occurrences", cluster, ..] => {
+            let due = field(&record, "due_at");
+            let name: Option<String> = field(&record, "schedule");
+            match (name, due) {
+                (Some(name), Some(due)) => layout::occurrence(cluster, &name, due)? == *key,
+                _ => true,
+            }
+        }
         ["wal", _, _, "floor", number] => says("number", number),
         ["sessions", session, what] => {
             let backup = Ulid::from_string(session)
@@ -217,7 +225,7 @@ fn is_object_place(name: &str) -> bool {
         ["packs" | "meta" | "sessions" | "keys", _, _]
         | ["clusters" | "verify" | "audit" | "sets", _]
         | ["policy" | "gc", _, _]
-        | ["tomb", _, _, _]
+        | ["tomb" | "occurrences", _, _, _]
         | ["components", _, "notes", _, _]
         | ["components", _, "relmap", _]
         | ["wal", _, "history", _]

@@ -308,6 +308,12 @@ impl Record {
     }
 
     /// What the user noted.
+    #[must_use]
+    pub fn annotations(&self) -> &BTreeMap<String, String> {
+        both!(self, record => &record.annotations)
+    }
+
+    /// The same, to be changed.
     pub fn annotations_mut(&mut self) -> &mut BTreeMap<String, String> {
         both!(self, record => &mut record.annotations)
     }

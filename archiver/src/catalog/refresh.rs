@@ -1,0 +1,234 @@
+//! The tables brought in line with the repositories.
+
+use super::table::{self, Changed, Table};
+use super::{Alert, Connection, Snapshot, alert, audit};
+use crate::config::{Config, RepositoryKind};
+use crate::repository::Repository;
+use crate::wal::repositories::Repositories;
+use crate::{Error, Result};
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// `checked_at` moves as often at most: moving it writes WAL.
+const STAMP_EVERY: TimeDelta = TimeDelta::minutes(10);
+/// Two that refresh at once wait for one another: agents of two hosts, or one and `catalog rebuild`.
+const LOCK: &str = "SELECT pg_advisory_xact_lock(7091113152601)";
+/// Tables whose rows come from repositories.
+const FROM_REPOSITORIES: [Table; 5] = [
+    table::CLUSTER,
+    table::TIMELINE,
+    table::WAL_RANGE,
+    table::BACKUP,
+    table::WINDOW,
+];
+
+/// What a refresh wrote.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mended {
+    /// Rows of the catalog, by table.
+    pub tables: BTreeMap<&'static str, Changed>,
+    /// Audit records that were put into the repositories.
+    pub audit_stored: usize,
+    /// Audit records that came from them.
+    pub audit_loaded: usize,
+    /// Repositories that could not be read: their rows are as before.
+    pub unknown: Vec<String>,
+    /// Alerts that hold.
+    pub alerts: usize,
+}
+
+impl Mended {
+    /// How many rows changed.
+    #[must_use]
+    pub fn rows(&self) -> u64 {
+        let changed = self.tables.values();
+        changed
+            .map(|changed| changed.removed + changed.written)
+            .sum()
+    }
+}
+
+/// The catalog, and what is remembered between two refreshes.
+#[derive(Debug)]
+pub struct Catalog {
+    node: String,
+    snapshots: BTreeMap<String, Snapshot>,
+    stamp: Option<DateTime<Utc>>,
+}
+
+/// One repository as it was found.
+struct Seen {
+    name: String,
+    error: Option<Error>,
+}
+
+impl Catalog {
+    /// For the agent of the host `node`.
+    #[must_use]
+    pub fn new(node: &str) -> Self {
+        Self {
+            node: node.to_owned(),
+            snapshots: BTreeMap::new(),
+            stamp: None,
+        }
+    }
+
+    /// Looks at every repository and writes what differs. One whose objects have the names they had is not
+    /// read again, unless `thorough`.
+    ///
+    /// # Errors
+    /// The server's; kind Invalid for a configuration without a required repository. What a repository lets
+    /// nobody read is an alert.
+    pub fn refresh(
+        &mut self,
+        config: &Config,
+        connection: &mut Connection,
+        now: DateTime<Utc>,
+        thorough: bool,
+    ) -> Result<Mended> {
+        let repositories = Repositories::open(config)?;
+        let seen = self.look(&repositories, thorough);
+        let unknown = seen.iter().filter(|seen| seen.error.is_some());
+        let unknown: Vec<String> = unknown.map(|seen| seen.name.clone()).collect();
+        if self.stamp.is_none_or(|stamp| now - stamp >= STAMP_EVERY) {
+            self.stamp = Some(now);
+        }
+        let alerts = self.alerts(&seen);
+        let components = components(config, &self.node);
+        let states = self.repositories(config, &seen);
+        let mut mended = Mended {
+            alerts: alerts.len(),
+            ..Mended::default()
+        };
+        mended.tables = connection.transaction(|sql| {
+            let mut tables = BTreeMap::new();
+            sql.query(LOCK, &[])?;
+            tables.insert(
+                "component",
+                table::COMPONENT.replace(sql, &components, &[])?,
+            );
+            tables.insert("repository", table::REPOSITORY.replace(sql, &states, &[])?);
+            for of in FROM_REPOSITORIES {
+                let rows: Vec<Value> = self
+                    .snapshots
+                    .iter()
+                    .filter(|(name, _)| !unknown.contains(name))
+                    .flat_map(|(_, snapshot)| snapshot.rows(&of))
+                    .cloned()
+                    .collect();
+                let name = of.name.trim_start_matches("catalog_");
+                tables.insert(name, of.replace(sql, &rows, &unknown)?);
+            }
+            alert::write(sql, &alerts, &unknown)?;
+            Ok(tables)
+        })?;
+        let open: Vec<&Repository> = repositories
+            .open
+            .iter()
+            .map(|(repository, _)| repository)
+            .filter(|repository| !unknown.iter().any(|name| name == repository.name()))
+            .collect();
+        if !open.is_empty() {
+            mended.audit_stored = audit::store(&mut connection.sql, &open)?;
+        }
+        for repository in open {
+            mended.audit_loaded += audit::load(&mut connection.sql, repository)?;
+        }
+        mended.unknown = unknown;
+        Ok(mended)
+    }
+
+    fn look(&mut self, repositories: &Repositories, thorough: bool) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        for failed in &repositories.failed {
+            seen.push(Seen {
+                name: failed.name.clone(),
+                error: Some(failed.to_error()),
+            });
+        }
+        for (repository, _) in &repositories.open {
+            let name = repository.name().to_owned();
+            let error = self.read(repository, thorough).err();
+            if let Some(error) = &error {
+                tracing::warn!(
+                    code = error.code(),
+                    "catalog: repository \"{name}\": {error}"
+                );
+            }
+            seen.push(Seen { name, error });
+        }
+        let known = |name: &str| seen.iter().any(|seen| seen.name == name);
+        self.snapshots.retain(|name, _| known(name));
+        seen
+    }
+
+    fn read(&mut self, repository: &Repository, thorough: bool) -> Result<()> {
+        let snapshot = self.snapshots.entry(repository.name().to_owned());
+        snapshot.or_default().update(repository, thorough)
+    }
+
+    fn alerts(&self, seen: &[Seen]) -> Vec<Alert> {
+        let mut alerts = Vec::new();
+        for Seen { name, error } in seen {
+            match (error, self.snapshots.get(name)) {
+                (Some(error), _) => {
+                    let alert = Alert::of(error, alert::Severity::Critical).at(None, name);
+                    alerts.push(alert);
+                }
+                (None, Some(snapshot)) => alerts.extend(snapshot.alerts().cloned()),
+                (None, None) => {}
+            }
+        }
+        alerts
+    }
+
+    fn repositories(&self, config: &Config, seen: &[Seen]) -> Vec<Value> {
+        let rows = seen.iter().filter_map(|Seen { name, error }| {
+            let section = config.repository.get(name)?;
+            let snapshot = self.snapshots.get(name);
+            let damaged = snapshot.is_some_and(Snapshot::is_damaged);
+            let state = match error {
+                Some(error) if error.kind() == crate::ErrorKind::Data => "damaged",
+                Some(_) => "unavailable",
+                None if damaged => "damaged",
+                None => "ok",
+            };
+            let kind = match section.kind {
+                RepositoryKind::Posix => "posix",
+                RepositoryKind::S3 => "s3",
+            };
+            Some(json!({
+                "name": name,
+                "kind": kind,
+                "required": section.required,
+                "state": state,
+                "detail": error.as_ref().map(ToString::to_string),
+                "hint": error.as_ref().and_then(|e| e.hint()),
+                "backup_count": snapshot.map(Snapshot::backup_count),
+                "object_count": snapshot.and_then(|s| s.objects).map(|(count, _)| count),
+                "stored_bytes": snapshot.and_then(|s| s.objects).map(|(_, bytes)| bytes),
+                "last_verified_at": snapshot.and_then(|s| s.verified_at),
+                "checked_at": self.stamp,
+            }))
+        });
+        rows.collect()
+    }
+}
+
+/// What the configuration has.
+fn components(config: &Config, node: &str) -> Vec<Value> {
+    let groups = |name: &str| {
+        let groups = config.group.iter();
+        let groups = groups.filter(|(_, group)| group.components.iter().any(|c| c == name));
+        groups.map(|(name, _)| name.clone()).collect::<Vec<_>>()
+    };
+    let row = |name: &str, kind: Value| json!({"name": name, "kind": kind, "node": node, "groups": groups(name)});
+    let cluster = config
+        .cluster
+        .iter()
+        .map(|c| row(&c.name, json!("postgres")));
+    let others = config.component.iter();
+    let others = others.map(|(name, component)| row(name, json!(component.common.kind)));
+    cluster.chain(others).collect()
+}
