@@ -12,7 +12,8 @@ use crate::verify::{Level, Report, Scope, verify};
 use std::sync::Arc;
 
 fn repository(name: &str, clock: &SharedClock) -> Repository {
-    let storage: SharedStorage = Arc::new(MemoryStorage::new());
+    let memory = MemoryStorage::with_clock(SharedClock::clone(clock));
+    let storage: SharedStorage = Arc::new(memory);
     crate::repository::create(&storage, clock.as_ref()).unwrap();
     Repository::open(name, storage).unwrap()
 }
@@ -115,7 +116,7 @@ fn damage(repository: &Repository, prefix: &str) -> usize {
             bytes[at] ^= 0x10;
         }
         storage.delete(&object.key).unwrap();
-        storage.put_if_absent(&object.key, &bytes).unwrap();
+        let _created = storage.put_if_absent(&object.key, &bytes).unwrap();
         done += 1;
     }
     done
