@@ -15,6 +15,8 @@ pub mod hooks;
 pub mod host;
 pub mod ledger;
 pub mod levers;
+#[cfg(any(test, feature = "fault-injection"))]
+pub mod memory;
 mod replicate;
 pub mod restore;
 pub mod restore_set;

@@ -4,12 +4,14 @@ mod component;
 
 use super::output::{Output, human_bytes, open_repository, print_json, print_text};
 use crate::cancel::CancelToken;
-use crate::clock::{SharedClock, SystemClock};
+use crate::clock::{Clock as _, SharedClock, SystemClock};
 use crate::config::{self, Config};
 use crate::crashsafe::{RealFs, SharedFs};
 use crate::repository::Repository;
 use crate::repository::session::Session;
+use crate::restore::archived::{self, Archived};
 use crate::restore::{self, Archiving, Destination, Execution, Plan, Request, Restored};
+use crate::storage::bucket::Tier;
 use crate::wal::repositories::Repositories;
 use crate::{Error, Result, exit_code, places};
 use pgark_types::{BackupLabel, Lsn, RecoveryTarget, TargetAction, TargetTimeline};
@@ -76,6 +78,16 @@ pub struct Args {
     /// End before the first missing WAL segment instead of refusing.
     #[arg(long)]
     pub end_before_gap: bool,
+    /// Ask an archive (storage class GLACIER, DEEP_ARCHIVE) for what the restore needs, and say when to
+    /// come back. The plan shows how much that is.
+    #[arg(long, value_enum, value_name = "TIER")]
+    pub retrieve: Option<Tier>,
+    /// For how many days what was asked for is kept at hand.
+    #[arg(long, value_name = "DAYS", default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=365))]
+    pub retrieve_days: u16,
+    /// Wait for what is on its way out of the archive, then restore.
+    #[arg(long)]
+    pub wait_for_retrieval: bool,
     /// Print the plan and write nothing.
     #[arg(long)]
     pub dry_run: bool,
@@ -155,11 +167,24 @@ pub fn run(
     }
     source.preflight(&destination, args.delta)?;
     let plan = source.plan.clone();
+    let archived = archived::look(source.backup.repository(), &plan, cancel)?;
+    if output == Output::Text
+        && let Some(archived) = &archived
+    {
+        print_archived(archived);
+    }
     if args.dry_run {
         if output == Output::Json {
-            print_json(plan_json(&plan, source.backup.repository().name()));
+            let mut value = plan_json(&plan, source.backup.repository().name());
+            if let Value::Object(fields) = &mut value {
+                fields.insert("archived".to_owned(), json!(archived));
+            }
+            print_json(value);
         }
         return Ok(exit_code::DONE);
+    }
+    if let Some(archived) = archived.filter(|archived| !archived.is_at_hand()) {
+        retrieve(source.backup.repository(), &plan, &archived, args, cancel)?;
     }
     let fs: SharedFs = Arc::new(RealFs);
     let execution = Execution {
@@ -183,6 +208,54 @@ pub fn run(
         Output::Text => print_outcome(&restored, args),
     }
     Ok(exit_code::DONE)
+}
+
+/// Gets what lies in an archive, as far as the arguments allow it.
+fn retrieve(
+    repository: &Repository,
+    plan: &Plan,
+    archived: &Archived,
+    args: &Args,
+    cancel: &CancelToken,
+) -> Result<()> {
+    match args.retrieve {
+        Some(tier) => {
+            let asked = archived::retrieve(repository, archived, tier, args.retrieve_days, cancel)?;
+            tracing::info!("asked the archive for {asked} objects");
+        }
+        None if archived.not_requested > 0 || !args.wait_for_retrieval => {
+            return Err(archived::refusal(archived));
+        }
+        None => {}
+    }
+    if args.wait_for_retrieval {
+        return archived::wait(repository, plan, &SystemClock, cancel);
+    }
+    // Some archives answer at once.
+    match archived::look(repository, plan, cancel)? {
+        Some(again) if !again.is_at_hand() => {
+            let tier = args.retrieve.unwrap_or(Tier::Standard);
+            Err(archived::come_back(&again, tier, SystemClock.now()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn print_archived(archived: &Archived) {
+    let classes: Vec<&str> = archived.classes.iter().map(String::as_str).collect();
+    print_text(format_args!(
+        "  in an archive ({}): {} objects; {} not asked for, {} on their way",
+        classes.join(", "),
+        archived.objects,
+        archived.not_requested,
+        archived.coming
+    ));
+    if let Some(until) = archived.at_hand_until {
+        print_text(format_args!(
+            "  what is at hand of them goes away again from {} on",
+            until.format("%Y-%m-%d %H:%M:%SZ")
+        ));
+    }
 }
 
 /// Keeps gc from the backup while it is read. With read access alone that cannot be done: then a

@@ -1,7 +1,7 @@
 //! Backup sets: `sets/<label>.json` says which backups belong together, and what was true when they
 //! were taken. Written last, once, into every repository.
 
-use super::{Repository, layout, record};
+use super::{Repository, backups, layout, record, tombs};
 use crate::component::{Consistency, Point, Stage};
 use crate::config::component::Quiesce;
 use crate::{Error, ErrorKind, Result};
@@ -312,14 +312,8 @@ pub struct Found {
 /// # Errors
 /// The storage's. A damaged record is an entry, not an error.
 pub fn list(repository: &Repository) -> Result<Vec<Found>> {
-    let objects = repository.storage().list(layout::sets_prefix())?;
-    let mut labels: Vec<BackupLabel> = objects
-        .iter()
-        .filter_map(|o| layout::set_of(&o.key))
-        .collect();
-    labels.sort_by(|a, b| a.as_str().cmp(b.as_str()));
     let mut found = Vec::new();
-    for label in labels {
+    for label in labels(repository)? {
         match find(repository, &label) {
             Ok(Some(set)) => found.push(Found {
                 label,
@@ -335,4 +329,71 @@ pub fn list(repository: &Repository) -> Result<Vec<Found>> {
         }
     }
     Ok(found)
+}
+
+/// What has become of the member of a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// It is a backup that counts.
+    There,
+    /// It was expired: the set is no longer whole, as somebody or the policy wanted it.
+    Expired,
+    /// It is not there, and nothing says why.
+    Missing,
+}
+
+/// Whether the backup that a member stands for is still in `repository`. `None`: it never was.
+///
+/// # Errors
+/// The storage's; kind Data when its records are damaged.
+pub fn presence(repository: &Repository, member: &SetMember) -> Result<Option<Presence>> {
+    let (Some(label), MemberOutcome::Committed) = (&member.label, member.outcome) else {
+        return Ok(None);
+    };
+    let tomb = tombs::of(repository, &member.component, label)?;
+    if tomb.is_some_and(|tomb| tomb.state != tombs::State::Undone) {
+        return Ok(Some(Presence::Expired));
+    }
+    let found = backups::find_label(repository, &member.component, label)?;
+    Ok(Some(match found {
+        Some(_) => Presence::There,
+        None => Presence::Missing,
+    }))
+}
+
+/// The newest complete set whose members are all there.
+///
+/// # Errors
+/// The storage's. A damaged record is passed over.
+pub fn newest_whole(repository: &Repository) -> Result<Option<Set>> {
+    for label in labels(repository)?.iter().rev() {
+        let set = match find(repository, label) {
+            Ok(Some(set)) if set.outcome == SetOutcome::Complete => set,
+            Ok(_) => continue,
+            Err(error) if error.kind() == ErrorKind::Data => continue,
+            Err(error) => return Err(error),
+        };
+        let mut whole = true;
+        for member in &set.members {
+            whole &= match presence(repository, member) {
+                Ok(presence) => presence == Some(Presence::There),
+                Err(error) if error.kind() == ErrorKind::Data => false,
+                Err(error) => return Err(error),
+            };
+        }
+        if whole {
+            return Ok(Some(set));
+        }
+    }
+    Ok(None)
+}
+
+fn labels(repository: &Repository) -> Result<Vec<BackupLabel>> {
+    let objects = repository.storage().list(layout::sets_prefix())?;
+    let mut labels: Vec<BackupLabel> = objects
+        .iter()
+        .filter_map(|o| layout::set_of(&o.key))
+        .collect();
+    labels.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+    Ok(labels)
 }

@@ -116,7 +116,7 @@ fn known() -> Known {
 
 fn planned(moment: &Moment) -> Result<Plan> {
     let config =
-        Config::parse("[cluster]\n[component.docs]\nkind = \"files\"\nroot = \"/srv/docs\"\n")
+        Config::parse("[cluster]\n[component.docs]\nkind = \"files\"\npaths = [\"/srv/docs\"]\n")
             .unwrap();
     let section = &config.component["docs"];
     let driver = drivers::open("docs", "files", &section.settings).unwrap();
