@@ -348,6 +348,10 @@ pub trait Driver: Send + Sync {
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
+mod flip_tests;
+#[cfg(test)]
+mod gc_tests;
+#[cfg(test)]
 pub(crate) mod testdata;
 #[cfg(test)]
 mod tests;

@@ -67,7 +67,9 @@ Examples:
   pgark restore --target-dir /srv/restored --target-time 2026-11-21T10:30:00Z
   pgark restore --target-dir /srv/standby --standby --archive keep
   pgark restore --target-dir /var/lib/postgresql/15/main --delta --archive keep
-  pgark restore --target-dir /srv/restored --target-time 2024-11-21T10:30:00Z --retrieve bulk --wait-for-retrieval";
+  pgark restore --target-dir /srv/restored --target-time 2024-11-21T10:30:00Z --retrieve bulk --wait-for-retrieval
+  pgark restore --component documents --to /srv/look --select srv/documents/2026
+  pgark restore --component documents --backup 20261121T103000Z-7K2Q --yes";
 
 pub(crate) const VERIFY: &str = "\
 Examples:

@@ -107,7 +107,7 @@ fn run(cli: &Cli) -> Result<u8> {
         }
         Command::Restore(args) => {
             let cancel = cancel_on_signal()?;
-            commands::restore::run(&Config::load(path)?, path, args, output, &cancel)?;
+            return commands::restore::run(&Config::load(path)?, path, args, output, &cancel);
         }
         Command::RestoreSet(args) => {
             let cancel = cancel_on_signal()?;

@@ -28,6 +28,8 @@ mod t310_crashes;
 mod t320_flips;
 mod t330_full_disk;
 mod t340_panic_and_cancel;
+mod t410_encryption;
+mod t420_retention;
 mod t430_s3;
 mod t431_s3_faults;
 mod t432_s3_bad_input;
@@ -36,6 +38,7 @@ mod t434_lifecycle;
 mod t435_s3_access;
 mod t440_several_repositories;
 mod t441_failover;
+mod t500_files;
 mod t530_chroma;
 mod t600_extension_sql;
 mod t601_extension_rights;
@@ -44,5 +47,3 @@ mod t603_extension_schedules;
 // A part of the full tier of its own.
 #[cfg(feature = "pg18")]
 mod t400_postgres_18;
-mod t410_encryption;
-mod t420_retention;

@@ -1,5 +1,7 @@
 //! `pgark restore`.
 
+mod component;
+
 use super::output::{Output, human_bytes, open_repository, print_json, print_text};
 use crate::cancel::CancelToken;
 use crate::clock::{Clock as _, SharedClock, SystemClock};
@@ -11,19 +13,21 @@ use crate::restore::archived::{self, Archived};
 use crate::restore::{self, Archiving, Destination, Execution, Plan, Request, Restored};
 use crate::storage::bucket::Tier;
 use crate::wal::repositories::Repositories;
-use crate::{Error, Result, places};
+use crate::{Error, Result, exit_code, places};
 use pgark_types::{BackupLabel, Lsn, RecoveryTarget, TargetAction, TargetTimeline};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Restores the cluster into a directory, to any point its WAL reaches.
+/// Restores the cluster into a directory, to any point its WAL reaches; or another component.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// The new data directory: absent or empty, or with --delta one of the same cluster.
-    #[arg(long, value_name = "DIR")]
-    pub target_dir: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "component")]
+    pub target_dir: Option<PathBuf>,
+    #[command(flatten)]
+    component_args: component::Args,
     /// Keep every transaction committed up to this instant (RFC 3339, with a zone).
     #[arg(long, value_name = "TIME", group = "target")]
     pub target_time: Option<String>,
@@ -51,7 +55,8 @@ pub struct Args {
     /// The backup to begin with [default: the newest one that reaches the target]
     #[arg(long, value_name = "LABEL")]
     pub backup: Option<BackupLabel>,
-    /// The component [default: the cluster of the configuration]
+    /// The component [default: the cluster of the configuration]; one that is no cluster is restored in
+    /// place, unless --to says where
     #[arg(long, value_name = "NAME")]
     pub component: Option<String>,
     /// Only this repository [default: the required ones, then the others; the first that can serve]
@@ -119,9 +124,30 @@ pub fn run(
     args: &Args,
     output: Output,
     cancel: &CancelToken,
-) -> Result<()> {
+) -> Result<u8> {
+    if let Some(name) = args
+        .component
+        .as_deref()
+        .filter(|name| *name != config.cluster_name())
+    {
+        if config.component.contains_key(name) {
+            return component::run(config, name, args, output, cancel);
+        }
+        // A cluster of another name may be restored from here, but only into a directory.
+        if args.target_dir.is_none() {
+            return Err(component::unknown(config, name));
+        }
+    }
+    component::refuse_for_cluster(&args.component_args)?;
     let request = request(config, args)?;
-    let target = absolute(&args.target_dir)?;
+    let target = args.target_dir.as_deref().ok_or_else(|| {
+        Error::invalid(
+            "target_dir_missing",
+            "a cluster is restored into a directory",
+        )
+        .with_hint("Name it with --target-dir.")
+    })?;
+    let target = absolute(target)?;
     let mut source = match &args.repository {
         Some(name) => {
             let only = open_repository(config, Some(name))?;
@@ -155,7 +181,7 @@ pub fn run(
             }
             print_json(value);
         }
-        return Ok(());
+        return Ok(exit_code::DONE);
     }
     if let Some(archived) = archived.filter(|archived| !archived.is_at_hand()) {
         retrieve(source.backup.repository(), &plan, &archived, args, cancel)?;
@@ -181,7 +207,7 @@ pub fn run(
         Output::Json => print_json(result_json(&plan, &restored)),
         Output::Text => print_outcome(&restored, args),
     }
-    Ok(())
+    Ok(exit_code::DONE)
 }
 
 /// Gets what lies in an archive, as far as the arguments allow it.
