@@ -44,6 +44,16 @@ Examples:
   pgark repo copy --from local --to far --since 2026-11-20T00:00:00Z --output json
   pgark repo copy --from local --to far --backup 20261120T201015Z-5RJ9";
 
+pub(crate) const ASSESS: &str = "\
+Examples:
+  pgark assess
+  pgark assess --output json";
+
+pub(crate) const RECONCILE: &str = "\
+Examples:
+  pgark reconcile --component vectors
+  pgark reconcile --component vectors --into-table rag.reingest";
+
 pub(crate) const RESTORE_SET: &str = "\
 Examples:
   pgark restore-set --set 20261120T201015Z-5RJ9 --target-dir /var/lib/postgresql/17/restored --dry-run
