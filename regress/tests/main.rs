@@ -33,6 +33,7 @@ mod t431_s3_faults;
 mod t432_s3_bad_input;
 mod t440_several_repositories;
 mod t441_failover;
+mod t510_sets;
 // A part of the full tier of its own.
 #[cfg(feature = "pg18")]
 mod t400_postgres_18;
