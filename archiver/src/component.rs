@@ -11,12 +11,14 @@ pub mod brake;
 mod capture;
 pub mod coordinator;
 pub mod drivers;
+pub mod health;
 pub mod hooks;
 pub mod host;
 pub mod ledger;
 pub mod levers;
 #[cfg(any(test, feature = "fault-injection"))]
 pub mod memory;
+pub mod reconcile;
 mod replicate;
 pub mod restore;
 pub mod restore_set;
@@ -327,6 +329,21 @@ pub trait Driver: Send + Sync {
         source: &dyn Source,
         request: &Request,
     ) -> Result<Evidence>;
+
+    /// Calls `visit` with every id in a part of the store, in the driver's terms (a collection, a pattern
+    /// of keys, a path); empty: all of it. False: this driver has no ids to list.
+    ///
+    /// # Errors
+    /// As [`Driver::capture`]; what `visit` returns; kind Invalid for a part that there is not.
+    fn ids(
+        &self,
+        context: &Context<'_>,
+        part: &str,
+        visit: &mut dyn FnMut(String) -> Result<()>,
+    ) -> Result<bool> {
+        let _ = (context, part, visit);
+        Ok(false)
+    }
 
     /// What would hold writers back for at most `seconds`; nothing is done yet. `None`: the store has no
     /// such lever, or its capture is exact without one.

@@ -55,6 +55,16 @@ Examples:
   pgark repo lifecycle --apply --coldest standard-ia
   pgark repo lifecycle --repository far --output json";
 
+pub(crate) const ASSESS: &str = "\
+Examples:
+  pgark assess
+  pgark assess --output json";
+
+pub(crate) const RECONCILE: &str = "\
+Examples:
+  pgark reconcile --component vectors
+  pgark reconcile --component vectors --into-table rag.reingest";
+
 pub(crate) const RESTORE_SET: &str = "\
 Examples:
   pgark restore-set --set 20261120T201015Z-5RJ9 --target-dir /var/lib/postgresql/17/restored --dry-run

@@ -113,6 +113,14 @@ fn run(cli: &Cli) -> Result<u8> {
             let cancel = cancel_on_signal()?;
             return commands::restore_set::run(&Config::load(path)?, path, args, output, &cancel);
         }
+        Command::Assess(args) => {
+            let cancel = cancel_on_signal()?;
+            return commands::assess::run(&Config::load(path)?, args, output, &cancel);
+        }
+        Command::Reconcile(args) => {
+            let cancel = cancel_on_signal()?;
+            return commands::reconcile::run(&Config::load(path)?, args, output, &cancel);
+        }
         Command::Config(ConfigCommand::Check) => {
             commands::config::check(&cli.config, output)?;
         }

@@ -39,6 +39,7 @@ mod t435_s3_access;
 mod t440_several_repositories;
 mod t441_failover;
 mod t500_files;
+mod t510_sets;
 mod t530_chroma;
 mod t600_extension_sql;
 mod t601_extension_rights;

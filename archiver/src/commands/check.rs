@@ -7,6 +7,7 @@ use crate::backup::wal_wait::{self, Needed};
 use crate::cancel::CancelToken;
 use crate::catalog::Connection;
 use crate::clock::{Clock as _, SystemClock};
+use crate::component::{drivers, health};
 use crate::config::{Cluster, Config};
 use crate::gc::lock;
 use crate::postgres::control_file::ControlFile;
@@ -124,6 +125,7 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
             cancel,
         );
     }
+    components(config, cancel, &mut checks);
     for repository in &repositories {
         let known = backups(config.cluster_name(), repository);
         checks.add(format!("backups {}", repository.name()), known);
@@ -160,6 +162,24 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
     } else {
         exit_code::DONE
     })
+}
+
+/// What each component's driver needs of its store, and what a dead run has left to undo.
+fn components(config: &Config, cancel: &CancelToken, checks: &mut Checks) {
+    for (name, section) in &config.component {
+        let kind = &section.common.kind;
+        let driver = drivers::open(name, kind, &section.settings);
+        let lines = driver.and_then(|driver| health::check(config, name, driver.as_ref(), cancel));
+        match lines {
+            Ok(lines) => checks.0.extend(lines.into_iter().map(|line| Check {
+                name: format!("component {name}: {}", line.name),
+                ok: line.ok,
+                detail: line.detail,
+                hint: Some(line.hint).filter(|hint| !hint.is_empty()),
+            })),
+            Err(error) => drop(checks.add::<()>(format!("component {name}"), Err(error))),
+        }
+    }
 }
 
 /// WAL past a fork is stored and not followed. That may be a branch which a recovery has left, so it

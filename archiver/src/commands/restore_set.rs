@@ -234,7 +234,7 @@ fn target_dir(args: &Args) -> Result<PathBuf> {
     match &args.target_dir {
         Some(directory) => absolute(directory),
         None => Err(Error::invalid(
-            "target_dir_required",
+            "target_dir_missing",
             "the cluster needs a directory to be restored into",
         )
         .with_hint("Add --target-dir, or name the other components with --component.")),

@@ -2,6 +2,7 @@
 //! links and holes. Symbolic links are kept as such and never followed.
 
 mod compare;
+mod ids;
 mod notes;
 mod place;
 mod prune;
@@ -170,6 +171,15 @@ impl Driver for Files {
     ) -> Result<Evidence> {
         let places = Places::new(self, request)?;
         compare::evidence(&places, context, source, request)
+    }
+
+    fn ids(
+        &self,
+        context: &Context<'_>,
+        part: &str,
+        visit: &mut dyn FnMut(String) -> Result<()>,
+    ) -> Result<bool> {
+        ids::list(&self.paths, context, part, visit).map(|()| true)
     }
 
     fn lever(&self, _seconds: u64) -> Option<Lever> {

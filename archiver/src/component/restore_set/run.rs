@@ -5,9 +5,8 @@ use super::{Plan, Step};
 use crate::cancel::CancelToken;
 use crate::clock::{SharedClock, deadline};
 use crate::component::hooks::Hook;
-use crate::component::scratch::Scratch;
 use crate::component::source::OpenSource;
-use crate::component::{Context, Driver, Evidence, Request, backup, restore};
+use crate::component::{Driver, Evidence, Request, backup, health, restore};
 use crate::config::Config;
 use crate::config::component::Common;
 use crate::{Error, Result};
@@ -343,13 +342,7 @@ impl Execution<'_> {
     }
 
     fn check(&self, name: &str, driver: &dyn Driver) -> Result<Option<String>> {
-        let scratch = Scratch::make(self.config)?;
-        let context = Context {
-            component: name,
-            cancel: self.cancel,
-            scratch: scratch.path(),
-        };
-        let lines = driver.check(&context)?;
+        let lines = health::check(self.config, name, driver, self.cancel)?;
         let bad = lines.into_iter().find(|line| !line.ok);
         Ok(bad.map(|line| format!("{}: {}", line.name, line.detail)))
     }
