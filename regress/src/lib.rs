@@ -22,6 +22,7 @@ pub mod major;
 pub mod pgark;
 pub mod process;
 pub mod recovery;
+pub mod redis_server;
 pub mod s3_proxy;
 pub mod s3_server;
 pub mod server_log;

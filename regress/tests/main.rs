@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 mod archive;
+mod component;
 mod t000_smoke;
 mod t010_extension;
 mod t020_archive_module;
@@ -33,6 +34,7 @@ mod t431_s3_faults;
 mod t432_s3_bad_input;
 mod t440_several_repositories;
 mod t441_failover;
+mod t520_redis;
 // A part of the full tier of its own.
 #[cfg(feature = "pg18")]
 mod t400_postgres_18;
