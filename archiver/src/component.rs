@@ -5,9 +5,15 @@
 //! the driver's choosing. Drivers know their store and nothing of repositories; [`Sink`] and
 //! [`Source`] know repositories and nothing of stores.
 
+pub mod backup;
+mod capture;
 pub mod drivers;
 #[cfg(any(test, feature = "fault-injection"))]
 pub mod memory;
+mod replicate;
+pub mod restore;
+pub mod scratch;
+pub mod source;
 
 use crate::Result;
 use crate::cancel::CancelToken;
@@ -187,6 +193,15 @@ pub trait Source: Sync {
     /// # Errors
     /// Kind Invalid when there is no such file; Data for damage; the repository's.
     fn read(&self, path: &[u8]) -> Result<Box<dyn Read + Send + '_>>;
+}
+
+/// The error of reading a file's content, of [`Source::read`] or of the store: what lies in it counts.
+#[must_use]
+pub fn content_error(message: impl Into<String>, error: std::io::Error) -> crate::Error {
+    match error.downcast::<crate::Error>() {
+        Ok(inner) => inner.context(message.into()),
+        Err(error) => crate::Error::io(message, error),
+    }
 }
 
 /// What to restore, and to where.

@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod backups;
 mod codec;
+pub mod component;
 pub mod crypto;
 pub mod format;
 pub mod frame;

@@ -4,6 +4,7 @@
 //! (every page decompressed and compared with its digest and its own checksum).
 
 mod backup;
+mod component;
 #[cfg(test)]
 mod flip_tests;
 mod identity;
@@ -203,9 +204,9 @@ impl Verification<'_> {
             }
             for found in found {
                 match found {
-                    Found::Committed(label) | Found::Expired(_, Some(label)) => {
-                        self.backup(&component, &label)?;
-                        self.backups.insert(label.session, *label);
+                    Found::Committed(record) | Found::Expired(_, Some(record)) => {
+                        self.backup(&component, &record)?;
+                        self.backups.insert(record.session(), *record);
                     }
                     Found::Damaged(label, error) => {
                         let key = crate::repository::layout::label(&component, &label)?;
@@ -245,7 +246,7 @@ impl Verification<'_> {
             return self.unfinished(component, asked);
         }
         let record = found.into_iter().find_map(|found| match found {
-            Found::Committed(record) if &record.label == label => Some(Ok(record)),
+            Found::Committed(record) if record.label() == label => Some(Ok(record)),
             Found::Damaged(damaged, error) if &damaged == label => Some(Err(error)),
             _ => None,
         });

@@ -108,8 +108,8 @@ pub const PARTS: [Part; 14] = [
     },
     Part {
         name: "stores",
-        about: "Redis, Valkey, Prometheus, Grafana: backups, restores, faults on the way",
-        run: Run::EndToEnd(&["t52", "t56", "t57"]),
+        about: "Redis, Chroma, logical dumps, Elasticsearch, Prometheus, Grafana: real servers where there are any",
+        run: Run::EndToEnd(&["t52", "t53", "t54", "t55", "t56", "t57"]),
     },
 ];
 

@@ -12,6 +12,7 @@
 
 pub mod account;
 pub mod bench;
+pub mod chroma_server;
 pub mod cluster;
 pub mod directory;
 pub mod evidence;
@@ -21,6 +22,7 @@ pub mod ledger;
 pub mod major;
 pub mod pgark;
 pub mod process;
+pub mod prometheus_server;
 pub mod recovery;
 pub mod redis_server;
 pub mod s3_proxy;

@@ -54,6 +54,13 @@ impl Bench {
     }
 
     #[track_caller]
+    pub fn capture_after(&self, driver: &dyn Driver, parent: MemorySource) -> MemorySource {
+        let sink = MemorySink::with_parent(parent);
+        let point = driver.capture(&self.context(), &sink);
+        sink.finish(point.unwrap_or_else(|e| panic!("{}", text(&e))))
+    }
+
+    #[track_caller]
     pub fn capture(&self, driver: &dyn Driver) -> MemorySource {
         self.try_capture(driver)
             .unwrap_or_else(|e| panic!("{}", text(&e)))

@@ -1,5 +1,8 @@
 //! The drivers, one file each, and which kind is whose.
 
+pub mod chroma;
+mod http;
+pub mod prometheus;
 pub mod redis;
 
 use super::Driver;
@@ -13,6 +16,10 @@ use serde::de::DeserializeOwned;
 /// Kind Invalid for a kind that nobody knows, or a section that the driver does not understand.
 pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Driver>> {
     match kind {
+        "chroma" => Ok(Box::new(chroma::Chroma::new(parse(name, settings)?)?)),
+        "prometheus" => Ok(Box::new(prometheus::Prometheus::new(parse(
+            name, settings,
+        )?)?)),
         "redis" => Ok(Box::new(redis::Redis::new(parse(name, settings)?)?)),
         _ => Err(Error::invalid(
             "component_kind_unknown",

@@ -4,7 +4,7 @@
 //! is found by what it says about itself.
 
 use super::Verification;
-use crate::repository::format::manifest::Label;
+use crate::repository::format::component::Record;
 use crate::repository::layout;
 use crate::storage::{Key, StrangerKind};
 use crate::wal::cluster;
@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ulid::Ulid;
 
 /// The committed backups by their session.
-pub(super) type BySession = BTreeMap<Ulid, Label>;
+pub(super) type BySession = BTreeMap<Ulid, Record>;
 
 /// Refuses a sound record that says of itself that it belongs elsewhere. What it does not say, and
 /// a record that this pgark does not know, passes.
@@ -66,9 +66,9 @@ pub(super) fn check_place(key: &Key, json: &[u8], backups: &BySession) -> Result
                 .and_then(|u| backups.get(&u));
             match (backup, *what) {
                 (Some(backup), "begin") => {
-                    says("component", &backup.component) && says("label", backup.label.as_str())
+                    says("component", backup.component()) && says("label", backup.label().as_str())
                 }
-                (Some(backup), "wal-pin") => {
+                (Some(Record::Postgres(backup)), "wal-pin") => {
                     field(&record, "system_identifier") == Some(backup.system_identifier)
                         && field(&record, "start_lsn") == Some(backup.start_lsn)
                 }
@@ -136,7 +136,8 @@ impl Verification<'_> {
                 self.report.find(cluster_record(None), "missing", detail);
             }
         }
-        for backup in self.backups.values() {
+        let records = self.backups.values().cloned();
+        for backup in records.filter_map(Record::postgres) {
             if unregistered(backup.system_identifier) {
                 let detail = format!(
                     "backup \"{}\" is of system identifier {}, which is not registered",
