@@ -40,7 +40,7 @@ pub struct Part {
 const UNIT_TESTS_MIN: usize = 225;
 
 /// All parts, in order: `make test-full PART=1` is the first.
-pub const PARTS: [Part; 13] = [
+pub const PARTS: [Part; 14] = [
     Part {
         name: "unit",
         about: "bytes, storage, engine; crashes at every operation with 8 seeds; 18,000 flips",
@@ -105,6 +105,11 @@ pub const PARTS: [Part; 13] = [
         name: "repositories",
         about: "several repositories: backups into all, catch-up, failover",
         run: Run::EndToEnd(&["t44"]),
+    },
+    Part {
+        name: "sftp",
+        about: "a repository on an SSH server: recovery, connections that break, bad input",
+        run: Run::EndToEnd(&["t45"]),
     },
 ];
 

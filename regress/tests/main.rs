@@ -33,6 +33,8 @@ mod t431_s3_faults;
 mod t432_s3_bad_input;
 mod t440_several_repositories;
 mod t441_failover;
+mod t450_sftp;
+mod t451_sftp_faults;
 // A part of the full tier of its own.
 #[cfg(feature = "pg18")]
 mod t400_postgres_18;

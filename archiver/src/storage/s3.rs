@@ -7,8 +7,7 @@
 
 mod client;
 mod exclusive;
-mod failure;
-mod policy;
+pub(super) mod failure;
 mod probe;
 mod requests;
 pub mod settings;
@@ -16,6 +15,7 @@ mod throttle;
 
 pub use settings::Settings;
 
+use super::policy::{self, Attempt, Limiter, Operation};
 use super::{Capabilities, Key, ObjectMeta, ObjectWriter, Put, Storage};
 use crate::repository::layout::{self, ObjectClass};
 use crate::{Error, Result};
@@ -24,10 +24,8 @@ use aws_sdk_s3::types::StorageClass;
 use bytes::Bytes;
 use exclusive::Exclusiveness;
 use failure::Failure;
-use policy::{Attempt, Operation};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use throttle::Limiter;
 use tokio::sync::Semaphore;
 
 /// Names below the prefix that are no objects of the repository: claims and probes. In no listing.
@@ -230,7 +228,7 @@ impl Inner {
         operation: &Operation,
         mut attempt: impl AsyncFnMut(&Client, Attempt) -> Result<T, Failure>,
     ) -> Result<T> {
-        let runtime = client::runtime()?;
+        let runtime = policy::runtime()?;
         let client = self.client()?;
         let result = runtime.block_on(policy::retrying(
             operation,
@@ -250,7 +248,7 @@ impl Inner {
         if let Some(client) = slot.as_ref() {
             return Ok(client.clone());
         }
-        let made = client::runtime()?.block_on(client::connect(&self.settings, &self.upload));
+        let made = policy::runtime()?.block_on(client::connect(&self.settings, &self.upload));
         let made = made.map_err(|e| e.context(&self.place))?;
         *slot = Some(made.clone());
         Ok(made)
