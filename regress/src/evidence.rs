@@ -121,6 +121,11 @@ pub const PARTS: &[Part] = &[
         about: "files, and backup sets of several components: capture, quiesce, restore to one moment",
         run: Run::EndToEnd(&["t50", "t51"]),
     },
+    Part {
+        name: "sftp",
+        about: "a repository on an SSH server: recovery, connections that break, bad input",
+        run: Run::EndToEnd(&["t45"]),
+    },
 ];
 
 impl Part {

@@ -29,6 +29,8 @@ pub mod s3_proxy;
 pub mod s3_server;
 pub mod server_log;
 pub mod session;
+pub mod sftp_server;
+pub mod tcp_proxy;
 pub mod tools;
 
 pub use cluster::{Cluster, ClusterBuilder, StopMode};

@@ -39,6 +39,8 @@ mod t434_lifecycle;
 mod t435_s3_access;
 mod t440_several_repositories;
 mod t441_failover;
+mod t450_sftp;
+mod t451_sftp_faults;
 mod t500_files;
 mod t510_sets;
 mod t520_redis;
