@@ -1238,6 +1238,7 @@ CREATE FUNCTION pgark.request(action text, components text[], repository text, o
         id bigint;
     BEGIN
         PERFORM pgark.check_database();
+        PERFORM pgark.identity();
         PERFORM pgark.check_repository(repository);
         IF (SELECT count(*) FROM pgark.queue_job AS j WHERE j.state IN ('queued', 'running')) >= 10000 THEN
             RAISE EXCEPTION USING ERRCODE = 'program_limit_exceeded',
@@ -1437,7 +1438,7 @@ CREATE PROCEDURE pgark.wait_for(job_id bigint, timeout interval DEFAULT '1 hour'
             IF pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) deadline THEN
                 PERFORM pgark.wait_is_over(job_id, timeout);
             END IF;
-            -- Sleeps without a snapshot: vacuum goes on.
+            -- A new transaction for every look: vacuum goes on meanwhile.
             COMMIT;
             PERFORM pg_catalog.pg_sleep(0.2);
         END LOOP;
@@ -1515,6 +1516,7 @@ CREATE FUNCTION pgark.set_component(component text, backup_age_max interval) RET
     AS $$
     BEGIN
         PERFORM pgark.check_database();
+        PERFORM pgark.identity();
         PERFORM pgark.check_component(component);
         IF backup_age_max IS NULL THEN
             DELETE FROM pgark.config_component AS c WHERE c.component = set_component.component;
