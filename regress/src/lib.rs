@@ -37,5 +37,5 @@ pub use cluster::{Cluster, ClusterBuilder, StopMode};
 pub use directory::TestDirectory;
 pub use ledger::{Ledger, Mark};
 pub use major::Major;
-pub use pgark::{Output, Pgark};
+pub use pgark::{Agent, Output, Pgark};
 pub use session::Session;

@@ -65,6 +65,7 @@ pub struct Pgark {
     home: PathBuf,
     config: PathBuf,
     cluster_section: String,
+    agent_lines: String,
     more: String,
 }
 
@@ -76,6 +77,7 @@ impl Pgark {
         let pgark = Self {
             config: home.join("pgark.toml"),
             cluster_section: cluster.map(cluster_section).unwrap_or_default(),
+            agent_lines: String::new(),
             more: format!("[repository.local]\n{}", directory.repository()),
             home,
         };
@@ -103,12 +105,20 @@ impl Pgark {
         self.write();
     }
 
+    /// Appends a line to the section `[agent]`.
+    pub fn in_agent(&mut self, line: &str) {
+        self.agent_lines.push_str(line);
+        self.agent_lines.push('\n');
+        self.write();
+    }
+
     fn write(&self) {
         let text = format!(
-            "{}\n[agent]\nsocket = \"{}\"\nstate_dir = \"{}\"\nhttp = \"127.0.0.1:0\"\n\n{}",
+            "{}\n[agent]\nsocket = \"{}\"\nstate_dir = \"{}\"\nhttp = \"127.0.0.1:0\"\n{}\n{}",
             self.cluster_section,
             self.socket().display(),
             self.state().display(),
+            self.agent_lines,
             self.more
         );
         // In one step: a server may be running commands with it.

@@ -50,6 +50,9 @@ mod t600_extension_sql;
 mod t601_extension_rights;
 mod t602_extension_queue;
 mod t603_extension_schedules;
+mod t610_jobs;
+mod t611_catalog;
+mod t612_occurrences;
 // A part of the full tier of its own.
 #[cfg(feature = "pg18")]
 mod t400_postgres_18;

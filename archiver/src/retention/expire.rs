@@ -102,6 +102,7 @@ pub fn expire(
         Some(label) => format!("{component} {label}"),
         None => component.to_owned(),
     };
+    crate::fault::point("expire:begun");
     audit::write(repository, clock, "expire", &subject)?;
     if let Some(label) = &request.backup {
         return one(repository, clock, component, label);
