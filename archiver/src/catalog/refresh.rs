@@ -197,6 +197,7 @@ impl Catalog {
             let kind = match section.kind {
                 RepositoryKind::Posix => "posix",
                 RepositoryKind::S3 => "s3",
+                RepositoryKind::Sftp => "sftp",
             };
             Some(json!({
                 "name": name,

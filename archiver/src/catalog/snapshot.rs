@@ -231,7 +231,7 @@ impl Snapshot {
             "bytes_source": bytes(record.bytes_source()),
             "bytes_stored": bytes(record.bytes_stored()),
             "root_digest": record.root_digest(),
-            "corrupt_pages": bytes(record.corrupt_page_count()),
+            "corrupt_pages": 0,
             "job_ulid": job,
             "node": node,
             "annotations": annotations,
@@ -244,6 +244,7 @@ impl Snapshot {
                 "timeline": label.timeline.0,
                 "start_lsn": text(label.start_lsn),
                 "stop_lsn": text(label.stop_lsn),
+                "corrupt_pages": bytes(label.corrupt_page_count),
             }),
             Record::Component(label) => json!({
                 "consistency": label.consistency,
