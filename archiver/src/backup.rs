@@ -5,6 +5,7 @@ mod complete;
 mod copy;
 #[cfg(test)]
 mod crash_tests;
+pub(crate) mod earlier;
 mod lane;
 mod meta;
 mod outlets;
@@ -20,9 +21,12 @@ pub(crate) mod testdata;
 mod throttle;
 pub(crate) mod wal_wait;
 
+pub(crate) use complete::{object_use, put_manifest, put_record};
+pub(crate) use copy::PackStore;
 pub(crate) use pages::page_digest;
 pub use plan::{Plan, plan};
 pub use replicate::Arrived;
 pub use run::{Options, Outcome, run};
 pub(crate) use scan::EMPTY_DIRECTORIES;
+pub(crate) use spread::{Copy, copy_limit, open_for_backup};
 pub use spread::{Place, Spread, everywhere};

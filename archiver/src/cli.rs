@@ -109,12 +109,22 @@ pub enum Command {
     /// Fetch one WAL file: restore_command = 'pgark archive-get %f %p'.
     #[command(after_help = examples::ARCHIVE_GET)]
     ArchiveGet(commands::archive_get::Args),
-    /// Take a base backup of the cluster.
+    /// Back up the cluster and other components, several as one set.
     #[command(after_help = examples::BACKUP)]
     Backup(commands::backup::Args),
     /// Restore the cluster into a directory, to any point that its WAL reaches.
     #[command(after_help = examples::RESTORE)]
     Restore(commands::restore::Args),
+    /// Restore the cluster and other components to one moment: a set's, or any.
+    #[command(after_help = examples::RESTORE_SET)]
+    RestoreSet(commands::restore_set::Args),
+    /// Say what can be reached, what is damaged, and which backup to go back to. Exit code 3 when
+    /// something is wrong.
+    #[command(after_help = examples::ASSESS)]
+    Assess(commands::assess::Args),
+    /// Compare a component's ids with a Postgres query. Exit code 3 when they differ.
+    #[command(after_help = examples::RECONCILE)]
+    Reconcile(commands::reconcile::Args),
     /// Copy backups and WAL from one repository to another.
     Repo(commands::repo::Args),
     /// Verify what is stored, without restoring it. Exit code 3 when something is wrong.

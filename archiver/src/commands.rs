@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod archive_get;
 pub mod archive_push;
+pub mod assess;
 pub mod backup;
 pub mod catalog;
 pub mod check;
@@ -15,8 +16,10 @@ pub mod info;
 pub mod init;
 pub mod key;
 pub mod mark;
+pub mod reconcile;
 pub mod repo;
 pub mod restore;
+pub mod restore_set;
 pub mod retention;
 pub mod verify;
 pub mod wal;

@@ -5,7 +5,25 @@
 //! the driver's choosing. Drivers know their store and nothing of repositories; [`Sink`] and
 //! [`Source`] know repositories and nothing of stores.
 
+pub mod anchor;
+pub mod backup;
+pub mod brake;
+mod capture;
+pub mod coordinator;
 pub mod drivers;
+pub mod health;
+pub mod hooks;
+pub mod host;
+pub mod ledger;
+pub mod levers;
+#[cfg(any(test, feature = "fault-injection"))]
+pub mod memory;
+pub mod reconcile;
+mod replicate;
+pub mod restore;
+pub mod restore_set;
+pub mod scratch;
+pub mod source;
 
 use crate::Result;
 use crate::cancel::CancelToken;
@@ -45,6 +63,18 @@ pub enum Consistency {
     CrashConsistent,
     /// Its parts are of different instants between the capture's begin and end.
     Fuzzy,
+}
+
+impl Consistency {
+    /// The word used in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::PointInTime => "point_in_time",
+            Self::CrashConsistent => "crash_consistent",
+            Self::Fuzzy => "fuzzy",
+        }
+    }
 }
 
 /// Where a capture stands in the store's own history, and in time.
@@ -187,6 +217,15 @@ pub trait Source: Sync {
     fn read(&self, path: &[u8]) -> Result<Box<dyn Read + Send + '_>>;
 }
 
+/// The error of reading a file's content, of [`Source::read`] or of the store: what lies in it counts.
+#[must_use]
+pub fn content_error(message: impl Into<String>, error: std::io::Error) -> crate::Error {
+    match error.downcast::<crate::Error>() {
+        Ok(inner) => inner.context(message.into()),
+        Err(error) => crate::Error::io(message, error),
+    }
+}
+
 /// What to restore, and to where.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
@@ -291,6 +330,21 @@ pub trait Driver: Send + Sync {
         request: &Request,
     ) -> Result<Evidence>;
 
+    /// Calls `visit` with every id in a part of the store, in the driver's terms (a collection, a pattern
+    /// of keys, a path); empty: all of it. False: this driver has no ids to list.
+    ///
+    /// # Errors
+    /// As [`Driver::capture`]; what `visit` returns; kind Invalid for a part that there is not.
+    fn ids(
+        &self,
+        context: &Context<'_>,
+        part: &str,
+        visit: &mut dyn FnMut(String) -> Result<()>,
+    ) -> Result<bool> {
+        let _ = (context, part, visit);
+        Ok(false)
+    }
+
     /// What would hold writers back for at most `seconds`; nothing is done yet. `None`: the store has no
     /// such lever, or its capture is exact without one.
     fn lever(&self, seconds: u64) -> Option<Lever>;
@@ -307,3 +361,14 @@ pub trait Driver: Send + Sync {
     /// As [`Driver::capture`].
     fn release(&self, context: &Context<'_>, lever: &Lever) -> Result<()>;
 }
+
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod flip_tests;
+#[cfg(test)]
+mod gc_tests;
+#[cfg(test)]
+pub(crate) mod testdata;
+#[cfg(test)]
+mod tests;

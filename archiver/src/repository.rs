@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod backups;
 mod codec;
+pub mod component;
 pub mod crypto;
 pub mod format;
 pub mod frame;
@@ -14,6 +15,7 @@ pub mod reader;
 pub mod record;
 pub mod sealed;
 pub mod session;
+pub mod sets;
 pub mod tombs;
 pub mod unfinished;
 

@@ -17,6 +17,7 @@ use crate::clock::SharedClock;
 use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::repository::backups;
+use crate::repository::format::component::Record;
 use crate::repository::format::manifest::Label;
 use crate::wal::cluster::{self, Registration};
 use crate::wal::commit_index::relmap;
@@ -162,8 +163,8 @@ pub fn run(
         parts.push(transfer.plan(&component, &mut report)?);
     }
     let missing = request.backups.iter().find(|wanted| {
-        let mut labels = parts.iter().flat_map(|part| &part.selected);
-        !labels.any(|label| label.label == **wanted)
+        let mut records = parts.iter().flat_map(|part| &part.selected);
+        !records.any(|record| record.label() == *wanted)
     });
     if let Some(wanted) = missing {
         return Err(Error::invalid(
@@ -192,15 +193,15 @@ struct Part {
     /// Every system identifier the cluster has had.
     wal: Vec<wal::Plan>,
     /// The backups that were asked for.
-    selected: Vec<Label>,
+    selected: Vec<Record>,
     /// Of these, the ones that are not there.
-    missing: Vec<Label>,
+    missing: Vec<Record>,
 }
 
 impl Part {
     fn bytes(&self) -> u64 {
         let wal: u64 = self.wal.iter().map(wal::Plan::bytes).sum();
-        let backups: u64 = self.missing.iter().map(|label| label.bytes_source).sum();
+        let backups: u64 = self.missing.iter().map(Record::bytes_source).sum();
         wal + backups
     }
 }
@@ -230,22 +231,22 @@ impl Transfer<'_> {
     /// ends the run before anything else is written.
     fn plan(&self, component: &str, report: &mut Report) -> Result<Part> {
         let registrations = cluster::copy(self.from, self.to, component)?;
-        let here = backups::committed(self.from, component)?;
-        let there = backups::committed(self.to, component)?;
-        let selected: Vec<Label> = here
+        let here = backups::records(self.from, component)?;
+        let there = backups::records(self.to, component)?;
+        let selected: Vec<Record> = here
             .iter()
             .filter(|label| self.wants(label, &here, &there))
             .cloned()
             .collect();
         let mut missing = Vec::new();
         for label in &selected {
-            match there.iter().find(|other| other.label == label.label) {
+            match there.iter().find(|other| other.label() == label.label()) {
                 None => missing.push(label.clone()),
                 Some(other) if is_same(label, other) => {
                     report.backups.push(arrived(label, Arrived::Present));
                 }
                 Some(_) => report.findings.push(Finding::of(
-                    format_args!("backup {}", label.label),
+                    format_args!("backup {}", label.label()),
                     Error::conflict(
                         "copies_differ",
                         format!(
@@ -256,8 +257,16 @@ impl Transfer<'_> {
                 )?),
             }
         }
+        let clusters = |records: &[Record]| -> Vec<Label> {
+            records
+                .iter()
+                .cloned()
+                .filter_map(Record::postgres)
+                .collect()
+        };
+        let [here, there, of_selected] = [&here, &there, &selected].map(|r| clusters(r));
         let plan = |registration: &Registration| {
-            let first = self.first_segment(registration, &here, &there, &selected)?;
+            let first = self.first_segment(registration, &here, &there, &of_selected)?;
             wal::Plan::make(self, registration, first)
         };
         Ok(Part {
@@ -268,23 +277,25 @@ impl Transfer<'_> {
         })
     }
 
-    fn wants(&self, label: &Label, here: &[Label], there: &[Label]) -> bool {
+    fn wants(&self, label: &Record, here: &[Record], there: &[Record]) -> bool {
         let request = self.request;
         if request.wal_only {
             return false;
         }
         if !request.backups.is_empty() {
-            return request.backups.contains(&label.label);
+            return request.backups.contains(label.label());
         }
         if request.newer_only {
             return match there.first() {
-                Some(oldest) => label.stopped_at >= oldest.stopped_at,
+                Some(oldest) => label.stopped_at() >= oldest.stopped_at(),
                 None => here
                     .last()
-                    .is_some_and(|newest| newest.label == label.label),
+                    .is_some_and(|newest| newest.label() == label.label()),
             };
         }
-        request.since.is_none_or(|since| label.stopped_at >= since)
+        request
+            .since
+            .is_none_or(|since| label.stopped_at() >= since)
     }
 
     /// The number of the first WAL segment to copy; `None`: whatever there is.
@@ -343,14 +354,18 @@ impl Transfer<'_> {
         };
         for label in &part.missing {
             self.cancel.check()?;
-            match replication.run(label) {
+            let outcome = match label {
+                Record::Postgres(label) => replication.run(label),
+                Record::Component(label) => replication.component(label),
+            };
+            match outcome {
                 Ok(outcome) => report.backups.push(arrived(label, outcome)),
                 // Expired meanwhile: it need not be copied any more.
                 Err(error) if error.code() == "backup_missing" => {
-                    tracing::info!("backup {} is gone meanwhile", label.label);
+                    tracing::info!("backup {} is gone meanwhile", label.label());
                 }
                 Err(error) => {
-                    let name = format_args!("backup {}", label.label);
+                    let name = format_args!("backup {}", label.label());
                     report.findings.push(Finding::of(name, error)?);
                 }
             }
@@ -359,22 +374,24 @@ impl Transfer<'_> {
     }
 }
 
-fn arrived(label: &Label, outcome: Arrived) -> BackupReport {
+fn arrived(record: &Record, outcome: Arrived) -> BackupReport {
     BackupReport {
-        component: label.component.clone(),
-        label: label.label.clone(),
+        component: record.component().to_owned(),
+        label: record.label().clone(),
         outcome,
-        bytes_source: label.bytes_source,
+        bytes_source: record.bytes_source(),
     }
 }
 
 /// Whether two label records are of one backup.
-fn is_same(a: &Label, b: &Label) -> bool {
-    let facts = |l: &Label| {
-        (
-            (l.system_identifier, l.timeline, l.bytes_source),
-            (l.started_at, l.stopped_at, l.start_lsn, l.stop_lsn),
-        )
+fn is_same(a: &Record, b: &Record) -> bool {
+    let cluster = |record: &Record| match record {
+        Record::Postgres(l) => Some((l.system_identifier, l.timeline, l.start_lsn, l.stop_lsn)),
+        Record::Component(_) => None,
+    };
+    let facts = |r: &Record| {
+        let times = (r.started_at(), r.stopped_at());
+        (r.kind().to_owned(), times, r.bytes_source(), cluster(r))
     };
     facts(a) == facts(b)
 }

@@ -4,6 +4,7 @@
 //! (every page decompressed and compared with its digest and its own checksum).
 
 mod backup;
+mod component;
 #[cfg(test)]
 mod flip_tests;
 mod identity;
@@ -17,6 +18,7 @@ pub use oldest::{Share, remember};
 use crate::cancel::CancelToken;
 use crate::repository::Repository;
 use crate::repository::backups::{self, Found};
+use crate::repository::sets::{self, Presence};
 use crate::repository::unfinished::{Sessions, Unfinished};
 use crate::storage::{Key, ObjectMeta};
 use crate::{Error, ErrorKind, Result};
@@ -42,7 +44,8 @@ pub enum Level {
 pub struct Finding {
     /// The object.
     pub object: String,
-    /// `missing`, `size`, `damaged`, `page`, `wal_gap`, `uncommitted_backup`; of notes
+    /// `missing`, `size`, `damaged`, `page`, `wal_gap`, `uncommitted_backup`,
+    /// `overwritten`, `deleted`; of notes
     /// `backup_under_way`, `backup_interrupted`.
     pub kind: &'static str,
     /// What is wrong.
@@ -203,9 +206,9 @@ impl Verification<'_> {
             }
             for found in found {
                 match found {
-                    Found::Committed(label) | Found::Expired(_, Some(label)) => {
-                        self.backup(&component, &label)?;
-                        self.backups.insert(label.session, *label);
+                    Found::Committed(record) | Found::Expired(_, Some(record)) => {
+                        self.backup(&component, &record)?;
+                        self.backups.insert(record.session(), *record);
                     }
                     Found::Damaged(label, error) => {
                         let key = crate::repository::layout::label(&component, &label)?;
@@ -217,8 +220,44 @@ impl Verification<'_> {
             }
         }
         self.committed_sessions()?;
+        self.sets()?;
         self.strangers()?;
+        self.covered()?;
         self.wal_belongings()
+    }
+
+    /// A set's members must be there, unless they were expired. Damaged records are found as objects.
+    fn sets(&mut self) -> Result<()> {
+        for found in sets::list(self.repository)? {
+            let Ok(set) = found.set else { continue };
+            let key = crate::repository::layout::set(&set.label)?;
+            for member in &set.members {
+                self.cancel.check()?;
+                let presence = match sets::presence(self.repository, member) {
+                    Err(error) if error.kind() == ErrorKind::Data => continue,
+                    presence => presence?,
+                };
+                let label = member
+                    .label
+                    .as_ref()
+                    .map_or("", pgark_types::BackupLabel::as_str);
+                let name = &member.component;
+                match presence {
+                    None | Some(Presence::There) => {}
+                    Some(Presence::Expired) => self.report.notes.push(Finding {
+                        object: key.to_string(),
+                        kind: "set_not_whole",
+                        detail: format!("its member \"{name}\", backup {label}, was expired"),
+                    }),
+                    Some(Presence::Missing) => self.report.find(
+                        key.as_str(),
+                        "missing",
+                        format!("its member \"{name}\", backup {label}, is not there"),
+                    ),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A finding where somebody has to look, else a note.
@@ -245,7 +284,7 @@ impl Verification<'_> {
             return self.unfinished(component, asked);
         }
         let record = found.into_iter().find_map(|found| match found {
-            Found::Committed(record) if &record.label == label => Some(Ok(record)),
+            Found::Committed(record) if record.label() == label => Some(Ok(record)),
             Found::Damaged(damaged, error) if &damaged == label => Some(Err(error)),
             _ => None,
         });

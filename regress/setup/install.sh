@@ -13,9 +13,9 @@ case $want in
 demo) ;;
 test)
     packages="$packages postgresql-server-dev-15 libclang-14-dev binutils debootstrap"
-    packages="$packages postgresql-15-cron python3-venv python3-zstandard"
+    packages="$packages postgresql-15-cron python3-venv python3-zstandard openssl openssh-server openssh-client"
     ;;
-conformance) packages="$packages debootstrap python3-venv" ;;
+conformance) packages="$packages debootstrap python3-venv openssh-server openssh-client" ;;
 bench) packages="$packages postgresql-server-dev-15 libclang-14-dev binutils pgbackrest" ;;
 *)
     echo "usage: install.sh [demo|test|conformance|bench]" >&2
@@ -49,6 +49,13 @@ if [ -n "$missing" ]; then
     if ! grep -qs '^[[:space:]]*create_main_cluster' "$conf"; then
         echo 'create_main_cluster = false' >>"$conf"
     fi
+    # Nor is a server for SSH to be started, now or at the next boot: tests run their own.
+    case $missing in
+    *openssh-server*)
+        mkdir -p /etc/ssh
+        touch /etc/ssh/sshd_not_to_be_run
+        ;;
+    esac
     export DEBIAN_FRONTEND=noninteractive
     {
         apt-get update
@@ -61,6 +68,10 @@ if [ "$want" = test ]; then
     "$(dirname "$0")/chroot.sh" >/dev/null
     "$(dirname "$0")/python.sh" >/dev/null
     "$(dirname "$0")/s3-servers.sh" moto >/dev/null
+    "$(dirname "$0")/chroma.sh" >/dev/null
+    for store in redis redis-8 valkey prometheus; do
+        "$(dirname "$0")/stores.sh" "$store" >/dev/null
+    done
 fi
 if [ "$want" = conformance ]; then
     "$(dirname "$0")/s3-servers.sh" moto >/dev/null

@@ -12,6 +12,7 @@
 
 pub mod account;
 pub mod bench;
+pub mod chroma_server;
 pub mod cluster;
 pub mod directory;
 pub mod evidence;
@@ -21,11 +22,15 @@ pub mod ledger;
 pub mod major;
 pub mod pgark;
 pub mod process;
+pub mod prometheus_server;
 pub mod recovery;
+pub mod redis_server;
 pub mod s3_proxy;
 pub mod s3_server;
 pub mod server_log;
 pub mod session;
+pub mod sftp_server;
+pub mod tcp_proxy;
 pub mod tools;
 
 pub use cluster::{Cluster, ClusterBuilder, StopMode};

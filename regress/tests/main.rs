@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 mod archive;
+mod component;
 mod t000_smoke;
 mod t010_extension;
 mod t020_archive_module;
@@ -28,11 +29,23 @@ mod t310_crashes;
 mod t320_flips;
 mod t330_full_disk;
 mod t340_panic_and_cancel;
+mod t410_encryption;
+mod t420_retention;
 mod t430_s3;
 mod t431_s3_faults;
 mod t432_s3_bad_input;
+mod t433_object_lock;
+mod t434_lifecycle;
+mod t435_s3_access;
 mod t440_several_repositories;
 mod t441_failover;
+mod t450_sftp;
+mod t451_sftp_faults;
+mod t500_files;
+mod t510_sets;
+mod t520_redis;
+mod t530_chroma;
+mod t560_prometheus;
 mod t600_extension_sql;
 mod t601_extension_rights;
 mod t602_extension_queue;
@@ -43,5 +56,3 @@ mod t612_occurrences;
 // A part of the full tier of its own.
 #[cfg(feature = "pg18")]
 mod t400_postgres_18;
-mod t410_encryption;
-mod t420_retention;

@@ -17,7 +17,7 @@ use crate::repository::frame::FrameEncoder;
 use crate::repository::pack::{ObjectBuilder, Sealed};
 use crate::repository::session::Session;
 use crate::repository::{Repository, layout, sealed};
-use crate::storage::Put;
+use crate::storage::{Key, Put};
 use crate::{Error, Result};
 use pgark_types::{BackupLabel, SegmentName};
 use std::collections::BTreeMap;
@@ -69,15 +69,21 @@ pub(super) fn write(
         file_table: table.frames,
         ..manifest(&finished, session)
     };
-    let digest = put_manifest(repository, clock, &manifest)?;
+    let digest = put_manifest(
+        repository,
+        clock,
+        &manifest.component,
+        &manifest.label,
+        &manifest,
+    )?;
     let label = put_label(repository, &manifest, digest)?;
     Ok((label, digest))
 }
 
-/// Stores the label record of a manifest. The same record that is there already is as good.
+/// Stores the label record of a manifest, as [`put_record`].
 ///
 /// # Errors
-/// The storage's; kind Conflict, code `object_exists`, when another one is there.
+/// As [`put_record`].
 pub(super) fn put_label(
     repository: &Repository,
     manifest: &Manifest,
@@ -90,20 +96,32 @@ pub(super) fn put_label(
         label.annotations.retain(|key, _| own(key));
     }
     let key = layout::label(&manifest.component, &manifest.label)?;
-    let record = sealed::seal(&label)?;
-    let put = repository.storage().put_if_absent(&key, &record)?;
+    put_record(repository, &key, &label)?;
+    Ok(label)
+}
+
+/// Stores a label record. The same record that is there already is as good.
+///
+/// # Errors
+/// The storage's; kind Conflict, code `object_exists`, when another one is there.
+pub(crate) fn put_record(
+    repository: &Repository,
+    key: &Key,
+    record: &impl serde::Serialize,
+) -> Result<()> {
+    let record = sealed::seal(record)?;
+    let put = repository.storage().put_if_absent(key, &record)?;
     if put == Put::Exists {
-        let stored = repository.storage().get(&key, record.len() as u64);
+        let stored = repository.storage().get(key, record.len() as u64);
         if stored.is_ok_and(|stored| stored == record) {
-            repository.storage().make_durable(&key)?;
-            return Ok(label);
+            return repository.storage().make_durable(key);
         }
         return Err(Error::conflict(
             "object_exists",
             format!("there is an object \"{key}\" already"),
         ));
     }
-    Ok(label)
+    Ok(())
 }
 
 /// `pg_control` was read last; it gets a pack frame of its own.
@@ -206,7 +224,7 @@ fn file_entry(
     Ok(entry)
 }
 
-pub(super) fn object_use(sealed: &Sealed) -> ObjectUse {
+pub(crate) fn object_use(sealed: &Sealed) -> ObjectUse {
     ObjectUse {
         key: sealed.key.to_string(),
         size: sealed.size,
@@ -282,17 +300,23 @@ fn postgres_info(finished: &Finished<'_>) -> PostgresInfo {
     }
 }
 
-pub(super) fn put_manifest(
+/// Stores the manifest of a backup; its digest.
+///
+/// # Errors
+/// The storage's.
+pub(crate) fn put_manifest(
     repository: &Repository,
     clock: &SharedClock,
-    manifest: &Manifest,
+    component: &str,
+    label: &BackupLabel,
+    manifest: &impl serde::Serialize,
 ) -> Result<blake3::Hash> {
     let plain = serde_json::to_vec(manifest).map_err(|e| {
         Error::internal("serialize", "could not serialize a manifest").with_source(e)
     })?;
     let mut object = ObjectBuilder::start(repository, ObjectKind::Manifest, clock.as_ref())?;
     object.frames(&mut FrameEncoder::new(3)?, FrameClass::Manifest, &plain)?;
-    let key = layout::manifest(&manifest.component, &manifest.label)?;
+    let key = layout::manifest(component, label)?;
     Ok(object.finish_as(|_| Ok(key))?.digest)
 }
 

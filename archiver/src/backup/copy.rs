@@ -196,7 +196,7 @@ fn range(file: usize, found: &Found, at: u64, bytes: u64, segment_blocks: u32) -
 }
 
 /// The packs one thread writes.
-pub(super) struct PackStore {
+pub(crate) struct PackStore {
     repository: Repository,
     clock: SharedClock,
     encoder: FrameEncoder,
@@ -205,7 +205,7 @@ pub(super) struct PackStore {
 }
 
 impl PackStore {
-    pub(super) fn new(repository: &Repository, clock: &SharedClock, level: i32) -> Result<Self> {
+    pub(crate) fn new(repository: &Repository, clock: &SharedClock, level: i32) -> Result<Self> {
         Ok(Self {
             repository: repository.clone(),
             clock: SharedClock::clone(clock),
@@ -215,7 +215,7 @@ impl PackStore {
         })
     }
 
-    pub(super) fn frame(&mut self, class: FrameClass, plain: &[u8]) -> Result<FrameRef> {
+    pub(crate) fn frame(&mut self, class: FrameClass, plain: &[u8]) -> Result<FrameRef> {
         let mut object = match self.object.take() {
             Some(object) => object,
             None => ObjectBuilder::start(&self.repository, ObjectKind::Pack, self.clock.as_ref())?,
@@ -230,7 +230,7 @@ impl PackStore {
     }
 
     /// Publishes what is left; returns the objects.
-    pub(super) fn finish(&mut self) -> Result<Vec<Sealed>> {
+    pub(crate) fn finish(&mut self) -> Result<Vec<Sealed>> {
         if let Some(object) = self.object.take() {
             self.sealed.push(object.finish()?);
         }

@@ -12,21 +12,20 @@
 
 use super::complete::{object_use, put_label, put_manifest};
 use super::copy::PackStore;
+use super::earlier::Earlier;
 use super::meta::{MetaWriter, Pending};
 use crate::cancel::CancelToken;
 use crate::clock::SharedClock;
 use crate::progress::Progress;
 use crate::repository::backups::{self, Backup, cut};
+use crate::repository::format::FrameClass;
 use crate::repository::format::layer::{Layer, PageRun};
 use crate::repository::format::manifest::{
     FileEntry, FileKind, FrameRef, Label, Manifest, ObjectUse,
 };
-use crate::repository::format::{FrameClass, ObjectKind};
 use crate::repository::pack::Sealed;
-use crate::repository::reader::check_named;
-use crate::repository::session::{End, Session, WalPin, read_end};
-use crate::repository::{Repository, layout, sealed};
-use crate::storage::Put;
+use crate::repository::session::{Session, WalPin};
+use crate::repository::{Repository, layout};
 use crate::wal::inventory::Inventory;
 use crate::{Error, Result};
 use pgark_types::SegmentName;
@@ -107,7 +106,8 @@ impl Replication<'_> {
     }
 
     fn publish(&self, manifest: &Manifest) -> Result<(crate::storage::Key, blake3::Hash)> {
-        let digest = put_manifest(self.to, self.clock, manifest)?;
+        let (component, label) = (&manifest.component, &manifest.label);
+        let digest = put_manifest(self.to, self.clock, component, label, manifest)?;
         crate::fault::point("copy:before_label");
         put_label(self.to, manifest, digest)?;
         crate::fault::point("copy:before_commit");
@@ -122,75 +122,17 @@ impl Replication<'_> {
         there: &Manifest,
         digest: &blake3::Hash,
     ) -> Result<Arrived> {
-        let (component, name) = (&source.component, &source.label);
-        if !crate::restore::is_copy(source, there) {
-            return Err(Error::conflict(
-                "copies_differ",
-                format!(
-                    "backup \"{name}\" of \"{component}\" in repository \"{}\" is not a copy of the one in \"{}\"",
-                    self.to.name(),
-                    self.from.name()
-                ),
-            ));
-        }
-        match read_end(self.to, there.session)? {
-            Some(End::Commit { root_digest, .. }) if root_digest == digest.to_hex().as_str() => {
-                // A label record that got lost is made again from the manifest.
-                put_label(self.to, there, *digest)?;
-                Ok(Arrived::Present)
-            }
-            Some(End::Commit { .. }) => Err(Error::data(
-                "manifest_damaged",
-                format!("the manifest of backup \"{name}\" is not the one that was committed"),
-            )),
-            Some(End::Abort { .. }) => Err(Error::conflict(
-                "label_taken",
-                format!(
-                    "repository \"{}\" holds the remains of an aborted copy of backup \"{name}\"",
-                    self.to.name()
-                ),
-            )
-            .with_hint("\"pgark gc\" removes them; then copy again.")),
-            None => self.complete(there, digest),
-        }
-    }
-
-    /// Commits what an earlier copy wrote to the last object but `end`, after a look at all of it. Two
-    /// who do so at once write the same `end`.
-    fn complete(&self, there: &Manifest, digest: &blake3::Hash) -> Result<Arrived> {
-        for object in &there.objects {
-            self.cancel.check()?;
-            let key = layout::recorded(&object.key)?;
-            let kind = match key.as_str().starts_with("meta/") {
-                true => ObjectKind::Meta,
-                false => ObjectKind::Pack,
-            };
-            check_named(self.to, &key, kind)?;
-        }
-        self.progress.add(there.bytes_source);
-        put_label(self.to, there, *digest)?;
-        let end = End::Commit {
-            manifest: layout::manifest(&there.component, &there.label)?.to_string(),
-            root_digest: digest.to_hex().to_string(),
+        let same = crate::restore::is_copy(source, there);
+        let earlier = Earlier {
+            component: &there.component,
+            label: &there.label,
+            session: there.session,
+            objects: &there.objects,
+            bytes_source: there.bytes_source,
+            digest,
         };
-        let key = layout::session(there.session, "end")?;
-        let put = self.to.storage().put_if_absent(&key, &sealed::seal(&end)?);
-        if !matches!(put, Ok(Put::Created)) {
-            let stands = read_end(self.to, there.session)?;
-            match put {
-                _ if stands.as_ref() == Some(&end) => self.to.storage().make_durable(&key)?,
-                Err(error) => return Err(error),
-                Ok(_) => {
-                    return Err(Error::new(
-                        crate::ErrorKind::Fenced,
-                        "session_aborted",
-                        format!("session {} was aborted by another process", there.session),
-                    )
-                    .with_hint("\"pgark gc\" removes what it left; then copy again."));
-                }
-            }
-        }
-        Ok(Arrived::Completed)
+        let put_label = || put_label(self.to, there, *digest).map(drop);
+        earlier.settle(self, same, &put_label)
     }
 
     /// A backup counts only with its WAL: that comes first.

@@ -10,11 +10,13 @@ use crate::clock::SharedClock;
 use crate::config::{Config, RepositoryConfig};
 use crate::repository::Repository;
 use crate::repository::backups;
+use crate::repository::format::component::Record;
 use crate::repository::format::manifest::Label;
 use crate::storage::SharedStorage;
 use crate::transfer::{self, Request, Settings};
 use crate::wal::patience::{self, Work};
 use crate::{Error, Result};
+use pgark_types::BackupLabel;
 use std::time::{Duration, Instant};
 
 /// The least that a repository which is not required gets for its copy.
@@ -59,23 +61,15 @@ pub fn everywhere(
     cancel: &CancelToken,
 ) -> Result<Spread> {
     let began = Instant::now();
-    if let Some(unknown) = names
-        .iter()
-        .find(|name| !config.repository.contains_key(*name))
-    {
-        return Err(Error::invalid(
-            "repository_unknown",
-            format!("the configuration has no repository \"{unknown}\""),
-        )
-        .with_hint("Repositories are the [repository.NAME] sections."));
-    }
-    let (direct, later, mut places) = open(config, names)?;
-    if direct.is_empty() {
-        let failure = places.into_iter().find_map(|place| place.result.err());
-        return Err(failure.unwrap_or_else(|| {
-            Error::unavailable("repository_unreachable", "no repository could be opened")
-        }));
-    }
+    let (direct, later, failed) = open_for_backup(config, names)?;
+    let mut places: Vec<Place> = failed
+        .into_iter()
+        .map(|(name, error)| Place {
+            name,
+            required: true,
+            result: Err(error),
+        })
+        .collect();
     let outcome = run(config, &direct, options, clock, cancel)?;
     places.extend(
         outcome
@@ -87,11 +81,12 @@ pub fn everywhere(
                 result,
             }),
     );
-    let limit = COPY_SECONDS_MIN.max(outcome.elapsed.as_secs().saturating_mul(2));
+    let limit = copy_limit(outcome.elapsed);
     for (name, section, storage) in later {
         let copy = Copy {
             from: outcome.repository.clone(),
-            label: outcome.label.clone(),
+            component: outcome.label.component.clone(),
+            label: outcome.label.label.clone(),
             settings: Settings {
                 wal_level: config.wal.compression_level,
                 pack_level: config.backup.compression_level,
@@ -100,7 +95,11 @@ pub fn everywhere(
             clock: SharedClock::clone(clock),
             cancel: cancel.clone(),
         };
-        let result = copy.run(&name, section, storage, Duration::from_secs(limit));
+        let result = copy.run(&name, section, storage, limit);
+        let result = result.and_then(|record| {
+            let gone = || Error::internal("lost_record", "the copy is of another kind");
+            record.postgres().ok_or_else(gone)
+        });
         if let Err(error) = &result {
             tracing::error!(
                 alert = "backup_repository_late",
@@ -124,14 +123,33 @@ pub fn everywhere(
     })
 }
 
+/// How long a copy may take, of a backup that took `elapsed`.
+pub(crate) fn copy_limit(elapsed: Duration) -> Duration {
+    Duration::from_secs(COPY_SECONDS_MIN.max(elapsed.as_secs().saturating_mul(2)))
+}
+
 /// Repositories to write to at once, those to copy to afterwards, and those that did not open.
 type Opened = (
     Vec<Repository>,
     Vec<(String, RepositoryConfig, SharedStorage)>,
-    Vec<Place>,
+    Vec<(String, Error)>,
 );
 
-fn open(config: &Config, names: &[String]) -> Result<Opened> {
+/// Opens the repositories called `names`, or without names all.
+///
+/// # Errors
+/// Kind Invalid, `repository_unknown`; the first one's error when none opens that is written to at once.
+pub(crate) fn open_for_backup(config: &Config, names: &[String]) -> Result<Opened> {
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| !config.repository.contains_key(*name))
+    {
+        return Err(Error::invalid(
+            "repository_unknown",
+            format!("the configuration has no repository \"{unknown}\""),
+        )
+        .with_hint("Repositories are the [repository.NAME] sections."));
+    }
     let (mut direct, mut later, mut failed) = (Vec::new(), Vec::new(), Vec::new());
     for (name, section, storage) in config.storages()? {
         let named = names.contains(&name);
@@ -151,35 +169,41 @@ fn open(config: &Config, names: &[String]) -> Result<Opened> {
                     code = error.code(),
                     "{error}"
                 );
-                failed.push(Place {
-                    name,
-                    required: true,
-                    result: Err(error),
-                });
+                failed.push((name, error));
             }
         }
+    }
+    if direct.is_empty() {
+        let failure = failed.into_iter().next().map(|(_, error)| error);
+        return Err(failure.unwrap_or_else(|| {
+            Error::unavailable("repository_unreachable", "no repository could be opened")
+        }));
     }
     Ok((direct, later, failed))
 }
 
 /// A copy for a repository that is not required.
-struct Copy {
-    from: Repository,
-    label: Label,
-    settings: Settings,
-    clock: SharedClock,
-    cancel: CancelToken,
+pub(crate) struct Copy {
+    pub(crate) from: Repository,
+    pub(crate) component: String,
+    pub(crate) label: BackupLabel,
+    pub(crate) settings: Settings,
+    pub(crate) clock: SharedClock,
+    pub(crate) cancel: CancelToken,
 }
 
 impl Copy {
     /// Waits no longer than `limit`, and for the first answer only as long as a push does.
-    fn run(
+    ///
+    /// # Errors
+    /// As [`transfer::run`]; kind Unavailable when the time is over.
+    pub(crate) fn run(
         self,
         name: &str,
         section: RepositoryConfig,
         storage: SharedStorage,
         limit: Duration,
-    ) -> Result<Label> {
+    ) -> Result<Record> {
         let owned = name.to_owned();
         let opened = Work::start(name, move || section.open(&owned, storage))?;
         let to = opened.wait(Instant::now() + patience::LIMIT)?;
@@ -191,15 +215,15 @@ impl Copy {
             .inspect_err(|_| stop.cancel())
     }
 
-    fn copy(self, to: &Repository, cancel: &CancelToken) -> Result<Label> {
+    fn copy(self, to: &Repository, cancel: &CancelToken) -> Result<Record> {
         let request = Request {
-            components: vec![self.label.component.clone()],
-            backups: vec![self.label.label.clone()],
+            components: vec![self.component.clone()],
+            backups: vec![self.label.clone()],
             ..Request::default()
         };
         let report = transfer::run(&self.from, to, &request, self.settings, &self.clock, cancel)?;
-        let labels = backups::committed(to, &self.label.component)?;
-        let found = labels.into_iter().find(|l| l.label == self.label.label);
+        let records = backups::records(to, &self.component)?;
+        let found = records.into_iter().find(|l| *l.label() == self.label);
         found.ok_or_else(|| {
             let why = report
                 .findings

@@ -18,11 +18,12 @@ const WAL_EVERY: u64 = 5;
 /// Two that refresh at once wait for one another: agents of two hosts, or one and `catalog rebuild`.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7091113152601)";
 /// Tables whose rows come from repositories.
-const FROM_REPOSITORIES: [Table; 5] = [
+const FROM_REPOSITORIES: [Table; 6] = [
     table::CLUSTER,
     table::TIMELINE,
     table::WAL_RANGE,
     table::BACKUP,
+    table::BACKUP_SET,
     table::WINDOW,
 ];
 
@@ -235,6 +236,7 @@ impl Catalog {
             let kind = match section.kind {
                 RepositoryKind::Posix => "posix",
                 RepositoryKind::S3 => "s3",
+                RepositoryKind::Sftp => "sftp",
             };
             Some(json!({
                 "name": name,

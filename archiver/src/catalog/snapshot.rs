@@ -4,8 +4,10 @@ use super::alert::{Alert, Severity};
 use super::table::{self, Table};
 use super::windows;
 use crate::repository::backups::{self, Found};
+use crate::repository::format::component::Record;
 use crate::repository::format::manifest::{JOB_ANNOTATION, Label, NODE_ANNOTATION};
 use crate::repository::notes::{self, Notes};
+use crate::repository::sets::{self, Set, SetMember, SetOutcome, SetStage};
 use crate::repository::{Repository, layout};
 use crate::storage::ObjectMeta;
 use crate::wal::cluster;
@@ -101,6 +103,7 @@ impl Snapshot {
             for name in backups::components(repository)? {
                 self.component(repository, &name)?;
             }
+            self.sets(repository)?;
             self.backups.fingerprint = backups;
         }
         if news || self.wal.fingerprint != wal {
@@ -142,6 +145,59 @@ impl Snapshot {
         self.wal.alerts.push(alert);
     }
 
+    fn sets(&mut self, repository: &Repository) -> Result<()> {
+        for found in sets::list(repository)? {
+            let set = match found.set {
+                Ok(set) => set,
+                Err(error) => {
+                    let alert = Alert::of(&error, Severity::Warning).at(None, repository.name());
+                    self.backups.alerts.push(alert.about(found.label.as_str()));
+                    continue;
+                }
+            };
+            let mark = |mark: &sets::Mark| text(mark.lsn);
+            let members = set.members.iter().map(|member| {
+                json!({
+                    "component": member.component, "label": member.label,
+                    "outcome": member.outcome, "code": member.code,
+                    "consistency": member.consistency,
+                })
+            });
+            let row = json!({
+                "label": set.label,
+                "repository": repository.name(),
+                "started_at": set.started_at,
+                "stopped_at": set.stopped_at,
+                "begin_lsn": set.postgres.as_ref().map(|p| mark(&p.begin)),
+                "end_lsn": set.postgres.as_ref().map(|p| mark(&p.end)),
+                "quiesce": set.quiesce.achieved,
+                "complete": set.outcome == SetOutcome::Complete,
+                "members": members.collect::<Vec<_>>(),
+                "job_ulid": self.job_of(repository, &set),
+            });
+            let rows = self.backups.rows.entry(table::BACKUP_SET).or_default();
+            rows.push(row);
+        }
+        Ok(())
+    }
+
+    /// The job that made the members of a set, as the rows of its backups have it.
+    fn job_of(&self, repository: &Repository, set: &Set) -> Option<Value> {
+        let rows = self.backups.rows.get(&table::BACKUP)?;
+        let of = |row: &&Value, member: &SetMember| {
+            row.get("component") == Some(&json!(member.component))
+                && row.get("label") == Some(&json!(member.label))
+                && row.get("repository") == Some(&json!(repository.name()))
+        };
+        // The base backup may be an older one's.
+        let members = set.members.iter().filter(|m| m.stage != SetStage::Base);
+        let mut jobs = members.filter_map(|member| {
+            let row = rows.iter().find(|row| of(row, member))?;
+            row.get("job_ulid").filter(|job| !job.is_null()).cloned()
+        });
+        jobs.next()
+    }
+
     fn read_wal(&mut self, repository: &Repository) -> Result<()> {
         for name in cluster::names(repository)? {
             let labels = self.labels.get(&name).cloned().unwrap_or_default();
@@ -170,16 +226,16 @@ impl Snapshot {
         let mut labels = Vec::new();
         for found in backups::list(repository, name)? {
             match found {
-                Found::Committed(label) => {
-                    self.backup(repository, "live", &label, notes.get(&label.label));
+                Found::Committed(record) => {
+                    self.backup(repository, "live", &record, notes.get(record.label()));
                     // What it needs of the repository is not told, and long.
-                    labels.push(Label {
+                    labels.extend(record.postgres().map(|label| Label {
                         objects: Vec::new(),
-                        ..*label
-                    });
+                        ..label
+                    }));
                 }
-                Found::Expired(_, Some(label)) => {
-                    self.backup(repository, "expired", &label, notes.get(&label.label));
+                Found::Expired(label, Some(record)) => {
+                    self.backup(repository, "expired", &record, notes.get(&label));
                 }
                 Found::Expired(label, None) => self.damaged(repository, name, &label, "expired"),
                 Found::Damaged(label, error) => {
@@ -209,38 +265,50 @@ impl Snapshot {
         &mut self,
         repository: &Repository,
         state: &str,
-        label: &Label,
+        record: &Record,
         notes: Option<&Notes>,
     ) {
-        let mut annotations = label.annotations.clone();
+        let mut annotations = record.annotations().clone();
         if let Some(notes) = notes {
             notes.apply(&mut annotations);
         }
         let job = annotations.remove(JOB_ANNOTATION);
         let node = annotations.remove(NODE_ANNOTATION);
         let pin = notes.and_then(|notes| notes.pin.as_ref());
-        let row = json!({
-            "component": label.component,
-            "label": label.label,
+        let mut row = json!({
+            "component": record.component(),
+            "label": record.label(),
             "repository": repository.name(),
-            "kind": label.kind,
+            "kind": record.kind(),
             "state": state,
-            "started_at": label.started_at,
-            "stopped_at": label.stopped_at,
-            "system_identifier": signed(label.system_identifier),
-            "timeline": label.timeline.0,
-            "start_lsn": text(label.start_lsn),
-            "stop_lsn": text(label.stop_lsn),
-            "bytes_source": bytes(label.bytes_source),
-            "bytes_stored": bytes(label.bytes_stored),
-            "root_digest": label.root_digest,
-            "corrupt_pages": bytes(label.corrupt_page_count),
+            "started_at": record.started_at(),
+            "stopped_at": record.stopped_at(),
+            "bytes_source": bytes(record.bytes_source()),
+            "bytes_stored": bytes(record.bytes_stored()),
+            "root_digest": record.root_digest(),
+            "corrupt_pages": 0,
             "job_ulid": job,
             "node": node,
             "annotations": annotations,
             "pin_reason": pin.map(|pin| pin.reason.clone()),
             "pin_until": pin.and_then(|pin| pin.until),
         });
+        let more = match record {
+            Record::Postgres(label) => json!({
+                "system_identifier": signed(label.system_identifier),
+                "timeline": label.timeline.0,
+                "start_lsn": text(label.start_lsn),
+                "stop_lsn": text(label.stop_lsn),
+                "corrupt_pages": bytes(label.corrupt_page_count),
+            }),
+            Record::Component(label) => json!({
+                "consistency": label.consistency,
+                "set_label": label.set,
+            }),
+        };
+        if let (Some(row), Value::Object(more)) = (row.as_object_mut(), more) {
+            row.extend(more);
+        }
         self.backups
             .rows
             .entry(table::BACKUP)

@@ -72,6 +72,22 @@ pub(super) const WINDOW: Table = Table {
     values: &["from_time", "to_time", "to_lsn"],
     repository: Some("repository"),
 };
+pub(super) const BACKUP_SET: Table = Table {
+    name: "catalog_backup_set",
+    keys: &["label", "repository"],
+    values: &[
+        "started_at",
+        "stopped_at",
+        "begin_lsn",
+        "end_lsn",
+        "quiesce",
+        "consistency",
+        "complete",
+        "members",
+        "job_ulid",
+    ],
+    repository: Some("repository"),
+};
 pub(super) const COMPONENT: Table = Table {
     name: "catalog_component",
     keys: &["name"],

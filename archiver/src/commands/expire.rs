@@ -64,7 +64,7 @@ fn value(repository: &Repository, component: &str, outcome: &Expired) -> Value {
         let texts: Vec<String> = d.reasons.iter().map(ToString::to_string).collect();
         json!({
             "label": d.label,
-            "stopped_at": outcome.loaded.labels.get(&d.label).map(|l| l.stopped_at),
+            "stopped_at": outcome.loaded.stopped_at(&d.label),
             "keep": d.keep,
             "reasons": d.reasons,
             "explanation": texts.join("; "),

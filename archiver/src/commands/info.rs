@@ -1,12 +1,17 @@
 //! `pgark info`.
 
+mod others;
+mod sets;
 mod sides;
 
-use super::output::{Output, human_bytes, on_one_line, print_json, print_text, repository_unknown};
+use super::output::{Output, human_bytes, print_json, print_text, repository_unknown};
+use crate::cancel::CancelToken;
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
+use crate::gc::lock;
 use crate::repository::Repository;
 use crate::repository::backups::{self, Found};
+use crate::repository::format::component::{ComponentLabel, POSTGRES, Record};
 use crate::repository::format::manifest::Label;
 use crate::repository::notes::{self, Notes};
 use crate::repository::unfinished::{Sessions, Unfinished};
@@ -35,10 +40,15 @@ pub struct Args {
     pub component: Option<String>,
 }
 
+/// The objects whose locks are looked at: the oldest, a request each.
+const LOCKS_LOOKED_AT_MAX: usize = 1000;
+
 struct Component {
     name: String,
     repository: String,
     labels: Vec<Label>,
+    /// Those of a component that is no cluster.
+    others: Vec<ComponentLabel>,
     unfinished: Vec<Unfinished>,
     damaged: Vec<(BackupLabel, Error)>,
     /// Expired backups that can still be undeleted.
@@ -58,7 +68,7 @@ struct Component {
 /// Kind Invalid for a repository that the configuration does not have, or a component that no
 /// repository has; one that cannot be opened
 /// or read.
-pub fn run(config: &Config, args: &Args, output: Output) -> Result<u8> {
+pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -> Result<u8> {
     let mut found = Vec::new();
     let mut known = BTreeSet::from([config.cluster_name().to_owned()]);
     let mut sides = Vec::new();
@@ -83,6 +93,7 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<u8> {
             repository: None,
             error: None,
             lag: None,
+            locks: None,
         };
         let repository = match section.open(&name, storage) {
             Ok(repository) => repository,
@@ -95,6 +106,7 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<u8> {
             }
         };
         side.repository = Some(repository.clone());
+        side.locks = locks(&repository, cancel);
         sides.push(side);
         let sessions = Sessions::list(&repository)?;
         let mut names: BTreeSet<String> = sessions.components(&repository)?.into_iter().collect();
@@ -126,15 +138,27 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<u8> {
     match output {
         Output::Json => print_json(json!({
             "components": merge(&found),
+            "sets": sets::json(&sides)?,
             "repositories": sides.iter().map(|side| side_json(side, &found)).collect::<Vec<_>>(),
         })),
-        Output::Text => print_text((text(&found) + &sides_text(&sides)).trim_end()),
+        Output::Text => {
+            print_text((text(&found) + &sets::text(&sides)? + &sides_text(&sides)).trim_end())
+        }
     }
     let down = sides.iter().any(|side| side.error.is_some());
     Ok(if down {
         exit_code::FINDINGS
     } else {
         exit_code::DONE
+    })
+}
+
+/// The locks of what is needed. What can be listed is listed whatever they say.
+fn locks(repository: &Repository, cancel: &CancelToken) -> Option<lock::Locks> {
+    let found = lock::survey(repository, &SystemClock, cancel, LOCKS_LOOKED_AT_MAX);
+    found.unwrap_or_else(|error| {
+        tracing::warn!(code = error.code(), "the locks cannot be told: {error}");
+        None
     })
 }
 
@@ -176,12 +200,16 @@ fn describe(repository: &Repository, sessions: &Sessions, name: String) -> Resul
         }
         notes => notes?,
     };
-    let (mut labels, damaged) = backups::sound_and_damaged(found);
-    for label in &mut labels {
-        notes
-            .get(&label.label)
-            .into_iter()
-            .for_each(|n| n.apply(&mut label.annotations));
+    let (records, damaged) = backups::sound_and_damaged(found);
+    let (mut labels, mut others) = (Vec::new(), Vec::new());
+    for mut record in records {
+        if let Some(noted) = notes.get(record.label()) {
+            noted.apply(record.annotations_mut());
+        }
+        match record {
+            Record::Postgres(label) => labels.push(label),
+            Record::Component(label) => others.push(label),
+        }
     }
     let identity = match (labels.last(), cluster::current(repository, &name)?) {
         (_, Some(registered)) => Some((registered.system_identifier, registered.segment_size)),
@@ -192,6 +220,7 @@ fn describe(repository: &Repository, sessions: &Sessions, name: String) -> Resul
         name,
         repository: repository.name().to_owned(),
         labels,
+        others,
         unfinished,
         damaged,
         expired,
@@ -285,12 +314,15 @@ fn merge(found: &[Component]) -> Vec<Value> {
     names.dedup();
     let entries = names.into_iter().map(|name| {
         let same: Vec<&Component> = found.iter().filter(|c| c.name == name).collect();
-        let backups: Vec<Value> = same.iter().flat_map(|c| c.labels.iter().map(|l| backup(c, l))).collect();
+        let clusters = same.iter().flat_map(|c| c.labels.iter().map(|l| backup(c, l)));
+        let mut backups: Vec<Value> = clusters.collect();
+        backups.extend(same.iter().flat_map(|c| c.others.iter().map(|l| others::backup(c, l))));
+        let kind = same.iter().find_map(|c| c.others.last()).map_or(POSTGRES, |l| l.kind.as_str());
         let first = same.first();
         let window = first.and_then(|c| c.window);
         json!({
             "name": name,
-            "kind": "postgres",
+            "kind": kind,
             "backups": backups,
             "wal": first.map(|c| c.wal.iter().map(wal_entry).collect::<Vec<_>>()).unwrap_or_default(),
             "orphans": first.map(|c| c.orphans.clone()).unwrap_or_default(),
@@ -373,9 +405,10 @@ fn text(found: &[Component]) -> String {
             "component {} in repository {}",
             component.name, component.repository
         );
-        if component.labels.is_empty() {
+        if component.labels.is_empty() && component.others.is_empty() {
             let _ = writeln!(text, "  no backup");
         }
+        others::text(&mut text, component);
         for label in &component.labels {
             let _ = writeln!(
                 text,
@@ -388,23 +421,7 @@ fn text(found: &[Component]) -> String {
                 human_bytes(label.bytes_source),
                 human_bytes(label.bytes_stored),
             );
-            for (key, value) in &label.annotations {
-                let (key, value) = (on_one_line(key), on_one_line(value));
-                let _ = writeln!(text, "    {key} = {value}");
-            }
-            if let Some(pin) = component
-                .notes
-                .get(&label.label)
-                .and_then(|n| n.pin.as_ref())
-            {
-                let until = pin.until.map(|at| format!(" until {}", at.to_rfc3339()));
-                let _ = writeln!(
-                    text,
-                    "    pinned{}: {}",
-                    until.unwrap_or_default(),
-                    on_one_line(&pin.reason)
-                );
-            }
+            others::noted(&mut text, component, &label.label, &label.annotations);
             if label.corrupt_page_count > 0 {
                 let _ = writeln!(
                     text,
@@ -517,7 +534,7 @@ mod tests {
                 repository: None,
                 component: Some(component.to_owned()),
             };
-            run(&config, &args, Output::Json)
+            run(&config, &args, Output::Json, &CancelToken::default())
         };
         let error = info("nope").unwrap_err();
         assert_eq!(

@@ -1,7 +1,14 @@
 //! The drivers, one file each, and which kind is whose.
 
+pub mod chroma;
+pub mod files;
+mod http;
+pub mod prometheus;
+pub mod redis;
+
 use super::Driver;
 use crate::{Error, Result};
+use serde::de::DeserializeOwned;
 
 /// The driver of component `name`. `settings` is its section without the keys that every component
 /// has; each driver parses its own, strictly.
@@ -9,9 +16,24 @@ use crate::{Error, Result};
 /// # Errors
 /// Kind Invalid for a kind that nobody knows, or a section that the driver does not understand.
 pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Driver>> {
-    let _ = settings;
-    Err(Error::invalid(
-        "component_kind_unknown",
-        format!("component \"{name}\" is of the unknown kind \"{kind}\""),
-    ))
+    match kind {
+        files::KIND => Ok(Box::new(files::Files::open(name, settings)?)),
+        "chroma" => Ok(Box::new(chroma::Chroma::new(parse(name, settings)?)?)),
+        "prometheus" => Ok(Box::new(prometheus::Prometheus::new(parse(
+            name, settings,
+        )?)?)),
+        "redis" => Ok(Box::new(redis::Redis::new(parse(name, settings)?)?)),
+        _ => Err(Error::invalid(
+            "component_kind_unknown",
+            format!("component \"{name}\" is of the unknown kind \"{kind}\""),
+        )),
+    }
+}
+
+/// A driver's own settings.
+fn parse<S: DeserializeOwned>(name: &str, settings: &toml::Table) -> Result<S> {
+    settings.clone().try_into().map_err(|e: toml::de::Error| {
+        Error::invalid("config_invalid", format!("[component.{name}] is not valid"))
+            .with_detail(format!("{}.", e.message()))
+    })
 }

@@ -1,10 +1,11 @@
 //! What backups refer to.
 
 use super::{Condemned, Run, sessions};
-use crate::repository::backups::{self, Backup, Found};
-use crate::repository::format::manifest::{Label, ObjectUse};
+use crate::repository::backups::{self, Found};
+use crate::repository::format::manifest::ObjectUse;
+use crate::repository::layout;
+use crate::repository::sets::Set;
 use crate::repository::tombs::{self, State};
-use crate::repository::{layout, record};
 use crate::{Error, Result};
 use pgark_types::BackupLabel;
 use std::collections::BTreeSet;
@@ -31,7 +32,7 @@ pub(super) fn read(run: &Run<'_>, condemned: &[Condemned]) -> Result<Live> {
         for found in backups::list(run.repository, &component)? {
             run.cancel.check()?;
             let (label, record) = match found {
-                Found::Committed(record) => (record.label.clone(), Some(record)),
+                Found::Committed(record) => (record.label().clone(), Some(record)),
                 Found::Expired(label, record) => (label, record),
                 Found::Damaged(label, _) => (label, None),
                 Found::Uncommitted(label, Some(session)) if !known.contains_key(&session) => {
@@ -48,7 +49,7 @@ pub(super) fn read(run: &Run<'_>, condemned: &[Condemned]) -> Result<Live> {
                 continue;
             }
             match &record {
-                Some(record) => live.add(&record.objects),
+                Some(record) => live.add(record.objects()),
                 None => live.add(&objects_of(run, &component, &label)?),
             }
             live.backups.insert((component.clone(), label));
@@ -58,6 +59,15 @@ pub(super) fn read(run: &Run<'_>, condemned: &[Condemned]) -> Result<Live> {
 }
 
 impl Live {
+    /// Whether a backup of the set counts, or can be undeleted.
+    pub(super) fn has_member_of(&self, set: &Set) -> bool {
+        let mut members = set.members.iter();
+        members.any(|member| {
+            let label = member.label.clone();
+            label.is_some_and(|label| self.backups.contains(&(member.component.clone(), label)))
+        })
+    }
+
     fn add(&mut self, objects: &[ObjectUse]) {
         let keys = objects.iter().map(|object| object.key.clone());
         self.objects.extend(keys);
@@ -68,16 +78,16 @@ impl Live {
 /// leaves it alone; verify tells (`docs/decisions/0016-backups-without-end.md`).
 fn undecided(run: &Run<'_>, component: &str, label: &BackupLabel) -> Result<Vec<ObjectUse>> {
     let key = layout::label(component, label)?;
-    match record::read::<Label>(run.repository, &key)? {
-        Some(record) => Ok(record.objects),
+    match backups::read_record(run.repository, &key)? {
+        Some(record) => Ok(record.objects().to_vec()),
         None => objects_of(run, component, label),
     }
 }
 
 /// The references of a backup whose label record is gone: its manifest has them too.
 fn objects_of(run: &Run<'_>, component: &str, label: &BackupLabel) -> Result<Vec<ObjectUse>> {
-    match Backup::open(run.repository, component, label) {
-        Ok(backup) => Ok(backup.manifest.objects),
+    match backups::committed_manifest(run.repository, component, label) {
+        Ok((manifest, _)) => Ok(manifest.objects().to_vec()),
         Err(error) if error.kind().is_retryable() => Err(error),
         Err(error) => Err(Error::data(
             "backup_unreadable",

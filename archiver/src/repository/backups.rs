@@ -1,5 +1,6 @@
 //! The backups of a repository: which there are, and what they hold.
 
+use super::format::component::{AnyManifest, Record};
 use super::format::layer::Layer;
 use super::format::manifest::{FileEntry, FrameRef, Label, Manifest, Slice};
 use super::format::{FrameClass, ObjectKind};
@@ -20,10 +21,10 @@ pub(crate) const MANIFEST_BYTES_MAX: u64 = 256 << 20;
 #[derive(Debug)]
 pub enum Found {
     /// A committed backup.
-    Committed(Box<Label>),
+    Committed(Box<Record>),
     /// A committed backup that was expired and can still be undeleted, with its record if that
     /// can be read.
-    Expired(BackupLabel, Option<Box<Label>>),
+    Expired(BackupLabel, Option<Box<Record>>),
     /// A backup whose session committed, but whose label cannot be read.
     Damaged(BackupLabel, Error),
     /// Not committed (yet): a backup under way, or what a crash left. With its session where that
@@ -33,7 +34,7 @@ pub enum Found {
 
 /// What the records under one label say.
 enum State {
-    Committed(Box<Label>),
+    Committed(Box<Record>),
     /// Its session has no `end`.
     Undecided(Ulid),
     /// Aborted, or never written.
@@ -72,7 +73,7 @@ pub fn list(repository: &Repository, component: &str) -> Result<Vec<Found>> {
             let found = find(repository, component, label)?;
             Ok(match found {
                 Found::Committed(record) if expired => {
-                    Found::Expired(record.label.clone(), Some(record))
+                    Found::Expired(record.label().clone(), Some(record))
                 }
                 Found::Damaged(label, _) if expired => Found::Expired(label, None),
                 found => found,
@@ -81,37 +82,52 @@ pub fn list(repository: &Repository, component: &str) -> Result<Vec<Found>> {
         .collect()
 }
 
-/// The committed backups of `component`, oldest first; damaged ones are logged and left out, expired
-/// ones left out.
+/// The committed backups of the Postgres cluster `component`, oldest first; damaged ones are logged
+/// and left out, expired ones left out, and so are those of another kind of component.
 ///
 /// # Errors
 /// The storage's.
 pub fn committed(repository: &Repository, component: &str) -> Result<Vec<Label>> {
-    let (labels, damaged) = sound_and_damaged(list(repository, component)?);
+    let records = records(repository, component)?.into_iter();
+    Ok(records.filter_map(Record::postgres).collect())
+}
+
+/// The committed backups of `component`, whatever it is, as [`committed`].
+///
+/// # Errors
+/// The storage's.
+pub fn records(repository: &Repository, component: &str) -> Result<Vec<Record>> {
+    let (records, damaged) = sound_and_damaged(list(repository, component)?);
     for (label, error) in damaged {
         tracing::error!(code = "backup_damaged", backup = %label, %error, "backup is damaged");
     }
-    Ok(labels)
+    Ok(records)
 }
 
 /// The committed backups of a listing, oldest first, and the damaged ones.
 #[must_use]
-pub fn sound_and_damaged(found: Vec<Found>) -> (Vec<Label>, Vec<(BackupLabel, Error)>) {
-    let (mut labels, mut damaged) = (Vec::new(), Vec::new());
+pub fn sound_and_damaged(found: Vec<Found>) -> (Vec<Record>, Vec<(BackupLabel, Error)>) {
+    let (mut records, mut damaged) = (Vec::new(), Vec::new());
     for found in found {
         match found {
-            Found::Committed(label) => labels.push(*label),
+            Found::Committed(record) => records.push(*record),
             Found::Damaged(label, error) => damaged.push((label, error)),
             Found::Expired(..) | Found::Uncommitted(..) => {}
         }
     }
     // Labels know seconds alone: within one the four random characters say nothing.
-    labels.sort_by(|a, b| {
-        let key = |label: &Label| (label.timeline, label.start_lsn, label.started_at);
-        let second = a.label.second().cmp(b.label.second());
+    records.sort_by(|a, b| {
+        let key = |record: &Record| {
+            let place = match record {
+                Record::Postgres(label) => Some((label.timeline, label.start_lsn)),
+                Record::Component(_) => None,
+            };
+            (place, record.started_at())
+        };
+        let second = a.label().second().cmp(b.label().second());
         second.then_with(|| key(a).cmp(&key(b)))
     });
-    (labels, damaged)
+    (records, damaged)
 }
 
 /// Every component that has backups.
@@ -147,7 +163,7 @@ pub fn find_label(
     repository: &Repository,
     component: &str,
     label: &BackupLabel,
-) -> Result<Option<Label>> {
+) -> Result<Option<Record>> {
     match examine(repository, component, label)? {
         State::Committed(record) => Ok(Some(*record)),
         State::Undecided(_) | State::Nothing => Ok(None),
@@ -155,20 +171,20 @@ pub fn find_label(
 }
 
 fn examine(repository: &Repository, component: &str, label: &BackupLabel) -> Result<State> {
-    let Some(record) = read_label(repository, component, label)? else {
+    let Some(record) = read_record(repository, &layout::label(component, label)?)? else {
         return without_label(repository, component, label);
     };
     check_identity(
-        record.format,
-        (&record.component, &record.label),
+        record.format(),
+        (record.component(), record.label()),
         (component, label),
     )?;
     let key = layout::manifest(component, label)?;
-    match read_end(repository, record.session)? {
+    match read_end(repository, record.session())? {
         Some(End::Commit {
             root_digest,
             manifest,
-        }) if root_digest == record.root_digest && manifest == key.as_str() => {
+        }) if root_digest == record.root_digest() && manifest == key.as_str() => {
             Ok(State::Committed(Box::new(record)))
         }
         Some(End::Commit { .. }) => Err(Error::data(
@@ -176,7 +192,7 @@ fn examine(repository: &Repository, component: &str, label: &BackupLabel) -> Res
             "label.json does not match its session",
         )),
         Some(End::Abort { .. }) => Ok(State::Nothing),
-        None => Ok(State::Undecided(record.session)),
+        None => Ok(State::Undecided(record.session())),
     }
 }
 
@@ -186,25 +202,57 @@ fn without_label(repository: &Repository, component: &str, label: &BackupLabel) 
         // Which session wrote it stands in the manifest, which cannot be read.
         return Ok(State::Nothing);
     }
-    let Some((manifest, _)) = stored_manifest(repository, component, label)? else {
+    let Some((manifest, _)) = any_manifest(repository, component, label)? else {
         return Ok(State::Nothing);
     };
-    match read_end(repository, manifest.session)? {
+    match read_end(repository, manifest.session())? {
         Some(End::Commit { .. }) => Err(Error::data("label_missing", "label.json is missing")),
         Some(End::Abort { .. }) => Ok(State::Nothing),
-        None => Ok(State::Undecided(manifest.session)),
+        None => Ok(State::Undecided(manifest.session())),
     }
 }
 
-/// The manifest under a label, whoever committed it or not, and the digest of its stored bytes.
+/// The manifest of a Postgres cluster under a label, whoever committed it or not, and the digest of
+/// its stored bytes.
 ///
 /// # Errors
-/// Kind Data when it is damaged, or the storage's.
+/// Kind Data when it is damaged; Invalid, `no_cluster_backup`, when it is of another component; or the
+/// storage's.
 pub(crate) fn stored_manifest(
     repository: &Repository,
     component: &str,
     label: &BackupLabel,
 ) -> Result<Option<(Manifest, blake3::Hash)>> {
+    match any_manifest(repository, component, label)? {
+        None => Ok(None),
+        Some((AnyManifest::Postgres(manifest), digest)) => Ok(Some((manifest, digest))),
+        Some((other, _)) => Err(no_cluster_backup(component, label, &other)),
+    }
+}
+
+fn no_cluster_backup(component: &str, label: &BackupLabel, manifest: &AnyManifest) -> Error {
+    let kind = manifest.kind();
+    Error::invalid(
+        "no_cluster_backup",
+        format!(
+            "backup \"{label}\" of \"{component}\" is of kind {kind}, not of a Postgres cluster"
+        ),
+    )
+    .with_hint(format!(
+        "\"pgark restore --component {component}\" restores it."
+    ))
+}
+
+/// The manifest under a label, whatever it is of, and whoever committed it or not; and the digest of its
+/// stored bytes.
+///
+/// # Errors
+/// Kind Data when it is damaged, or the storage's.
+pub(crate) fn any_manifest(
+    repository: &Repository,
+    component: &str,
+    label: &BackupLabel,
+) -> Result<Option<(AnyManifest, blake3::Hash)>> {
     let key = layout::manifest(component, label)?;
     let stored = match repository.storage().get(&key, MANIFEST_BYTES_MAX) {
         Err(e) if e.code() == "object_not_found" => return Ok(None),
@@ -212,11 +260,48 @@ pub(crate) fn stored_manifest(
     };
     let manifest = read_manifest(repository, &key, &stored)?;
     check_identity(
-        manifest.format,
-        (&manifest.component, &manifest.label),
+        manifest.format(),
+        (manifest.component(), manifest.label()),
         (component, label),
     )?;
     Ok(Some((manifest, blake3::hash(&stored))))
+}
+
+/// The manifest of a committed backup, and its digest, which is the one its session committed.
+///
+/// # Errors
+/// Kind Invalid, code `backup_missing`, when there is no such committed backup; Data when it is
+/// damaged; or the storage's.
+pub(crate) fn committed_manifest(
+    repository: &Repository,
+    component: &str,
+    label: &BackupLabel,
+) -> Result<(AnyManifest, blake3::Hash)> {
+    let key = layout::manifest(component, label)?;
+    let absent = || {
+        Error::invalid(
+            "backup_missing",
+            format!(
+                "there is no backup \"{label}\" of \"{component}\" in repository \"{}\"",
+                repository.name()
+            ),
+        )
+        .with_hint("\"pgark info\" lists the backups there are.")
+    };
+    let (manifest, root_digest) = any_manifest(repository, component, label)?.ok_or_else(absent)?;
+    match read_end(repository, manifest.session())? {
+        Some(End::Commit {
+            root_digest: committed,
+            manifest: named,
+        }) if committed == root_digest.to_hex().as_str() && named == key.as_str() => {
+            Ok((manifest, root_digest))
+        }
+        Some(End::Commit { .. }) => Err(Error::data(
+            "manifest_damaged",
+            format!("the manifest of backup \"{label}\" is not the one that was committed"),
+        )),
+        _ => Err(absent()),
+    }
 }
 
 /// Refuses a record of another format, or one that belongs elsewhere.
@@ -241,17 +326,32 @@ fn check_identity(
     Ok(())
 }
 
-fn read_label(
-    repository: &Repository,
-    component: &str,
-    label: &BackupLabel,
-) -> Result<Option<Label>> {
-    let key = layout::label(component, label)?;
-    match repository.storage().get(&key, SEALED_BYTES_MAX) {
-        Ok(bytes) => sealed::open(key.as_str(), &bytes).map(Some),
+/// The label record under `key`, whatever it is of, committed or not.
+///
+/// # Errors
+/// Kind Data when it is damaged, or the storage's.
+pub(crate) fn read_record(repository: &Repository, key: &Key) -> Result<Option<Record>> {
+    match repository.storage().get(key, SEALED_BYTES_MAX) {
+        Ok(bytes) => open_record(key, &bytes).map(Some),
         Err(e) if e.code() == "object_not_found" => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// The label record in `bytes`, committed or not.
+///
+/// # Errors
+/// Kind Data when it is damaged.
+pub fn open_record(key: &Key, bytes: &[u8]) -> Result<Record> {
+    let json = sealed::check(key.as_str(), bytes)?;
+    Record::parse(json).map_err(|e| {
+        Error::data(
+            "unreadable_record",
+            format!("\"{key}\" is not a record this pgark knows"),
+        )
+        .with_source(e)
+        .with_hint("A newer pgark may have written it: upgrade this one.")
+    })
 }
 
 /// A committed backup, opened for reading.
@@ -271,35 +371,13 @@ impl Backup {
     /// Opens a backup and checks its manifest against the digest its session committed.
     ///
     /// # Errors
-    /// Kind Invalid, code `backup_missing`, when there is no such committed backup; Data when it
-    /// is damaged; or the storage's.
+    /// Kind Invalid: `backup_missing` when there is no such committed backup, `no_cluster_backup`
+    /// when it is of another component; Data when it is damaged; or the storage's.
     pub fn open(repository: &Repository, component: &str, label: &BackupLabel) -> Result<Self> {
-        let key = layout::manifest(component, label)?;
-        let absent = || {
-            Error::invalid(
-                "backup_missing",
-                format!(
-                    "there is no backup \"{label}\" of \"{component}\" in repository \"{}\"",
-                    repository.name()
-                ),
-            )
-            .with_hint("\"pgark info\" lists the backups there are.")
+        let (manifest, root_digest) = committed_manifest(repository, component, label)?;
+        let AnyManifest::Postgres(manifest) = manifest else {
+            return Err(no_cluster_backup(component, label, &manifest));
         };
-        let (manifest, root_digest) =
-            stored_manifest(repository, component, label)?.ok_or_else(absent)?;
-        match read_end(repository, manifest.session)? {
-            Some(End::Commit {
-                root_digest: committed,
-                manifest,
-            }) if committed == root_digest.to_hex().as_str() && manifest == key.as_str() => {}
-            Some(End::Commit { .. }) => {
-                return Err(Error::data(
-                    "manifest_damaged",
-                    format!("the manifest of backup \"{label}\" is not the one that was committed"),
-                ));
-            }
-            _ => return Err(absent()),
-        }
         let objects = ObjectTable::new(&manifest.objects)?;
         Ok(Self {
             manifest,
@@ -409,7 +487,7 @@ pub fn cut(plain: &[u8], slice: Slice) -> Result<&[u8]> {
 }
 
 /// Parses a stored manifest: the plain bytes of its frames, in order.
-fn read_manifest(repository: &Repository, key: &Key, stored: &[u8]) -> Result<Manifest> {
+fn read_manifest(repository: &Repository, key: &Key, stored: &[u8]) -> Result<AnyManifest> {
     let json = decode_all(
         repository,
         ObjectKind::Manifest,
@@ -417,7 +495,7 @@ fn read_manifest(repository: &Repository, key: &Key, stored: &[u8]) -> Result<Ma
         stored,
     )
     .map_err(|e| e.context(key))?;
-    serde_json::from_slice(&json).map_err(|e| {
+    AnyManifest::parse(&json).map_err(|e| {
         Error::data(
             "manifest_malformed",
             format!("\"{key}\" is not a manifest this pgark knows"),

@@ -1,6 +1,7 @@
 //! On-disk constants and types of format v1, without logic. `docs/formats/repository-v1.md` is
 //! normative; this module follows it.
 
+pub mod component;
 pub mod layer;
 pub mod manifest;
 

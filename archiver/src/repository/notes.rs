@@ -116,7 +116,7 @@ pub fn add(
 ) -> Result<()> {
     let known = super::backups::list(repository, component)?;
     let known = known.iter().any(|found| match found {
-        super::backups::Found::Committed(record) => record.label == *label,
+        super::backups::Found::Committed(record) => record.label() == label,
         super::backups::Found::Expired(found, _) | super::backups::Found::Damaged(found, _) => {
             found == label
         }

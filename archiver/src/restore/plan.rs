@@ -3,6 +3,7 @@
 use super::names::Names;
 use super::{branch, warnings};
 use crate::repository::backups::{self, Backup};
+use crate::repository::format::component::Record;
 use crate::repository::format::manifest::{Label, Manifest};
 use crate::repository::{Repository, layout};
 use crate::wal::inventory::{Inventory, Lineage};
@@ -149,7 +150,9 @@ fn segment_spans(
 /// be found; Data: WAL is missing or damaged; or the storage's error.
 pub fn plan(repository: &Repository, request: &Request) -> Result<(Plan, Backup)> {
     let found = backups::list(repository, &request.component)?;
-    let (labels, damaged) = backups::sound_and_damaged(found);
+    let (records, damaged) = backups::sound_and_damaged(found);
+    let labels = records.into_iter().filter_map(Record::postgres);
+    let labels: Vec<Label> = labels.collect();
     let (system_id, damaged) = system_identifier(repository, request, &labels, damaged)?;
     let labels: Vec<Label> = labels
         .into_iter()

@@ -57,8 +57,18 @@ pub(crate) fn decisions(
     loaded: &Loaded,
     now: DateTime<Utc>,
 ) -> Result<Decisions> {
-    let retention = policy.map(|kept| kept.retention).unwrap_or_default();
-    decide(&retention, &loaded.history, now).map_err(|refusal| match refusal {
+    let mut retention = policy.map(|kept| kept.retention).unwrap_or_default();
+    if loaded.is_component() && retention.window.take().is_some() && !retention.has_rules() {
+        // A window is of WAL, which a component has not: as if there were no rule, everything stays.
+        tracing::warn!("a window means nothing for a component without WAL: use --keep-within");
+    }
+    let decided = decide(&retention, &loaded.history, now).map(|mut decisions| {
+        if loaded.is_component() {
+            decisions.wal.clear();
+        }
+        decisions
+    });
+    decided.map_err(|refusal| match refusal {
         Refusal::KeepsNothing => policy::keeps_nothing(),
         Refusal::UnknownHistory { timeline, .. } => Error::data(
             "history_missing",
@@ -156,8 +166,8 @@ fn one(
     for entry in &found {
         match entry {
             Found::Committed(record) => {
-                known |= record.label == *label;
-                good.extend((record.corrupt_page_count == 0).then_some(&record.label));
+                known |= record.label() == label;
+                good.extend(record.is_good().then_some(record.label()));
             }
             Found::Damaged(damaged, _) => known |= damaged == label,
             Found::Expired(..) | Found::Uncommitted(..) => {}

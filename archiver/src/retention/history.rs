@@ -2,18 +2,19 @@
 
 use super::policy::Kept;
 use crate::repository::backups::{self, Found};
+use crate::repository::format::component::Record;
 use crate::repository::format::manifest::Label;
 use crate::repository::session::WalPin as SessionPin;
-use crate::repository::{Repository, layout, notes, record, tombs};
+use crate::repository::{Repository, layout, notes, record, sets, tombs};
 use crate::storage::{Key, ObjectMeta};
 use crate::wal::cluster;
 use crate::wal::inventory::Inventory;
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
 use pgark_types::retention::{
-    Ancestor, BackupFacts, BackupState, ClusterFacts, Health, History, TimelineFacts, WalPin,
+    Ancestor, BackupFacts, BackupState, ClusterFacts, Health, History, Pin, TimelineFacts, WalPin,
 };
-use pgark_types::{BackupLabel, SegmentSize, SystemId, TimelineId};
+use pgark_types::{BackupLabel, Lsn, SegmentSize, SystemId, TimelineId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything that is known of one component.
@@ -27,9 +28,25 @@ pub struct Loaded {
     pub unreadable: Vec<BackupLabel>,
     /// Timelines of the current cluster that no promotion explains: somebody recovered to the past.
     unexplained: Vec<(SystemId, TimelineId)>,
+    /// Backups of something that has no WAL.
+    components: usize,
 }
 
 impl Loaded {
+    /// When the backup `label` was consistent.
+    #[must_use]
+    pub fn stopped_at(&self, label: &BackupLabel) -> Option<DateTime<Utc>> {
+        let mut backups = self.history.backups.iter();
+        let found = backups.find(|backup| backup.label == *label);
+        found.map(|backup| backup.stopped_at)
+    }
+
+    /// Whether it is a component without WAL: no cluster's rules apply.
+    #[must_use]
+    pub fn is_component(&self) -> bool {
+        self.components > 0 && self.labels.is_empty()
+    }
+
     /// The timelines that no promotion and no operator explains.
     #[must_use]
     pub fn unexplained(&self, policy: &Kept) -> Vec<(SystemId, TimelineId)> {
@@ -49,8 +66,8 @@ pub fn load(repository: &Repository, component: &str) -> Result<Loaded> {
     tombs::all_readable(repository, component)?;
     for found in backups::list(repository, component)? {
         match found {
-            Found::Committed(label) => loaded.add(*label, BackupState::Live),
-            Found::Expired(_, Some(label)) => loaded.add(*label, BackupState::Expired),
+            Found::Committed(record) => loaded.add(*record, BackupState::Live),
+            Found::Expired(_, Some(record)) => loaded.add(*record, BackupState::Expired),
             Found::Expired(label, None) => loaded.unreadable.push(label),
             Found::Damaged(label, error) => return Err(unreadable(component, &label, error)),
             Found::Uncommitted(..) => {}
@@ -59,11 +76,46 @@ pub fn load(repository: &Repository, component: &str) -> Result<Loaded> {
     loaded.history.wal_pins = wal_pins(repository)?;
     let notes = notes::all(repository, component)?;
     loaded.history.pins = notes.into_values().filter_map(|n| n.pin).collect();
+    loaded.history.pins.extend(set_pin(repository, component)?);
     for (system_id, (size, current)) in clusters(repository, component, &loaded)? {
         let cluster = loaded.cluster(repository, system_id, size, current)?;
         loaded.history.clusters.push(cluster);
     }
+    if loaded.components > 0 {
+        loaded.history.clusters.push(without_wal());
+    }
     Ok(loaded)
+}
+
+/// Each component's own rules would take the newest set apart: its members stay as long as there is no
+/// newer one that is whole.
+fn set_pin(repository: &Repository, component: &str) -> Result<Option<Pin>> {
+    let Some(set) = sets::newest_whole(repository)? else {
+        return Ok(None);
+    };
+    let label = set
+        .member(component)
+        .and_then(|member| member.label.clone());
+    Ok(label.map(|label| Pin {
+        label,
+        reason: format!("a member of {}, the newest set that is whole", set.label),
+        until: None,
+    }))
+}
+
+/// Stands for the cluster of backups that need no WAL: each has the one segment that it asks for.
+fn without_wal() -> ClusterFacts {
+    ClusterFacts {
+        system_id: SystemId(0),
+        segment_size: SegmentSize::DEFAULT,
+        current: false,
+        timelines: vec![TimelineFacts {
+            timeline: TimelineId(1),
+            ancestors: Some(Vec::new()),
+            runs: vec![(0, 0)],
+            newest_at: None,
+        }],
+    }
 }
 
 fn unreadable(component: &str, label: &BackupLabel, error: Error) -> Error {
@@ -107,7 +159,28 @@ fn clusters(
 }
 
 impl Loaded {
-    fn add(&mut self, label: Label, state: BackupState) {
+    fn add(&mut self, record: Record, state: BackupState) {
+        let label = match record {
+            Record::Postgres(label) => label,
+            Record::Component(label) => {
+                self.components += 1;
+                self.history.backups.push(BackupFacts {
+                    label: label.label,
+                    system_id: SystemId(0),
+                    timeline: TimelineId(1),
+                    start_lsn: Lsn(1),
+                    stop_lsn: Lsn(1),
+                    stopped_at: label.stopped_at,
+                    // What a restore replaced takes no place from what it was replaced by.
+                    health: match label.safety {
+                        false => Health::Good,
+                        true => Health::CorruptPages,
+                    },
+                    state,
+                });
+                return;
+            }
+        };
         self.history.backups.push(BackupFacts {
             label: label.label.clone(),
             system_id: label.system_identifier,

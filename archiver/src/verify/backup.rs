@@ -4,6 +4,7 @@ use super::{Level, Verification};
 use crate::postgres::page;
 use crate::repository::backups::{self, Backup, MANIFEST_BYTES_MAX, cut};
 use crate::repository::format::FrameClass;
+use crate::repository::format::component::Record;
 use crate::repository::format::manifest::{FileEntry, FileKind, Label, ObjectUse};
 use crate::repository::layer::{PageSource, resolve};
 use crate::repository::session::{End, read_end};
@@ -22,13 +23,15 @@ pub(super) fn wal_numbers(record: &Label) -> Result<RangeInclusive<u64>> {
 
 impl Verification<'_> {
     /// Existence of all that `record` names; at level Pages its content too.
-    pub(super) fn backup(&mut self, component: &str, record: &Label) -> Result<()> {
-        self.expect(&record.objects);
-        self.expect_wal(record)?;
+    pub(super) fn backup(&mut self, component: &str, record: &Record) -> Result<()> {
+        self.expect(record.objects());
+        if let Record::Postgres(label) = record {
+            self.expect_wal(label)?;
+        }
         if self.level == Level::Existence {
             return Ok(());
         }
-        self.manifest_only(component, &record.label)
+        self.manifest_only(component, record.label())
     }
 
     /// Opens the manifest, without help of the label record, and follows it.
@@ -40,6 +43,9 @@ impl Verification<'_> {
         let result = Backup::open(self.repository, component, label);
         let backup = match result {
             Ok(backup) => backup,
+            Err(error) if error.code() == "no_cluster_backup" => {
+                return self.component(component, label);
+            }
             Err(error) => return self.report.note(key.as_str(), "damaged", Err(error)),
         };
         self.expect(&backup.manifest.objects);
@@ -74,7 +80,9 @@ impl Verification<'_> {
         let bytes = self.repository.storage().get(&key, MANIFEST_BYTES_MAX);
         let committed = backups::find_label(self.repository, component, label);
         let result = bytes.and_then(|bytes| match committed? {
-            Some(record) if record.root_digest == blake3::hash(&bytes).to_hex().as_str() => Ok(()),
+            Some(record) if record.root_digest() == blake3::hash(&bytes).to_hex().as_str() => {
+                Ok(())
+            }
             _ => Err(Error::data(
                 "manifest_damaged",
                 format!("the manifest of backup \"{label}\" is not the one that was committed"),
@@ -83,7 +91,7 @@ impl Verification<'_> {
         self.report.note(key.as_str(), "damaged", result)
     }
 
-    fn expect(&mut self, objects: &[ObjectUse]) {
+    pub(super) fn expect(&mut self, objects: &[ObjectUse]) {
         for object in objects {
             let found = layout::recorded(&object.key)
                 .ok()

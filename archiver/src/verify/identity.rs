@@ -4,7 +4,7 @@
 //! is found by what it says about itself.
 
 use super::Verification;
-use crate::repository::format::manifest::Label;
+use crate::repository::format::component::Record;
 use crate::repository::layout;
 use crate::storage::{Key, StrangerKind};
 use crate::wal::cluster;
@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ulid::Ulid;
 
 /// The committed backups by their session.
-pub(super) type BySession = BTreeMap<Ulid, Label>;
+pub(super) type BySession = BTreeMap<Ulid, Record>;
 
 /// Refuses a sound record that says of itself that it belongs elsewhere. What it does not say, and
 /// a record that this pgark does not know, passes.
@@ -59,6 +59,7 @@ pub(super) fn check_place(key: &Key, json: &[u8], backups: &BySession) -> Result
             says("component", component) && says("label", label)
         }
         ["policy", component, _] => says("component", component),
+        ["sets", file] => says("label", file.trim_end_matches(".json")),
         ["occurrences", cluster, ..] => {
             let due = field(&record, "due_at");
             let name: Option<String> = field(&record, "schedule");
@@ -74,9 +75,9 @@ pub(super) fn check_place(key: &Key, json: &[u8], backups: &BySession) -> Result
                 .and_then(|u| backups.get(&u));
             match (backup, *what) {
                 (Some(backup), "begin") => {
-                    says("component", &backup.component) && says("label", backup.label.as_str())
+                    says("component", backup.component()) && says("label", backup.label().as_str())
                 }
-                (Some(backup), "wal-pin") => {
+                (Some(Record::Postgres(backup)), "wal-pin") => {
                     field(&record, "system_identifier") == Some(backup.system_identifier)
                         && field(&record, "start_lsn") == Some(backup.start_lsn)
                 }
@@ -117,6 +118,27 @@ impl Verification<'_> {
         Ok(())
     }
 
+    /// What somebody has overwritten or deleted: it is read as it was first put, so that nothing is lost;
+    /// but somebody did it.
+    pub(super) fn covered(&mut self) -> Result<()> {
+        let Some(bucket) = self.repository.storage().bucket() else {
+            return Ok(());
+        };
+        for covered in bucket.covered()? {
+            let at = covered.at.format("%Y-%m-%d %H:%M:%SZ");
+            let (kind, what) = match covered.hidden {
+                true => ("deleted", "deleted"),
+                false => ("overwritten", "overwritten"),
+            };
+            let detail = format!(
+                "somebody has {what} it, last at {at}, with {} later versions; what was put first is there and is what counts",
+                covered.later_versions
+            );
+            self.report.find(covered.key.as_str(), kind, detail);
+        }
+        Ok(())
+    }
+
     /// What WAL needs beside itself: that its cluster is registered, and how its timelines came about.
     pub(super) fn wal_belongings(&mut self) -> Result<()> {
         // With a damaged record, which is a finding of its own, it cannot be told.
@@ -144,7 +166,8 @@ impl Verification<'_> {
                 self.report.find(cluster_record(None), "missing", detail);
             }
         }
-        for backup in self.backups.values() {
+        let records = self.backups.values().cloned();
+        for backup in records.filter_map(Record::postgres) {
             if unregistered(backup.system_identifier) {
                 let detail = format!(
                     "backup \"{}\" is of system identifier {}, which is not registered",
@@ -200,7 +223,7 @@ fn is_object_place(name: &str) -> bool {
         ["components", _, "backups", _, last] => matches!(*last, "manifest" | "label.json"),
         ["keys", last] => last.ends_with(".json"),
         ["packs" | "meta" | "sessions" | "keys", _, _]
-        | ["clusters" | "verify" | "audit", _]
+        | ["clusters" | "verify" | "audit" | "sets", _]
         | ["policy" | "gc", _, _]
         | ["tomb" | "occurrences", _, _, _]
         | ["components", _, "notes", _, _]

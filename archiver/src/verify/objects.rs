@@ -4,7 +4,7 @@ use super::{Level, Verification};
 use crate::postgres::history_file::TimelineHistory;
 use crate::repository::crypto::envelope;
 use crate::repository::format::ObjectKind;
-use crate::repository::format::manifest::Label;
+use crate::repository::format::component::Record;
 use crate::repository::{layout, reader, sealed};
 use crate::storage::{Key, ObjectMeta};
 use crate::wal::{commit_index, container};
@@ -48,7 +48,7 @@ impl Verification<'_> {
             ["repository.json"]
             | [
                 "components" | "sessions" | "clusters" | "verify" | "keys" | "policy" | "tomb"
-                | "gc" | "audit" | "occurrences",
+                | "gc" | "audit" | "sets" | "occurrences",
                 ..,
             ] => self.sealed(key),
             _ => Err(Error::data(
@@ -119,21 +119,24 @@ impl Verification<'_> {
     }
 
     /// Objects that one backup needs, its manifest and label included.
-    pub(super) fn objects_of(&mut self, record: &Label) -> Result<()> {
-        let manifest = layout::manifest(&record.component, &record.label)?;
-        let label = layout::label(&record.component, &record.label)?;
-        let end = layout::session(record.session, "end")?;
+    pub(super) fn objects_of(&mut self, record: &Record) -> Result<()> {
+        let manifest = layout::manifest(record.component(), record.label())?;
+        let label = layout::label(record.component(), record.label())?;
+        let end = layout::session(record.session(), "end")?;
         let mut keys = vec![layout::repository()?, manifest, label, end];
-        for object in &record.objects {
+        for object in record.objects() {
             keys.push(layout::recorded(&object.key)?);
         }
-        for no in super::backup::wal_numbers(record)? {
-            let segment = pgark_types::SegmentName::new(record.timeline, no, record.segment_size)?;
-            let key = layout::wal(record.system_identifier, ArchiveFile::Segment(segment))?;
-            let variants = format!("{key}.r");
-            let found = self.listing.keys();
-            let found = found.filter(|k| **k == key || k.as_str().starts_with(&variants));
-            keys.extend(found.cloned());
+        if let Record::Postgres(record) = record {
+            for no in super::backup::wal_numbers(record)? {
+                let size = record.segment_size;
+                let segment = pgark_types::SegmentName::new(record.timeline, no, size)?;
+                let key = layout::wal(record.system_identifier, ArchiveFile::Segment(segment))?;
+                let variants = format!("{key}.r");
+                let found = self.listing.keys();
+                let found = found.filter(|k| **k == key || k.as_str().starts_with(&variants));
+                keys.extend(found.cloned());
+            }
         }
         for key in keys {
             self.cancel.check()?;

@@ -5,12 +5,14 @@ use crate::backup::{self, Spread};
 use crate::cancel::CancelToken;
 use crate::catalog::queue::{Job, Outcome};
 use crate::clock::{Clock as _, SharedClock, SystemClock};
+use crate::component::{coordinator, host, levers};
 use crate::config::Config;
 use crate::gc::{self, Settings};
 use crate::progress::Meter;
 use crate::repository::format::manifest::{
     JOB_ANNOTATION, Label, NODE_ANNOTATION, OWN_ANNOTATIONS,
 };
+use crate::repository::sets::{self, Set, SetOutcome};
 use crate::repository::{Repository, backups};
 use crate::schedule::{self, Occurrence};
 use crate::verify::{self, Level, Scope};
@@ -142,23 +144,18 @@ impl Work {
 
     fn backup(&self, options: BackupOptions) -> Result<Outcome> {
         let cluster = self.config.cluster_name();
-        if let Some(names) = &self.job.components
-            && let Some(other) = names.iter().find(|name| *name != cluster)
-        {
-            return Err(Error::invalid(
-                "component_unknown",
-                format!("the configuration has no component \"{other}\""),
-            )
-            .with_hint(format!("The cluster's component is \"{cluster}\".")));
-        }
+        let (groups, names): (Vec<String>, Vec<String>) = self
+            .job
+            .components
+            .iter()
+            .flatten()
+            .cloned()
+            .partition(|name| self.config.group.contains_key(name));
+        let components = self.config.select_components(&names, &groups)?;
         let open = Repositories::open(&self.config)?.open;
         let open: Vec<&Repository> = open.iter().map(|(repository, _)| repository).collect();
-        if let Some(label) = made_by(&open, cluster, self.job.ulid)? {
-            tracing::info!(job = %self.job.ulid, "an earlier attempt has made backup {}", label.label);
-            return Ok(Outcome::Succeeded {
-                result: json!({"bytes_source": label.bytes_source, "bytes_stored": label.bytes_stored}),
-                label: Some(label.label),
-            });
+        if let Some(done) = self.found(&open, &components)? {
+            return Ok(done);
         }
         let mut annotations = options.annotations;
         annotations.retain(|key, _| !key.starts_with(OWN_ANNOTATIONS));
@@ -171,13 +168,52 @@ impl Work {
             read_bytes_per_second_max: None,
             meter: Some(self.meter.clone()),
         };
-        let names: Vec<String> = self.job.repository.iter().cloned().collect();
+        let repositories: Vec<String> = self.job.repository.iter().cloned().collect();
         let clock: SharedClock = Arc::new(SystemClock);
-        let spread = backup::everywhere(&self.config, &names, &options, &clock, &self.cancel)?;
+        if components != [cluster] {
+            let request = host::Request {
+                components,
+                repositories,
+                options,
+                full: false,
+            };
+            self.meter.phase("backing up components");
+            return told_set(
+                &request,
+                host::take(&self.config, &request, &clock, &self.cancel)?,
+            );
+        }
+        // What a set that died has left must not wait for the next set. What fails is logged.
+        levers::recover(&self.config);
+        let (config, cancel) = (&self.config, &self.cancel);
+        let spread = backup::everywhere(config, &repositories, &options, &clock, cancel)?;
         Ok(Outcome::Succeeded {
             result: told(&spread),
             label: Some(spread.label.label),
         })
+    }
+
+    /// What an earlier attempt has made.
+    fn found(&self, open: &[&Repository], components: &[String]) -> Result<Option<Outcome>> {
+        let found = match components {
+            [component] => {
+                let made = made_by(open, component, self.job.ulid)?;
+                made.map(|label| {
+                    let result = json!({
+                        "bytes_source": label.bytes_source, "bytes_stored": label.bytes_stored,
+                    });
+                    (label.label, result)
+                })
+            }
+            _ => set_made_by(open, self.job.ulid)?.map(|set| (set.label.clone(), members(&set))),
+        };
+        Ok(found.map(|(label, result)| {
+            tracing::info!(job = %self.job.ulid, "an earlier attempt has made backup {label}");
+            Outcome::Succeeded {
+                label: Some(label),
+                result,
+            }
+        }))
     }
 
     fn verify(&self, options: &VerifyOptions) -> Result<Outcome> {
@@ -314,4 +350,70 @@ fn made_by(repositories: &[&Repository], component: &str, ulid: Ulid) -> Result<
         }
     }
     Ok(None)
+}
+
+/// The complete set whose members the job `ulid` made. Older sets than the job are not looked at.
+fn set_made_by(repositories: &[&Repository], ulid: Ulid) -> Result<Option<Set>> {
+    let wanted = ulid.to_string();
+    for repository in repositories {
+        for found in sets::list(repository)?.into_iter().rev() {
+            let Ok(set) = found.set else { continue };
+            let at = u64::try_from(set.stopped_at.timestamp_millis()).unwrap_or(0);
+            if at < ulid.timestamp_ms() {
+                break;
+            }
+            if set.outcome != SetOutcome::Complete {
+                continue;
+            }
+            for member in &set.members {
+                let Some(label) = &member.label else { continue };
+                let label = backups::find_label(repository, &member.component, label)?;
+                let job = label.and_then(|label| label.annotations.get(JOB_ANNOTATION).cloned());
+                if job.as_ref() == Some(&wanted) {
+                    return Ok(Some(set));
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn members(set: &Set) -> Value {
+    let members = set.members.iter().map(|member| {
+        json!({
+            "component": member.component, "label": member.label, "outcome": member.outcome,
+            "code": member.code,
+        })
+    });
+    json!({"members": members.collect::<Vec<_>>()})
+}
+
+/// A set that lacks a member has failed; what it has is kept and named.
+fn told_set(request: &host::Request, mut outcome: coordinator::Outcome) -> Result<Outcome> {
+    let set = &outcome.set;
+    if set.outcome == SetOutcome::Failed {
+        let named = outcome
+            .failures
+            .keys()
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(", ");
+        let first = outcome.failures.pop_first();
+        return Err(match first {
+            Some((name, error)) if request.is_set() => error.context(format_args!(
+                "set {} lacks {named}; component \"{name}\"",
+                outcome.set.label
+            )),
+            Some((_, error)) => error,
+            None => Error::internal("set_failed", "a set failed and nobody says why"),
+        });
+    }
+    let label = match (request.is_set(), set.members.first()) {
+        (false, Some(member)) => member.label.clone(),
+        _ => Some(set.label.clone()),
+    };
+    Ok(Outcome::Succeeded {
+        label,
+        result: members(set),
+    })
 }

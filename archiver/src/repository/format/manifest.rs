@@ -119,6 +119,34 @@ pub enum FileKind {
 #[serde(transparent)]
 pub struct PathText(pub String);
 
+impl PathText {
+    /// The text for a path of any bytes.
+    #[must_use]
+    pub fn of(path: &[u8]) -> Self {
+        match std::str::from_utf8(path) {
+            Ok(text) if !text.starts_with("hex:") => Self(text.to_owned()),
+            _ => Self(format!("hex:{}", super::to_hex(path))),
+        }
+    }
+
+    /// The bytes it stands for; `None` when it is malformed.
+    #[must_use]
+    pub fn bytes(&self) -> Option<Vec<u8>> {
+        let Some(hex) = self.0.strip_prefix("hex:") else {
+            return Some(self.0.clone().into_bytes());
+        };
+        let digit = |b: u8| char::from(b).to_digit(16);
+        let (pairs, []) = hex.as_bytes().as_chunks::<2>() else {
+            return None;
+        };
+        let bytes = pairs.iter().map(|[a, b]| {
+            let value = digit(*a)? * 16 + digit(*b)?;
+            u8::try_from(value).ok()
+        });
+        bytes.collect()
+    }
+}
+
 /// A tablespace outside the data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tablespace {
