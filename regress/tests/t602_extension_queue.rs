@@ -6,7 +6,7 @@
 //! cluster is recovered to the past: its jobs are orphans, and nothing runs twice.
 
 use crate::t600_extension_sql::cluster;
-use pgark_regress::{Cluster, Major, StopMode, TestDirectory, process};
+use pgark_regress::{Cluster, Major, StopMode, TestDirectory};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -288,15 +288,9 @@ fn a_recovery_to_the_past_orphans_its_jobs() {
     // The restore point of a rolled back transaction stays, as the manual says.
     origin.psql("SELECT pgark.mark('before the accident')");
     origin.psql("UPDATE pgark.queue_job SET state = 'succeeded', claim = NULL, finished_at = now() WHERE state = 'running'");
+    let segment = origin.psql("SELECT pg_walfile_name(pg_current_wal_lsn())");
     origin.psql("SELECT pg_switch_wal()");
-    let name = "000000010000000000000004";
-    process::wait_until("the WAL is archived", PATIENCE, || {
-        origin.psql("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver")
-            >= name.to_owned()
-            || origin
-                .psql("SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'")
-                == "0"
-    });
+    origin.wait_archived(&segment, PATIENCE);
     std::fs::remove_file(copy.data().join("standby.signal")).unwrap();
     directory.file("b/data/recovery.signal", "");
     copy.configure(&format!(
