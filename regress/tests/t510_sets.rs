@@ -82,12 +82,14 @@ impl Application {
             if end.load(Ordering::SeqCst) {
                 return;
             }
-            let insert = format!("INSERT INTO document VALUES ({id}, md5('{id}'))");
+            let insert = format!("INSERT INTO document VALUES ({id}, md5('{id}'));");
             session.query(&insert).unwrap();
             let path = self.documents.join(id.to_string());
             std::fs::write(&path, format!("document {id}")).unwrap();
             account::give(&path);
             count.store(id, Ordering::SeqCst);
+            // Enough for a document to be under way at any time; not so many that files are all there is.
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
