@@ -16,6 +16,8 @@ pub mod hooks;
 pub mod host;
 pub mod ledger;
 pub mod levers;
+#[cfg(any(test, feature = "fault-injection"))]
+pub mod memory;
 pub mod reconcile;
 mod replicate;
 pub mod restore;
@@ -362,6 +364,10 @@ pub trait Driver: Send + Sync {
 
 #[cfg(test)]
 mod crash_tests;
+#[cfg(test)]
+mod flip_tests;
+#[cfg(test)]
+mod gc_tests;
 #[cfg(test)]
 pub(crate) mod testdata;
 #[cfg(test)]

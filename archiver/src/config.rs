@@ -227,11 +227,23 @@ pub struct RepositoryConfig {
     pub storage_class_packs: Option<String>,
     /// S3: storage class of everything else; it is read by every command.
     pub storage_class_metadata: Option<String>,
-    /// S3: encryption by the server: none asked for, with its own key, or with a KMS key.
+    /// S3: encryption by the server: none asked for, with its own key, with a KMS key, or with a key that
+    /// every request brings along.
     #[serde(default = "no_sse")]
     pub sse: ServerSideEncryption,
     /// S3: the KMS key; without it the bucket's own.
     pub sse_kms_key_id: Option<String>,
+    /// S3: where the key stands with which the server encrypts (`sse = "customer"`): `file:/path` or
+    /// `env:NAME`, 32 bytes in Base64. The server keeps no copy: without it everything is lost.
+    pub sse_customer_key: Option<String>,
+    /// S3: whether objects are locked against deletion, and whether a right can lift that (governance) or
+    /// nothing can (compliance). The bucket must be made with object lock. See docs/guide/s3.md.
+    #[serde(default = "no_lock")]
+    pub object_lock: ObjectLockMode,
+    /// S3: for how many days objects are locked. `pgark gc` extends what is still needed once half
+    /// of that is over.
+    #[serde(default = "default_lock_days")]
+    pub object_lock_days: u16,
     /// S3: checksums in headers and trailers: where S3 requires them, or wherever it supports them (not
     /// every compatible server does).
     #[serde(default = "required_checksums")]
@@ -388,6 +400,20 @@ pub enum ServerSideEncryption {
     S3,
     /// With a key of its key management.
     Kms,
+    /// With a key that comes with each request (SSE-C).
+    Customer,
+}
+
+/// How objects of a bucket are locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ObjectLockMode {
+    /// Not at all.
+    None,
+    /// Who holds a special right may lift it.
+    Governance,
+    /// Nobody may lift it.
+    Compliance,
 }
 
 /// Checksums beside those that S3 cannot do without.
@@ -448,6 +474,14 @@ fn default_region() -> String {
 
 fn no_sse() -> ServerSideEncryption {
     ServerSideEncryption::None
+}
+
+fn no_lock() -> ObjectLockMode {
+    ObjectLockMode::None
+}
+
+fn default_lock_days() -> u16 {
+    30
 }
 
 fn required_checksums() -> Checksums {
@@ -527,6 +561,11 @@ impl Config {
                     if repository.bucket.is_some() || repository.endpoint.is_some() {
                         return invalid(format!(
                             "repository.{name}: bucket and endpoint need kind = \"s3\""
+                        ));
+                    }
+                    if repository.object_lock != ObjectLockMode::None {
+                        return invalid(format!(
+                            "repository.{name}: object_lock needs kind = \"s3\""
                         ));
                     }
                 }

@@ -54,6 +54,17 @@ Examples:
   pgark reconcile --component vectors
   pgark reconcile --component vectors --into-table rag.reingest";
 
+pub(crate) const REPO_LOCK: &str = "\
+Examples:
+  pgark repo lock
+  pgark repo lock --dry-run --repository far --output json";
+
+pub(crate) const REPO_LIFECYCLE: &str = "\
+Examples:
+  pgark repo lifecycle
+  pgark repo lifecycle --apply --coldest standard-ia
+  pgark repo lifecycle --repository far --output json";
+
 pub(crate) const RESTORE_SET: &str = "\
 Examples:
   pgark restore-set --set 20261120T201015Z-5RJ9 --target-dir /var/lib/postgresql/17/restored --dry-run
@@ -65,7 +76,10 @@ Examples:
   pgark restore --target-dir /srv/restored --dry-run
   pgark restore --target-dir /srv/restored --target-time 2026-11-21T10:30:00Z
   pgark restore --target-dir /srv/standby --standby --archive keep
-  pgark restore --target-dir /var/lib/postgresql/15/main --delta --archive keep";
+  pgark restore --target-dir /var/lib/postgresql/15/main --delta --archive keep
+  pgark restore --target-dir /srv/restored --target-time 2024-11-21T10:30:00Z --retrieve bulk --wait-for-retrieval
+  pgark restore --component documents --to /srv/look --select srv/documents/2026
+  pgark restore --component documents --backup 20261121T103000Z-7K2Q --yes";
 
 pub(crate) const VERIFY: &str = "\
 Examples:

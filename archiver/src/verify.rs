@@ -44,7 +44,8 @@ pub enum Level {
 pub struct Finding {
     /// The object.
     pub object: String,
-    /// `missing`, `size`, `damaged`, `page`, `wal_gap`, `uncommitted_backup`; of notes
+    /// `missing`, `size`, `damaged`, `page`, `wal_gap`, `uncommitted_backup`,
+    /// `overwritten`, `deleted`; of notes
     /// `backup_under_way`, `backup_interrupted`.
     pub kind: &'static str,
     /// What is wrong.
@@ -221,6 +222,7 @@ impl Verification<'_> {
         self.committed_sessions()?;
         self.sets()?;
         self.strangers()?;
+        self.covered()?;
         self.wal_belongings()
     }
 

@@ -12,6 +12,7 @@
 
 pub mod account;
 pub mod bench;
+pub mod chroma_server;
 pub mod cluster;
 pub mod directory;
 pub mod evidence;

@@ -295,6 +295,8 @@ fn whoever_dies_holding_the_application_back_is_cleaned_up_after() {
     let (mut cluster, mut pgark, application) = scene(&directory);
     pgark.configure(&application.section());
     pgark.run(&["backup", "--component", "main"]).expect(0);
+    // Sessions of the killed.
+    cluster.log_mut().allow("connection to client lost");
     let (end, count) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| application.run(&cluster, &end, &count));

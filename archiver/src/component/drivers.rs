@@ -1,9 +1,12 @@
 //! The drivers, one file each, and which kind is whose.
 
+pub mod chroma;
 pub mod files;
+mod http;
 
 use super::Driver;
 use crate::{Error, Result};
+use serde::de::DeserializeOwned;
 
 /// The driver of component `name`. `settings` is its section without the keys that every component
 /// has; each driver parses its own, strictly.
@@ -13,9 +16,18 @@ use crate::{Error, Result};
 pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Driver>> {
     match kind {
         files::KIND => Ok(Box::new(files::Files::open(name, settings)?)),
+        "chroma" => Ok(Box::new(chroma::Chroma::new(parse(name, settings)?)?)),
         _ => Err(Error::invalid(
             "component_kind_unknown",
             format!("component \"{name}\" is of the unknown kind \"{kind}\""),
         )),
     }
+}
+
+/// A driver's own settings.
+fn parse<S: DeserializeOwned>(name: &str, settings: &toml::Table) -> Result<S> {
+    settings.clone().try_into().map_err(|e: toml::de::Error| {
+        Error::invalid("config_invalid", format!("[component.{name}] is not valid"))
+            .with_detail(format!("{}.", e.message()))
+    })
 }

@@ -126,6 +126,10 @@ impl Known {
                 let Record::Component(label) = record else {
                     continue;
                 };
+                // What a restore replaced is what somebody wanted to get rid of.
+                if label.safety {
+                    continue;
+                }
                 let candidates = self.backups.entry(component.clone()).or_default();
                 if candidates.iter().all(|c| c.label != label.label) {
                     candidates.push(Candidate {

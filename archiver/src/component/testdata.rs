@@ -93,18 +93,7 @@ impl Memory {
         clock: &SharedClock,
         options: &Options,
     ) -> crate::Result<Outcome> {
-        let directory = crate::backup::testdata::in_memory();
-        let taking = Taking {
-            name: NAME,
-            driver: self,
-            options,
-            level: 1,
-            scratch: &Scratch::within(directory.path())?,
-            clock,
-            cancel: &CancelToken::default(),
-            bytes: &AtomicU64::new(0),
-        };
-        taking.run(repositories)
+        take(self, repositories, clock, options)
     }
 
     /// Into one repository; its label record.
@@ -123,6 +112,27 @@ impl Memory {
         entries.sort_by(|a, b| a.0.path.cmp(&b.0.path));
         entries
     }
+}
+
+/// A backup through any driver.
+pub(crate) fn take(
+    driver: &dyn Driver,
+    repositories: &[Repository],
+    clock: &SharedClock,
+    options: &Options,
+) -> crate::Result<Outcome> {
+    let directory = crate::backup::testdata::in_memory();
+    let taking = Taking {
+        name: NAME,
+        driver,
+        options,
+        level: 1,
+        scratch: &Scratch::within(directory.path())?,
+        clock,
+        cancel: &CancelToken::default(),
+        bytes: &AtomicU64::new(0),
+    };
+    taking.run(repositories)
 }
 
 /// Everything that a source has.

@@ -12,7 +12,8 @@ use crate::verify::{Level, Report, Scope, verify};
 use std::sync::Arc;
 
 fn repository(name: &str, clock: &SharedClock) -> Repository {
-    let storage: SharedStorage = Arc::new(MemoryStorage::new());
+    let memory = MemoryStorage::with_clock(SharedClock::clone(clock));
+    let storage: SharedStorage = Arc::new(memory);
     crate::repository::create(&storage, clock.as_ref()).unwrap();
     Repository::open(name, storage).unwrap()
 }
@@ -115,7 +116,7 @@ fn damage(repository: &Repository, prefix: &str) -> usize {
             bytes[at] ^= 0x10;
         }
         storage.delete(&object.key).unwrap();
-        storage.put_if_absent(&object.key, &bytes).unwrap();
+        let _created = storage.put_if_absent(&object.key, &bytes).unwrap();
         done += 1;
     }
     done
@@ -201,6 +202,20 @@ fn retention_counts_and_knows_no_wal() {
     assert!(outcome.decisions.wal.is_empty());
     assert_eq!(outcome.expired.len(), 2);
     assert_eq!(backups::records(&repository, NAME).unwrap().len(), 2);
+    // What a restore replaced is neither the newest nor takes a place.
+    let options = Options {
+        annotations: [("safety".to_owned(), "a test".to_owned())].into(),
+        ..Options::default()
+    };
+    let wrecked = Memory(vec![file(b"a", "", vec![9; 9])]);
+    let one = [repository.clone()];
+    let safety = wrecked.take_with(&one, &clock, &options).unwrap().label;
+    assert!(safety.safety);
+    let outcome = retention::expire(&repository, clock.as_ref(), NAME, &request).unwrap();
+    assert!(outcome.expired.is_empty(), "{:?}", outcome.expired);
+    let newest = open_in(&one, None, NAME, None, &clock).unwrap();
+    assert_ne!(newest.manifest().label, safety.label);
+    assert_eq!(all_of(&newest).unwrap()[0].1, [3; 9]);
     // A cluster's readers see none of them.
     assert!(backups::committed(&repository, NAME).unwrap().is_empty());
 }

@@ -2,7 +2,7 @@
 
 use super::live::{self, Live};
 use super::sessions::{self, Seen};
-use super::{Begin, Candidate, Done, Plan, Report, Run, Waiting, Why, running, wal};
+use super::{Begin, Candidate, Done, Plan, Report, Run, Waiting, Why, lock, running, wal};
 use crate::clock::new_ulid;
 use crate::repository::session::{End, read_end};
 use crate::repository::{audit, layout, sets, tombs};
@@ -68,7 +68,8 @@ pub(super) fn survey(
 ) -> Result<Plan> {
     let before = sessions::list(run)?;
     let pinned = sessions::pinned(run, &before)?;
-    let condemned = live::condemned(run, &pinned)?;
+    let mut condemned = live::condemned(run, &pinned)?;
+    lock::spare_backups(run, &mut condemned, &mut report.left)?;
     let live = live::read(run, &condemned)?;
     let cutoff = cutoff(run, &before);
     let mut candidates = Vec::new();
@@ -80,6 +81,7 @@ pub(super) fn survey(
     outdated(run, &mut candidates)?;
     let expired = wal::expired(run, &condemned, &mut report.left)?;
     candidates.extend(expired.candidates);
+    report.locked = lock::spare(run, &mut candidates)?;
     if candidates.len() > run.settings.candidates_max {
         report.left.push(format!(
             "{} objects: one plan names at most {}",

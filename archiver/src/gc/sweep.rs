@@ -1,8 +1,8 @@
 //! The sweep: a plan that has settled is looked at once more, then carried out.
 
 use super::{
-    Candidate, Condemned, Done, FloorRecord, Plan, Report, Run, Sweep, Swept, Why, live, plan,
-    sessions, wal,
+    Candidate, Condemned, Done, FloorRecord, Plan, Report, Run, Sweep, Swept, Why, live, lock,
+    plan, sessions, wal,
 };
 use crate::Result;
 use crate::repository::{layout, record, tombs};
@@ -138,7 +138,12 @@ fn floors(run: &Run<'_>, plan: &Plan, going: &[Candidate]) -> Result<()> {
     Ok(())
 }
 
+/// What is locked stays: the next plan names it again.
 fn remove(run: &Run<'_>, key: &Key, size: u64, swept: &mut Swept) -> Result<()> {
+    if let Some(until) = lock::locked_until(run, key)? {
+        swept.locked.add(size, until);
+        return Ok(());
+    }
     run.repository.storage().delete(key)?;
     swept.objects += 1;
     swept.bytes += size;

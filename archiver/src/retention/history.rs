@@ -174,7 +174,11 @@ impl Loaded {
                     start_lsn: Lsn(1),
                     stop_lsn: Lsn(1),
                     stopped_at: label.stopped_at,
-                    health: Health::Good,
+                    // What a restore replaced takes no place from what it was replaced by.
+                    health: match label.safety {
+                        false => Health::Good,
+                        true => Health::CorruptPages,
+                    },
                     state,
                 });
                 return;

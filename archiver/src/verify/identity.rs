@@ -110,6 +110,27 @@ impl Verification<'_> {
         Ok(())
     }
 
+    /// What somebody has overwritten or deleted: it is read as it was first put, so that nothing is lost;
+    /// but somebody did it.
+    pub(super) fn covered(&mut self) -> Result<()> {
+        let Some(bucket) = self.repository.storage().bucket() else {
+            return Ok(());
+        };
+        for covered in bucket.covered()? {
+            let at = covered.at.format("%Y-%m-%d %H:%M:%SZ");
+            let (kind, what) = match covered.hidden {
+                true => ("deleted", "deleted"),
+                false => ("overwritten", "overwritten"),
+            };
+            let detail = format!(
+                "somebody has {what} it, last at {at}, with {} later versions; what was put first is there and is what counts",
+                covered.later_versions
+            );
+            self.report.find(covered.key.as_str(), kind, detail);
+        }
+        Ok(())
+    }
+
     /// What WAL needs beside itself: that its cluster is registered, and how its timelines came about.
     pub(super) fn wal_belongings(&mut self) -> Result<()> {
         // With a damaged record, which is a finding of its own, it cannot be told.

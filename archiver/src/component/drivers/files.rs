@@ -70,7 +70,7 @@ impl Files {
     pub fn open(name: &str, settings: &toml::Table) -> Result<Self> {
         let invalid = |what: String| {
             Error::invalid("config_invalid", format!("component.{name}: {what}"))
-                .with_hint("docs/guide/components.md lists every key.")
+                .with_hint("docs/guide/files.md lists every key.")
         };
         let section: Section = settings
             .clone()

@@ -1,0 +1,143 @@
+//! A real Chroma server of a test: on loopback, at a port that the system chooses, as the test account,
+//! ended when dropped.
+
+use crate::account;
+use crate::directory::TestDirectory;
+use crate::process::{self, wait_until};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// A running server.
+#[derive(Debug)]
+pub struct ChromaServer {
+    child: Child,
+    port: u16,
+    data: PathBuf,
+}
+
+fn python() -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("setup/chroma.sh");
+    let output = Command::new(script).arg("--path").output().unwrap();
+    assert!(
+        output.status.success(),
+        "Chroma is not installed: run regress/setup/chroma.sh"
+    );
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+}
+
+impl ChromaServer {
+    /// Starts it over the data directory `data`, which may be there already.
+    pub fn start(directory: &TestDirectory, data: &Path) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let program = format!(
+            "import chromadb_rust_bindings as b; b.cli(['chroma', 'run', '--path', '{}', \
+             '--host', '127.0.0.1', '--port', '{port}'])",
+            data.display()
+        );
+        let log = std::fs::File::create(directory.join(&format!("chroma-{port}.log"))).unwrap();
+        let child = account::command(python())
+            .args(["-c", &program])
+            .current_dir(directory.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut server = Self {
+            child,
+            port,
+            data: data.to_owned(),
+        };
+        wait_until("Chroma answers", Duration::from_secs(60), || {
+            assert!(
+                server.child.try_wait().unwrap().is_none(),
+                "Chroma ended at its start; see chroma-{port}.log"
+            );
+            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        });
+        server
+    }
+
+    /// Its address.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Where its files are.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Runs Python with `call(method, path, body)`, which returns status and answer, and `D`, the path
+    /// of the default database; what it prints.
+    #[track_caller]
+    pub fn python(&self, code: &str) -> String {
+        let mut command = account::command(python());
+        crate::cluster::run(command.arg("-c").arg(self.program(code)).current_dir("/"))
+    }
+
+    /// As [`ChromaServer::python`], in the background.
+    pub fn python_start(&self, code: &str, output: &Path) -> Child {
+        let output = std::fs::File::create(output).unwrap();
+        account::command(python())
+            .arg("-c")
+            .arg(self.program(code))
+            .current_dir("/")
+            .stdout(output.try_clone().unwrap())
+            .stderr(output)
+            .spawn()
+            .unwrap()
+    }
+
+    fn program(&self, code: &str) -> String {
+        format!(
+            "import json, random, struct, urllib.request, urllib.error\n\
+             D = '/tenants/default_tenant/databases/default_database'\n\
+             def call(method, path, body=None):\n\
+             \x20   data = None if body is None else json.dumps(body).encode()\n\
+             \x20   request = urllib.request.Request('{}/api/v2' + path, method=method, data=data,\n\
+             \x20       headers={{'content-type': 'application/json'}})\n\
+             \x20   try:\n\
+             \x20       with urllib.request.urlopen(request) as answer:\n\
+             \x20           text = answer.read()\n\
+             \x20           return answer.status, json.loads(text) if text else None\n\
+             \x20   except urllib.error.HTTPError as error:\n\
+             \x20       return error.code, error.read().decode()\n\
+             def vector(n):\n\
+             \x20   r = random.Random(n)\n\
+             \x20   return [struct.unpack('<f', struct.pack('<f', r.gauss(0, 1)))[0] for _ in range(8)]\n\
+             {code}\n",
+            self.url()
+        )
+    }
+
+    /// Ends it and waits.
+    pub fn stop(mut self) -> PathBuf {
+        self.end();
+        self.data.clone()
+    }
+
+    /// Stops (SIGSTOP) or continues it.
+    pub fn pause(&self, stop: bool) {
+        let signal = match stop {
+            true => rustix::process::Signal::STOP,
+            false => rustix::process::Signal::CONT,
+        };
+        process::signal(i32::try_from(self.child.id()).unwrap(), signal);
+    }
+
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for ChromaServer {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
