@@ -37,6 +37,7 @@ mod t441_failover;
 mod t520_redis;
 mod t530_chroma;
 mod t560_prometheus;
+mod t570_grafana;
 // A part of the full tier of its own.
 #[cfg(feature = "pg18")]
 mod t400_postgres_18;

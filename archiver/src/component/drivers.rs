@@ -1,6 +1,7 @@
 //! The drivers, one file each, and which kind is whose.
 
 pub mod chroma;
+pub mod grafana;
 mod http;
 pub mod prometheus;
 pub mod redis;
@@ -17,6 +18,7 @@ use serde::de::DeserializeOwned;
 pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Driver>> {
     match kind {
         "chroma" => Ok(Box::new(chroma::Chroma::new(parse(name, settings)?)?)),
+        "grafana" => Ok(Box::new(grafana::Grafana::new(parse(name, settings)?)?)),
         "prometheus" => Ok(Box::new(prometheus::Prometheus::new(parse(
             name, settings,
         )?)?)),
