@@ -13,7 +13,7 @@ case $want in
 demo) ;;
 test)
     packages="$packages postgresql-server-dev-15 libclang-14-dev binutils debootstrap"
-    packages="$packages postgresql-15-cron python3-venv python3-zstandard"
+    packages="$packages postgresql-15-cron python3-venv python3-zstandard openssl"
     ;;
 conformance) packages="$packages debootstrap python3-venv" ;;
 bench) packages="$packages postgresql-server-dev-15 libclang-14-dev binutils pgbackrest" ;;
@@ -62,6 +62,9 @@ if [ "$want" = test ]; then
     "$(dirname "$0")/python.sh" >/dev/null
     "$(dirname "$0")/s3-servers.sh" moto >/dev/null
     "$(dirname "$0")/chroma.sh" >/dev/null
+    for store in redis redis-8 valkey prometheus; do
+        "$(dirname "$0")/stores.sh" "$store" >/dev/null
+    done
 fi
 if [ "$want" = conformance ]; then
     "$(dirname "$0")/s3-servers.sh" moto >/dev/null

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 mod archive;
+mod component;
 mod t000_smoke;
 mod t010_extension;
 mod t020_archive_module;
@@ -38,7 +39,10 @@ mod t440_several_repositories;
 mod t441_failover;
 mod t500_files;
 mod t510_sets;
+mod t520_redis;
 mod t530_chroma;
+mod t560_prometheus;
+mod t570_grafana;
 mod t600_extension_sql;
 mod t601_extension_rights;
 mod t602_extension_queue;

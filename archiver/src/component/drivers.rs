@@ -2,7 +2,10 @@
 
 pub mod chroma;
 pub mod files;
+pub mod grafana;
 mod http;
+pub mod prometheus;
+pub mod redis;
 
 use super::Driver;
 use crate::{Error, Result};
@@ -17,6 +20,11 @@ pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Dr
     match kind {
         files::KIND => Ok(Box::new(files::Files::open(name, settings)?)),
         "chroma" => Ok(Box::new(chroma::Chroma::new(parse(name, settings)?)?)),
+        "grafana" => Ok(Box::new(grafana::Grafana::new(parse(name, settings)?)?)),
+        "prometheus" => Ok(Box::new(prometheus::Prometheus::new(parse(
+            name, settings,
+        )?)?)),
+        "redis" => Ok(Box::new(redis::Redis::new(parse(name, settings)?)?)),
         _ => Err(Error::invalid(
             "component_kind_unknown",
             format!("component \"{name}\" is of the unknown kind \"{kind}\""),

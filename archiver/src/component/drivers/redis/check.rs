@@ -1,0 +1,266 @@
+//! `pgark check`: whether a backup and a restore would work.
+
+use super::aof;
+use super::connection::{Connection, Reply};
+use super::server::Server;
+use super::settings::{Address, Method, Settings};
+use crate::component::{CheckLine, Context};
+use crate::{Error, Result};
+use std::path::Path;
+
+/// What a restore sends.
+const RESTORE_COMMANDS: [&[&str]; 3] = [&["RESTORE", "k", "0", "v"], &["FLUSHALL"], &["DUMP", "k"]];
+
+fn well(name: &str, detail: impl Into<String>) -> CheckLine {
+    CheckLine {
+        name: name.to_owned(),
+        ok: true,
+        detail: detail.into(),
+        hint: String::new(),
+    }
+}
+
+fn wrong(name: &str, detail: impl Into<String>, hint: impl Into<String>) -> CheckLine {
+    CheckLine {
+        name: name.to_owned(),
+        ok: false,
+        detail: detail.into(),
+        hint: hint.into(),
+    }
+}
+
+fn failure(name: &str, error: &Error) -> CheckLine {
+    let detail = match error.detail() {
+        Some(detail) => format!("{error}: {detail}"),
+        None => error.to_string(),
+    };
+    wrong(name, detail, error.hint().unwrap_or_default())
+}
+
+/// Looks.
+///
+/// # Errors
+/// When it was cancelled.
+pub(super) fn check(settings: &Settings, context: &Context<'_>) -> Result<Vec<CheckLine>> {
+    let mut lines = Vec::new();
+    match reach(settings, context) {
+        Ok((mut connection, server)) => {
+            lines.push(well(
+                "server",
+                format!("{} at {}", server.version(), connection.address()),
+            ));
+            lines.push(replication(settings, &server, &mut connection)?);
+            lines.extend(rights_to_restore(&server, &mut connection)?);
+            lines.extend(role(&server));
+            lines.extend(persistence(&server));
+            lines.extend(memory(&server));
+            lines.extend(
+                settings
+                    .data_dir
+                    .as_deref()
+                    .map(|dir| data_dir(dir, &server)),
+            );
+        }
+        Err(error) => {
+            context.cancel.check()?;
+            lines.push(failure("server", &error));
+            // What keeps it from starting may be there to see.
+            if error.code() == "redis_unreachable"
+                && let Some(dir) = &settings.data_dir
+            {
+                lines.push(append_only(dir, context));
+            }
+        }
+    }
+    Ok(lines)
+}
+
+fn reach<'a>(settings: &Settings, context: &Context<'a>) -> Result<(Connection<'a>, Server)> {
+    let address = Address::parse(&settings.url)?;
+    let mut connection = Connection::open(settings, &address, context.cancel)?;
+    let server = Server::ask(&mut connection)?;
+    Ok((connection, server))
+}
+
+/// Whether the user may run a command; `None`: the server does not say.
+fn may(connection: &mut Connection<'_>, words: &[&str]) -> Result<Option<bool>> {
+    let Reply::Bulk(Some(user)) = connection.ask(&["ACL", "WHOAMI"])? else {
+        return Ok(None);
+    };
+    let user = String::from_utf8_lossy(&user).into_owned();
+    let asked: Vec<&str> = ["ACL", "DRYRUN", &user]
+        .into_iter()
+        .chain(words.iter().copied())
+        .collect();
+    Ok(match connection.ask(&asked)? {
+        Reply::Simple(_) => Some(true),
+        Reply::Bulk(_) => Some(false),
+        _ => None,
+    })
+}
+
+fn replication(
+    settings: &Settings,
+    server: &Server,
+    connection: &mut Connection<'_>,
+) -> Result<CheckLine> {
+    const NAME: &str = "snapshot";
+    if settings.method == Method::Scan {
+        return Ok(well(NAME, "key by key, as method says: not of one instant"));
+    }
+    let refused = match connection.ask(&["REPLCONF", "capa", "eof"])? {
+        Reply::Error(text) => Some(text),
+        _ if may(connection, &["PSYNC", "?", "-1"])? == Some(false) => {
+            Some("the user may not use PSYNC".to_owned())
+        }
+        _ => None,
+    };
+    Ok(match (refused, settings.method) {
+        (None, _) => match server.field("loading") {
+            Some("1") => wrong(NAME, "the server loads its data", "Wait until it is done."),
+            _ => well(NAME, "as a replica: of one exact instant"),
+        },
+        (Some(why), Method::Psync) => wrong(
+            NAME,
+            format!("the server lets us not replicate: {why}"),
+            "ACL SETUSER <user> +psync +replconf +ping +info +time",
+        ),
+        (Some(why), _) => well(NAME, format!("key by key, not of one instant: {why}")),
+    })
+}
+
+fn rights_to_restore(
+    server: &Server,
+    connection: &mut Connection<'_>,
+) -> Result<Option<CheckLine>> {
+    const NAME: &str = "rights to restore";
+    if !server.is_7() {
+        return Ok(None);
+    }
+    let mut missing = Vec::new();
+    for words in RESTORE_COMMANDS {
+        match may(connection, words)? {
+            None => return Ok(None),
+            Some(true) => {}
+            Some(false) => missing.extend(words.first().map(|word| word.to_lowercase())),
+        }
+    }
+    Ok(match missing.is_empty() {
+        true => Some(well(NAME, "restore, dump, flushall")),
+        // A user for backups alone is a good thing.
+        false => Some(well(
+            NAME,
+            format!(
+                "the user may not {}: backups work, a restore over the network does not",
+                missing.join(", ")
+            ),
+        )),
+    })
+}
+
+fn role(server: &Server) -> Option<CheckLine> {
+    const NAME: &str = "role";
+    if !server.is_replica() {
+        return None;
+    }
+    match server.field("master_link_status") {
+        Some("up") => Some(well(NAME, "a replica: a backup is of what it has received")),
+        link => Some(wrong(
+            NAME,
+            format!(
+                "a replica whose link to its primary is {}",
+                link.unwrap_or("unknown")
+            ),
+            "Back up the primary, or mend the link: what is captured now is old.",
+        )),
+    }
+}
+
+fn persistence(server: &Server) -> Vec<CheckLine> {
+    let mut lines = Vec::new();
+    if server.field("rdb_last_bgsave_status") == Some("err") {
+        lines.push(wrong(
+            "server's own snapshots",
+            "the last one failed",
+            "Look at the server's log: its disk may be full, or vm.overcommit_memory must be 1.",
+        ));
+    }
+    if server.field("aof_last_write_status") == Some("err") {
+        lines.push(wrong(
+            "append-only file",
+            "the last write failed",
+            "Look at the server's disk: it takes no writes until that is mended.",
+        ));
+    }
+    lines
+}
+
+/// A snapshot is taken by a copy of the process, which shares memory until pages are changed.
+fn memory(server: &Server) -> Option<CheckLine> {
+    let used = server.number("used_memory_rss")?;
+    let total = server.number("total_system_memory")?;
+    let detail = format!("{used} of {total} bytes in use");
+    (used > total / 2).then(|| {
+        wrong(
+            "memory",
+            format!("{detail}: a snapshot under many writes may need as much again"),
+            "Back up while little is written, give the host memory, and set vm.overcommit_memory = 1.",
+        )
+    })
+}
+
+fn data_dir(dir: &Path, server: &Server) -> CheckLine {
+    const NAME: &str = "data_dir";
+    match (aof::Layout::find(dir), server.has_append_only()) {
+        (Err(error), _) => failure(NAME, &error),
+        (Ok(None), true) => wrong(
+            NAME,
+            format!(
+                "no append-only file in {}, though the server writes one",
+                dir.display()
+            ),
+            "Set data_dir to the server's own directory: CONFIG GET dir.",
+        ),
+        (Ok(None), false) => well(
+            NAME,
+            format!("{}, without an append-only file", dir.display()),
+        ),
+        (Ok(Some(layout)), _) => well(
+            NAME,
+            format!(
+                "{}, {} append-only files",
+                dir.display(),
+                layout.parts.len()
+            ),
+        ),
+    }
+}
+
+fn append_only(dir: &Path, context: &Context<'_>) -> CheckLine {
+    const NAME: &str = "append-only file";
+    match aof::check(dir, context.scratch) {
+        Err(error) => failure(NAME, &error),
+        Ok(aof::State::Absent) => well(NAME, "none"),
+        Ok(aof::State::Whole(bytes)) => well(NAME, format!("whole, {bytes} bytes")),
+        Ok(aof::State::Repairable(flaw)) => wrong(
+            NAME,
+            format!(
+                "\"{}\" is damaged ({}): it can be cut back to byte {}, {} bytes are lost",
+                flaw.path.display(),
+                flaw.why,
+                flaw.good_bytes,
+                flaw.lost_bytes
+            ),
+            "Restore with --select @repair-aof, which keeps the original, or restore a backup.",
+        ),
+        Ok(aof::State::Lost(flaw)) => wrong(
+            NAME,
+            format!(
+                "\"{}\" is damaged beyond repair: {}",
+                flaw.path.display(),
+                flaw.why
+            ),
+            "Restore the component from a backup.",
+        ),
+    }
+}

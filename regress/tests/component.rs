@@ -1,0 +1,99 @@
+//! What the tests of drivers share: a driver without a repository.
+
+use pgark_archiver::cancel::CancelToken;
+use pgark_archiver::component::memory::{MemorySink, MemorySource};
+use pgark_archiver::component::{Context, Driver, Evidence, Request, drivers};
+use pgark_archiver::{Error, Result};
+use pgark_regress::TestDirectory;
+use std::path::PathBuf;
+
+/// Opens the driver of a component whose section is `settings`, without `kind`.
+pub fn driver(kind: &str, settings: &str) -> Box<dyn Driver> {
+    drivers::open("it", kind, &settings.parse().unwrap()).unwrap_or_else(|e| panic!("{}", text(&e)))
+}
+
+/// Everything that an error says.
+pub fn text(error: &Error) -> String {
+    format!(
+        "{error}\n{}\n{}\n{}",
+        error.code(),
+        error.detail().unwrap_or_default(),
+        error.hint().unwrap_or_default()
+    )
+}
+
+/// A test's directory, and what drivers are called with.
+pub struct Bench {
+    pub directory: TestDirectory,
+    pub cancel: CancelToken,
+    scratch: PathBuf,
+}
+
+impl Bench {
+    pub fn new(test: &str) -> Self {
+        let directory = TestDirectory::new(test);
+        Self {
+            scratch: directory.folder("scratch"),
+            cancel: CancelToken::default(),
+            directory,
+        }
+    }
+
+    pub fn context(&self) -> Context<'_> {
+        Context {
+            component: "it",
+            cancel: &self.cancel,
+            scratch: &self.scratch,
+        }
+    }
+
+    pub fn try_capture(&self, driver: &dyn Driver) -> Result<MemorySource> {
+        let sink = MemorySink::new();
+        let point = driver.capture(&self.context(), &sink)?;
+        Ok(sink.finish(point))
+    }
+
+    #[track_caller]
+    pub fn capture_after(&self, driver: &dyn Driver, parent: MemorySource) -> MemorySource {
+        let sink = MemorySink::with_parent(parent);
+        let point = driver.capture(&self.context(), &sink);
+        sink.finish(point.unwrap_or_else(|e| panic!("{}", text(&e))))
+    }
+
+    #[track_caller]
+    pub fn capture(&self, driver: &dyn Driver) -> MemorySource {
+        self.try_capture(driver)
+            .unwrap_or_else(|e| panic!("{}", text(&e)))
+    }
+
+    pub fn try_restore(
+        &self,
+        driver: &dyn Driver,
+        backup: &MemorySource,
+        request: &Request,
+    ) -> Result<Vec<String>> {
+        driver.restore(&self.context(), backup, request)
+    }
+
+    #[track_caller]
+    pub fn restore(
+        &self,
+        driver: &dyn Driver,
+        backup: &MemorySource,
+        request: &Request,
+    ) -> Vec<String> {
+        let done = self.try_restore(driver, backup, request);
+        done.unwrap_or_else(|e| panic!("{}", text(&e)))
+    }
+
+    #[track_caller]
+    pub fn evidence(
+        &self,
+        driver: &dyn Driver,
+        backup: &MemorySource,
+        request: &Request,
+    ) -> Evidence {
+        let found = driver.evidence(&self.context(), backup, request);
+        found.unwrap_or_else(|e| panic!("{}", text(&e)))
+    }
+}

@@ -1,0 +1,789 @@
+//! Redis and Valkey: real servers are backed up while they are written to, and restored. What comes out is
+//! judged by the servers themselves (`DEBUG DIGEST`), by a model of what the writer did, and by the driver's
+//! own evidence, which must also see what is wrong. Then everything that goes wrong: servers that refuse, die,
+//! stop, are full, are older; and nothing may be left behind on them.
+
+use crate::component::{Bench, text};
+use pgark_archiver::component::memory::{MemorySink, MemorySource};
+use pgark_archiver::component::{Consistency, Driver, Request, Sink, Source};
+use pgark_regress::TestDirectory;
+use pgark_regress::process::{self, wait_until};
+use pgark_regress::redis_server::{Client, Make, RedisServer};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+fn driver(server: &RedisServer, more: &str) -> Box<dyn Driver> {
+    crate::component::driver("redis", &format!("url = \"{}\"\n{more}", server.url()))
+}
+
+fn overwrite() -> Request {
+    Request {
+        overwrite: true,
+        ..Request::default()
+    }
+}
+
+fn select(patterns: &[&str]) -> Request {
+    Request {
+        select: patterns.iter().map(|p| (*p).to_owned()).collect(),
+        ..Request::default()
+    }
+}
+
+/// Every kind of value, small and large, in several databases; names and values of any bytes.
+fn fill(server: &RedisServer) {
+    let mut client = server.client();
+    let mut ask = |words: &[&str]| client.ask(words);
+    ask(&["SET", "text", "hello"]);
+    ask(&["SET", "number", "12345"]);
+    ask(&["SET", "compressed", &"abc".repeat(3000)]);
+    ask(&["SET", "large", &"0123456789abcdef".repeat(200_000)]);
+    ask(&["SET", "expiring", "x", "PX", "86400123"]);
+    for n in 0..300 {
+        let n = n.to_string();
+        let long = format!("{n}{}", "y".repeat(100));
+        ask(&["RPUSH", "list:large", &long]);
+        ask(&["SADD", "set:large", &long]);
+        ask(&["ZADD", "zset:large", &format!("{n}.25"), &long]);
+        ask(&["HSET", "hash:large", &n, &long]);
+        ask(&["SADD", "set:integers", &n]);
+        ask(&["XADD", "stream", "*", "n", &n, "v", &long]);
+        ask(&["SET", &format!("session:{n}"), &n, "EX", "90000"]);
+    }
+    ask(&[
+        "RPUSH",
+        "list:small",
+        "a",
+        "-1",
+        "70000",
+        "9223372036854775807",
+        "",
+    ]);
+    ask(&["SADD", "set:small", "a", "b", "1"]);
+    ask(&[
+        "ZADD",
+        "zset:small",
+        "1",
+        "a",
+        "-2.5",
+        "b",
+        "inf",
+        "c",
+        "1e100",
+        "d",
+    ]);
+    ask(&["HSET", "hash:small", "f", "v", "g", "17"]);
+    ask(&["XGROUP", "CREATE", "stream", "group", "0"]);
+    ask(&[
+        "XREADGROUP",
+        "GROUP",
+        "group",
+        "me",
+        "COUNT",
+        "5",
+        "STREAMS",
+        "stream",
+        ">",
+    ]);
+    ask(&["XDEL", "stream", "0-1"]);
+    ask(&["PFADD", "hyperloglog", "a", "b", "c"]);
+    ask(&["GEOADD", "geo", "13.361389", "38.115556", "Palermo"]);
+    ask(&["SETBIT", "bits", "1000", "1"]);
+    ask(&[
+        "FUNCTION",
+        "LOAD",
+        "#!lua name=mine\nredis.register_function('f', function() return 1 end)",
+    ]);
+    ask(&["SELECT", "3"]);
+    ask(&["SET", "in three", "3"]);
+    ask(&["SELECT", "15"]);
+    ask(&["HSET", "in fifteen", "f", "v"]);
+    client.ask(&["SELECT", "0"]);
+    let odd: &[u8] = b"odd \x00\xff\r\n name";
+    client.try_ask_bytes(&[b"SET", odd, b"\x00\xff"]).unwrap();
+    client
+        .try_ask_bytes(&[b"SET", &[b'n'; 70_000], b"a long name"])
+        .unwrap();
+}
+
+/// The server's own digest of everything but the time of expiry, and that of one key.
+fn own_digest(server: &RedisServer) -> String {
+    let expires = server.ask(&["PEXPIRETIME", "expiring"]);
+    format!("{} {expires}", server.ask(&["DEBUG", "DIGEST"]))
+}
+
+fn empty_server(directory: &TestDirectory, name: &str) -> RedisServer {
+    RedisServer::start(directory, name, Make::Redis7, &[])
+}
+
+#[test]
+fn a_backup_under_load_is_one_state_of_the_store() {
+    let bench = Bench::new("redis-load");
+    let source = empty_server(&bench.directory, "source");
+    source.ask(&["SET", "ballast", &"0123456789abcdef".repeat(100_000)]);
+    let driver_of_source = driver(&source, "");
+    let (stop, sent, acked) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let (before, backup, after) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut client = source.client();
+            while !stop.load(Ordering::SeqCst) {
+                let n = sent.fetch_add(1, Ordering::SeqCst) + 1;
+                step(&mut client, n);
+                acked.store(n, Ordering::SeqCst);
+            }
+        });
+        wait_until("the writer is at work", Duration::from_secs(60), || {
+            acked.load(Ordering::SeqCst) > 200
+        });
+        let before = acked.load(Ordering::SeqCst);
+        let backup = bench.capture(driver_of_source.as_ref());
+        let after = sent.load(Ordering::SeqCst);
+        wait_until("the writer went on", Duration::from_secs(60), || {
+            acked.load(Ordering::SeqCst) > after
+        });
+        stop.store(true, Ordering::SeqCst);
+        (before, backup, after)
+    });
+    let point = backup.point();
+    assert_eq!(point.consistency, Consistency::PointInTime);
+    assert_eq!(point.position["method"], "psync");
+    assert!(point.position["replication_offset"].is_u64());
+    assert_eq!(point.position["replication_id"].as_str().unwrap().len(), 40);
+
+    let target = empty_server(&bench.directory, "target");
+    let driver_of_target = driver(&target, "");
+    bench.restore(driver_of_target.as_ref(), &backup, &Request::default());
+    let n: u64 = target.ask(&["GET", "counter"]).parse().unwrap();
+    assert!((before..=after).contains(&n), "{before} <= {n} <= {after}");
+    // The same steps on an empty server give the same content, by the server's own digest.
+    let model = empty_server(&bench.directory, "model");
+    let mut client = model.client();
+    client.ask(&["SET", "ballast", &"0123456789abcdef".repeat(100_000)]);
+    (1..=n).for_each(|n| step(&mut client, n));
+    assert_eq!(
+        target.ask(&["DEBUG", "DIGEST"]),
+        model.ask(&["DEBUG", "DIGEST"])
+    );
+    let evidence = bench.evidence(driver_of_target.as_ref(), &backup, &Request::default());
+    assert!(evidence.ok, "{evidence:?}");
+    // Nothing is left of us.
+    wait_until("the source has no replica", Duration::from_secs(30), || {
+        source
+            .ask(&["INFO", "replication"])
+            .contains("connected_slaves:0")
+    });
+}
+
+/// What the writer does for the `n`th time, in one transaction.
+fn step(client: &mut Client, n: u64) {
+    let (text, slot) = (n.to_string(), format!("slot:{}", n % 50));
+    client.ask(&["MULTI"]);
+    client.ask(&["SET", "counter", &text]);
+    client.ask(&["HSET", &slot, "n", &text]);
+    client.ask(&["LPUSH", "log", &text]);
+    client.ask(&["LTRIM", "log", "0", "99"]);
+    client.ask(&["ZADD", "scores", &text, &slot]);
+    client.ask(&["EXEC"]);
+}
+
+#[test]
+fn every_kind_of_value_comes_back_whole_in_part_and_in_place() {
+    let bench = Bench::new("redis-values");
+    let source = empty_server(&bench.directory, "source");
+    fill(&source);
+    let backup = bench.capture(driver(&source, "").as_ref());
+    let expected = own_digest(&source);
+
+    // Whole, into an empty server.
+    let target = empty_server(&bench.directory, "target");
+    let into = driver(&target, "");
+    bench.restore(into.as_ref(), &backup, &Request::default());
+    assert_eq!(own_digest(&target), expected);
+    assert_eq!(
+        target.ask(&["FUNCTION", "DUMP"]),
+        source.ask(&["FUNCTION", "DUMP"])
+    );
+    let evidence = bench.evidence(into.as_ref(), &backup, &Request::default());
+    assert!(evidence.ok, "{evidence:?}");
+
+    // Not over what is there.
+    let refused = bench.try_restore(into.as_ref(), &backup, &Request::default());
+    assert_eq!(refused.unwrap_err().code(), "component_not_empty");
+
+    // The evidence sees a value, an expiry, a missing and an additional key.
+    for damage in [
+        &["HSET", "hash:large", "7", "other"][..],
+        &["PEXPIRE", "expiring", "5000000"],
+        &["DEL", "session:9"],
+        &["SET", "additional", "1"],
+        &["FUNCTION", "FLUSH"],
+    ] {
+        target.ask(damage);
+        let evidence = bench.evidence(into.as_ref(), &backup, &Request::default());
+        assert!(!evidence.ok, "{damage:?}: {evidence:?}");
+        // In place: what is there goes.
+        bench.restore(into.as_ref(), &backup, &overwrite());
+        assert_eq!(own_digest(&target), expected, "{damage:?}");
+        let evidence = bench.evidence(into.as_ref(), &backup, &overwrite());
+        assert!(evidence.ok, "{damage:?}: {evidence:?}");
+    }
+
+    // A part, beside what is there.
+    let part = empty_server(&bench.directory, "part");
+    let into = driver(&part, "");
+    part.ask(&["SET", "unrelated", "1"]);
+    let sessions = select(&["session:*", "db=3"]);
+    bench.restore(into.as_ref(), &backup, &sessions);
+    assert_eq!(part.ask(&["DBSIZE"]), "301");
+    assert_eq!(part.ask(&["GET", "session:7"]), "7");
+    assert_eq!(
+        part.ask(&["PEXPIRETIME", "session:7"]),
+        source.ask(&["PEXPIRETIME", "session:7"])
+    );
+    assert!(bench.evidence(into.as_ref(), &backup, &sessions).ok);
+    let refused = bench.try_restore(into.as_ref(), &backup, &select(&["session:7"]));
+    assert!(text(&refused.unwrap_err()).contains("\"session:7\" exists"));
+    // Under other names.
+    let renamed = Request {
+        rename: vec![("session:*".to_owned(), "old:session:*".to_owned())],
+        ..select(&["session:*"])
+    };
+    bench.restore(into.as_ref(), &backup, &renamed);
+    assert_eq!(part.ask(&["GET", "old:session:7"]), "7");
+    assert!(bench.evidence(into.as_ref(), &backup, &renamed).ok);
+    // In place: that key alone.
+    part.ask(&["SET", "session:7", "wrong"]);
+    part.ask(&["SET", "session:8", "stays"]);
+    let one = Request {
+        overwrite: true,
+        ..select(&["session:7"])
+    };
+    bench.restore(into.as_ref(), &backup, &one);
+    assert_eq!(part.ask(&["GET", "session:7"]), "7");
+    assert_eq!(part.ask(&["GET", "session:8"]), "stays");
+
+    // To another address than the component's own.
+    let other = empty_server(&bench.directory, "other");
+    let elsewhere = Request {
+        to: Some(other.url()),
+        ..Request::default()
+    };
+    bench.restore(into.as_ref(), &backup, &elsewhere);
+    assert_eq!(own_digest(&other), expected);
+    assert!(bench.evidence(into.as_ref(), &backup, &elsewhere).ok);
+}
+
+#[test]
+fn through_the_disk_over_tls_with_a_password_and_few_rights() {
+    let bench = Bench::new("redis-tls");
+    let folder = bench.directory.folder("certificates");
+    let run = |arguments: &[&str]| {
+        let mut command = pgark_regress::account::command("openssl");
+        let done = command
+            .current_dir(&folder)
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{done:?}");
+    };
+    run(&[
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        "key.pem",
+        "-out",
+        "ca.pem",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
+    ]);
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let tls = pgark_regress::redis_server::free_port().to_string();
+    let source = RedisServer::start(
+        &bench.directory,
+        "source",
+        Make::Redis7,
+        &[
+            "--tls-port",
+            &tls,
+            "--tls-cert-file",
+            &path("ca.pem"),
+            "--tls-key-file",
+            &path("key.pem"),
+            "--tls-auth-clients",
+            "no",
+            "--repl-diskless-sync",
+            "no",
+        ],
+    );
+    fill(&source);
+    source.ask(&[
+        "ACL",
+        "SETUSER",
+        "backup",
+        "on",
+        ">geheim",
+        "-@all",
+        "+psync",
+        "+replconf",
+        "+ping",
+        "+info",
+    ]);
+    bench.directory.file("password", "geheim\n");
+    let password = bench.directory.join("password").display().to_string();
+    let settings = format!(
+        "url = \"rediss://127.0.0.1:{tls}\"\nusername = \"backup\"\npassword = \"file:{password}\"\n\
+         tls_ca_file = \"{}\"\n",
+        path("ca.pem")
+    );
+    let from = crate::component::driver("redis", &settings);
+    let lines = from.check(&bench.context()).unwrap();
+    assert!(lines.iter().all(|line| line.ok), "{lines:?}");
+    let backup = bench.capture(from.as_ref());
+    assert_eq!(backup.point().consistency, Consistency::PointInTime);
+    assert!(format!("{:?}", backup.point().notes).contains("diskless"));
+    let target = empty_server(&bench.directory, "target");
+    bench.restore(driver(&target, "").as_ref(), &backup, &Request::default());
+    assert_eq!(own_digest(&target), own_digest(&source));
+
+    // A certificate that nobody vouches for; a plain connection to where TLS is spoken.
+    let distrusted = settings.replace("tls_ca_file", "#");
+    let distrusted = crate::component::driver("redis", &distrusted);
+    let error = bench.try_capture(distrusted.as_ref()).unwrap_err();
+    assert!(text(&error).contains("certificate"), "{}", text(&error));
+    let plain = crate::component::driver("redis", &settings.replace("rediss", "redis"));
+    bench.try_capture(plain.as_ref()).unwrap_err();
+}
+
+#[test]
+fn a_server_that_lets_nobody_replicate_is_taken_key_by_key() {
+    let bench = Bench::new("redis-scan");
+    let source = empty_server(&bench.directory, "source");
+    fill(&source);
+    source.ask(&[
+        "ACL", "SETUSER", "managed", "on", ">geheim", "~*", "+@all", "-psync", "-sync",
+    ]);
+    bench.directory.file("password", "geheim\n");
+    let password = bench.directory.join("password").display().to_string();
+    let user = format!("username = \"managed\"\npassword = \"file:{password}\"\n");
+    let from = driver(&source, &user);
+    let backup = bench.capture(from.as_ref());
+    let point = backup.point();
+    assert_eq!(point.consistency, Consistency::Fuzzy);
+    assert_eq!(point.position["method"], "scan");
+    assert!(format!("{:?}", point.notes).contains("NOPERM"), "{point:?}");
+    let target = empty_server(&bench.directory, "target");
+    let into = driver(&target, "");
+    bench.restore(into.as_ref(), &backup, &Request::default());
+    assert_eq!(own_digest(&target), own_digest(&source));
+    assert!(
+        bench
+            .evidence(into.as_ref(), &backup, &Request::default())
+            .ok
+    );
+    // It is an RDB file: a server loads it.
+    let folder = bench.directory.folder("offline");
+    std::fs::write(
+        folder.join("dump.rdb"),
+        backup.content(b"dump.rdb").unwrap(),
+    )
+    .unwrap();
+    pgark_regress::account::give(&folder.join("dump.rdb"));
+    let mut offline = RedisServer::over(folder, Make::Redis7, &[]);
+    offline.again(&[]);
+    assert_eq!(own_digest(&offline), own_digest(&source));
+    // Who insists on an exact one is told.
+    let strict = driver(&source, &format!("{user}method = \"psync\"\n"));
+    let error = bench.try_capture(strict.as_ref()).unwrap_err();
+    assert_eq!(error.code(), "redis_no_replication");
+    let lines = strict.check(&bench.context()).unwrap();
+    assert!(
+        lines
+            .iter()
+            .any(|line| !line.ok && line.hint.contains("+psync")),
+        "{lines:?}"
+    );
+}
+
+#[test]
+fn the_append_only_file_is_captured_restored_under_and_mended() {
+    let bench = Bench::new("redis-aof");
+    let folder = bench.directory.join("source");
+    let data_dir = format!("data_dir = \"{}\"\n", folder.display());
+    let mut source = RedisServer::start(
+        &bench.directory,
+        "source",
+        Make::Redis7,
+        &["--appendonly", "yes", "--aof-timestamp-enabled", "yes"],
+    );
+    fill(&source);
+    let from = driver(&source, &data_dir);
+    let backup = bench.capture(from.as_ref());
+    let expected = own_digest(&source);
+    assert!(
+        backup
+            .paths()
+            .contains(&"aof/appendonly.aof.manifest".to_owned())
+    );
+    assert!(
+        backup
+            .paths()
+            .contains(&"aof/appendonly.aof.1.incr.aof".to_owned())
+    );
+
+    // Into a directory, for a server with appendonly yes: it would ignore dump.rdb.
+    for (name, request, arguments) in [
+        ("base", Request::default(), ["--appendonly", "yes"]),
+        ("rdb", Request::default(), ["--appendonly", "no"]),
+        ("aof", select(&["@aof"]), ["--appendonly", "yes"]),
+    ] {
+        let place = bench.directory.folder(name);
+        let request = Request {
+            to: Some(place.display().to_string()),
+            ..request
+        };
+        bench.restore(from.as_ref(), &backup, &request);
+        assert!(
+            bench.evidence(from.as_ref(), &backup, &request).ok,
+            "{name}"
+        );
+        let refused = bench.try_restore(from.as_ref(), &backup, &request);
+        assert_eq!(refused.unwrap_err().code(), "component_not_empty", "{name}");
+        let mut restored = RedisServer::over(place, Make::Redis7, &arguments);
+        restored.again(&[]);
+        assert_eq!(own_digest(&restored), expected, "{name}");
+    }
+
+    // A running server's own directory is not touched.
+    let own = Request {
+        to: Some(folder.display().to_string()),
+        ..overwrite()
+    };
+    let refused = bench.try_restore(from.as_ref(), &backup, &own);
+    assert_eq!(refused.unwrap_err().code(), "redis_running");
+
+    // A torn append-only file: the server does not start, check says so, and it is cut back.
+    source.ask(&["SET", "text", "hello"]);
+    source.stop();
+    let file = folder.join("appendonlydir/appendonly.aof.1.incr.aof");
+    let whole = std::fs::read(&file).unwrap();
+    let torn = [&whole[..], b"*3\r\n$3\r\nSET\r\n$4\r\nte"].concat();
+    std::fs::write(&file, &torn).unwrap();
+    source.must_fail(&["--aof-load-truncated", "no"]);
+    let lines = from.check(&bench.context()).unwrap();
+    let line = lines
+        .iter()
+        .find(|line| line.name == "append-only file")
+        .unwrap();
+    assert!(!line.ok && line.detail.contains("cut back"), "{line:?}");
+    let done = bench.restore(from.as_ref(), &backup, &select(&["@repair-aof"]));
+    assert!(done[0].contains("cut 19 bytes"), "{done:?}");
+    assert_eq!(std::fs::read(&file).unwrap(), whole);
+    source.again(&["--aof-load-truncated", "no"]);
+    assert_eq!(own_digest(&source), expected);
+    // In place while it is down: what is there is moved aside.
+    source.ask(&["FLUSHALL"]);
+    source.stop();
+    bench.restore(from.as_ref(), &backup, &overwrite());
+    source.again(&[]);
+    assert_eq!(own_digest(&source), expected);
+    let kept = std::fs::read_dir(&folder).unwrap().flatten();
+    let kept = kept.filter(|e| e.file_name().to_string_lossy().contains(".before-"));
+    assert!(kept.count() > 0);
+}
+
+#[test]
+fn what_cannot_work_is_refused_before_anything_changes() {
+    let bench = Bench::new("redis-refusals");
+    let source = empty_server(&bench.directory, "source");
+    fill(&source);
+    let mut backup = bench.capture(driver(&source, "").as_ref());
+
+    // Nobody there; not Redis; a wrong password; none.
+    let port = pgark_regress::redis_server::free_port();
+    let nobody = crate::component::driver("redis", &format!("url = \"redis://127.0.0.1:{port}\""));
+    let error = bench.try_capture(nobody.as_ref()).unwrap_err();
+    assert_eq!(error.code(), "redis_unreachable");
+    assert!(!nobody.check(&bench.context()).unwrap()[0].ok);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("url = \"redis://{}\"", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        for stream in listener.incoming().flatten() {
+            let mut stream = stream;
+            let _ = stream.read(&mut [0; 100]);
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        }
+    });
+    let error = bench
+        .try_capture(crate::component::driver("redis", &url).as_ref())
+        .unwrap_err();
+    assert_eq!(error.code(), "redis_protocol");
+    let secret = RedisServer::start(
+        &bench.directory,
+        "secret",
+        Make::Redis7,
+        &["--requirepass", "x"],
+    );
+    let error = bench.try_capture(driver(&secret, "").as_ref()).unwrap_err();
+    assert_eq!(error.code(), "redis_auth");
+    bench.directory.file("wrong", "hunter2\n");
+    let wrong = format!(
+        "password = \"file:{}\"",
+        bench.directory.join("wrong").display()
+    );
+    let error = bench
+        .try_capture(driver(&secret, &wrong).as_ref())
+        .unwrap_err();
+    assert_eq!(error.code(), "redis_auth");
+    assert!(!text(&error).contains("hunter2"));
+
+    // A replica takes nothing; a full server, one that becomes full.
+    let replica = empty_server(&bench.directory, "replica");
+    replica.ask(&["REPLICAOF", "127.0.0.1", &source.port().to_string()]);
+    let refused = bench.try_restore(driver(&replica, "").as_ref(), &backup, &overwrite());
+    assert_eq!(refused.unwrap_err().code(), "redis_read_only");
+    let small = RedisServer::start(
+        &bench.directory,
+        "small",
+        Make::Redis7,
+        &["--maxmemory", "3mb"],
+    );
+    small.ask(&["SET", "stays", "1"]);
+    let refused = bench.try_restore(driver(&small, "").as_ref(), &backup, &overwrite());
+    assert_eq!(refused.unwrap_err().code(), "redis_too_small");
+    assert_eq!(small.ask(&["GET", "stays"]), "1");
+    let full = bench.try_restore(driver(&small, "").as_ref(), &backup, &select(&["l*", "s*"]));
+    let error = full.unwrap_err();
+    assert_eq!(error.code(), "redis_full");
+    assert!(text(&error).contains("holds a part"), "{}", text(&error));
+    // More databases than it has.
+    let few = RedisServer::start(&bench.directory, "few", Make::Redis7, &["--databases", "4"]);
+    let refused = bench.try_restore(driver(&few, "").as_ref(), &backup, &Request::default());
+    assert!(text(&refused.unwrap_err()).contains("databases of the server"));
+    assert_eq!(few.ask(&["DBSIZE"]), "0");
+
+    // A damaged backup: found before the server is emptied.
+    let before = own_digest(&source);
+    let bytes = backup.content_mut(b"dump.rdb").unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    let refused = bench.try_restore(driver(&source, "").as_ref(), &backup, &overwrite());
+    assert_eq!(refused.unwrap_err().code(), "rdb_damaged");
+    assert_eq!(own_digest(&source), before);
+}
+
+#[test]
+fn other_versions_take_what_they_can() {
+    let bench = Bench::new("redis-versions");
+    let make = |name, make| RedisServer::start(&bench.directory, name, make, &[]);
+    let seven = make("seven", Make::Redis7);
+    fill(&seven);
+    let backup = bench.capture(driver(&seven, "").as_ref());
+    for (name, kind) in [("eight", Make::Redis8), ("valkey", Make::Valkey8)] {
+        let server = make(name, kind);
+        let into = driver(&server, "");
+        bench.restore(into.as_ref(), &backup, &Request::default());
+        let evidence = bench.evidence(into.as_ref(), &backup, &Request::default());
+        assert!(evidence.ok, "{name}: {evidence:?}");
+        let own = bench.capture(into.as_ref());
+        let second = format!("{name}-again");
+        let again = RedisServer::start(&bench.directory, &second, kind, &[]);
+        let into = driver(&again, "");
+        if kind == Make::Redis8 {
+            // Fields that expire.
+            server.ask(&["HEXPIRE", "hash:small", "80000", "FIELDS", "1", "f"]);
+            server.ask(&["HEXPIRE", "hash:large", "80000", "FIELDS", "1", "7"]);
+            let own = bench.capture(driver(&server, "").as_ref());
+            bench.restore(into.as_ref(), &own, &Request::default());
+            assert!(bench.evidence(into.as_ref(), &own, &Request::default()).ok);
+            again.ask(&["HEXPIRE", "hash:large", "70000", "FIELDS", "1", "7"]);
+            assert!(!bench.evidence(into.as_ref(), &own, &Request::default()).ok);
+            // Too new for seven, which stays as it is.
+            let before = own_digest(&seven);
+            let refused = bench.try_restore(driver(&seven, "").as_ref(), &own, &overwrite());
+            assert_eq!(refused.unwrap_err().code(), "redis_too_old");
+            assert_eq!(own_digest(&seven), before);
+        } else {
+            bench.restore(into.as_ref(), &own, &Request::default());
+            assert!(bench.evidence(into.as_ref(), &own, &Request::default()).ok);
+        }
+    }
+}
+
+/// A sink that calls back once some bytes of the content have arrived.
+struct Midway<'f> {
+    inner: MemorySink,
+    after: u64,
+    call: &'f (dyn Fn() + Sync),
+}
+
+impl Sink for Midway<'_> {
+    fn entry(&self, entry: pgark_archiver::component::Entry) -> pgark_archiver::Result<()> {
+        self.inner.entry(entry)
+    }
+
+    fn file(
+        &self,
+        entry: pgark_archiver::component::Entry,
+        content: &mut dyn std::io::Read,
+    ) -> pgark_archiver::Result<pgark_archiver::component::Stored> {
+        struct Reader<'r> {
+            inner: &'r mut dyn std::io::Read,
+            left: u64,
+            call: &'r (dyn Fn() + Sync),
+        }
+        impl std::io::Read for Reader<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+                let read = self.inner.read(buffer)?;
+                let before = self.left;
+                self.left = self.left.saturating_sub(read as u64);
+                if before > 0 && self.left == 0 {
+                    (self.call)();
+                }
+                Ok(read)
+            }
+        }
+        let mut reader = Reader {
+            inner: content,
+            left: self.after,
+            call: self.call,
+        };
+        self.inner.file(entry, &mut reader)
+    }
+
+    fn unchanged(&self, entry: &pgark_archiver::component::Entry) -> pgark_archiver::Result<bool> {
+        self.inner.unchanged(entry)
+    }
+
+    fn parent(&self) -> Option<&pgark_archiver::component::Point> {
+        self.inner.parent()
+    }
+}
+
+#[test]
+fn a_server_that_dies_stops_or_is_left_alone_in_the_middle() {
+    let bench = Bench::new("redis-midway");
+    let mut source = empty_server(&bench.directory, "source");
+    // More than what fits into buffers on the way.
+    for n in 0..40 {
+        let value = format!("{n}{}", "0123456789abcdef".repeat(60_000));
+        source.ask(&["SET", &format!("ballast:{n}"), &value]);
+    }
+    source.ask(&["CONFIG", "SET", "rdbcompression", "no"]);
+    let from = driver(&source, "timeout_seconds = 2\n");
+    let clean = |server: &RedisServer| {
+        wait_until("no replica, no child", Duration::from_secs(60), || {
+            let info = server.ask(&["INFO"]);
+            info.contains("connected_slaves:0") && info.contains("rdb_bgsave_in_progress:0")
+        });
+    };
+    let capture = |call: &(dyn Fn() + Sync)| {
+        let sink = Midway {
+            inner: MemorySink::new(),
+            after: 4 << 20,
+            call,
+        };
+        from.capture(&bench.context(), &sink).map(|_| ())
+    };
+
+    // The repository is full.
+    let sink = MemorySink::new().failing_after(1 << 20);
+    let error = from.capture(&bench.context(), &sink).unwrap_err();
+    assert_eq!(error.code(), "disk_full");
+    clean(&source);
+    // Cancelled.
+    let error = capture(&|| bench.cancel.cancel()).unwrap_err();
+    assert_eq!(error.code(), "cancelled");
+    clean(&source);
+    let bench = Bench::new("redis-midway-2");
+    let capture = |call: &(dyn Fn() + Sync)| {
+        let sink = Midway {
+            inner: MemorySink::new(),
+            after: 4 << 20,
+            call,
+        };
+        from.capture(&bench.context(), &sink).map(|_| ())
+    };
+    // It stops, and goes on when it is too late: the whole process group, its child too.
+    let all = || process::tree(source.pid());
+    let stopped = std::sync::Mutex::new(Vec::new());
+    let error = capture(&|| {
+        let pids = all();
+        for pid in &pids {
+            process::signal(*pid, rustix::process::Signal::STOP);
+        }
+        *stopped.lock().unwrap() = pids;
+    })
+    .unwrap_err();
+    assert_eq!(error.code(), "redis_silent", "{}", text(&error));
+    let pids = stopped.into_inner().unwrap();
+    for pid in &pids {
+        process::signal(*pid, rustix::process::Signal::CONT);
+    }
+    clean(&source);
+    // A slow one is waited for.
+    let slow = |call: &(dyn Fn() + Sync)| capture(call);
+    slow(&|| {
+        let pids = all();
+        for pid in &pids {
+            process::signal(*pid, rustix::process::Signal::STOP);
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        for pid in &pids {
+            process::signal(*pid, rustix::process::Signal::CONT);
+        }
+    })
+    .unwrap();
+    // It dies.
+    let pid = source.pid();
+    let error = capture(&|| process::kill_tree(pid)).unwrap_err();
+    assert_eq!(error.code(), "redis_gone", "{}", text(&error));
+    source.kill();
+    // And is back, restarted: the next backup is a whole one.
+    source.again(&[]);
+    source.ask(&["SET", "a", "1"]);
+    let backup: MemorySource = bench.capture(from.as_ref());
+    assert_eq!(backup.point().evidence["keys in db 0"], 1);
+}
+
+#[test]
+fn writers_are_held_back_and_let_go() {
+    let bench = Bench::new("redis-lever");
+    let source = empty_server(&bench.directory, "source");
+    let from = driver(&source, "");
+    let lever = from.lever(30).unwrap();
+    assert_eq!(lever.expires_seconds, Some(30));
+    from.hold(&bench.context(), &lever).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            source.ask(&["SET", "a", "1"]);
+            done.store(true, Ordering::SeqCst);
+        });
+        // A backup is taken meanwhile; readers are served.
+        let backup = bench.capture(from.as_ref());
+        assert_eq!(backup.point().consistency, Consistency::PointInTime);
+        assert_eq!(source.ask(&["GET", "a"]), "(nil)");
+        assert!(!done.load(Ordering::SeqCst));
+        from.release(&bench.context(), &lever).unwrap();
+        wait_until("the writer is let go", Duration::from_secs(20), || {
+            done.load(Ordering::SeqCst)
+        });
+    });
+    from.release(&bench.context(), &lever).unwrap();
+    // By itself, when we are gone.
+    let short = from.lever(1).unwrap();
+    from.hold(&bench.context(), &short).unwrap();
+    let begin = Instant::now();
+    source.ask(&["SET", "a", "2"]);
+    assert!(begin.elapsed() < Duration::from_secs(20));
+}
