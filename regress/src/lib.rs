@@ -17,6 +17,7 @@ pub mod cluster;
 pub mod directory;
 pub mod evidence;
 pub mod fake_agent;
+pub mod fake_grafana;
 pub mod fuzz;
 pub mod ledger;
 pub mod major;

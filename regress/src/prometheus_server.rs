@@ -67,8 +67,9 @@ impl PrometheusServer {
         &self.data
     }
 
-    /// The result of a query, at a time in seconds since 1970.
-    pub fn query(&self, query: &str, time: i64) -> Value {
+    /// The result of a query, at a time in milliseconds since 1970.
+    pub fn query(&self, query: &str, time_ms: i64) -> Value {
+        let time = format!("{}.{:03}", time_ms / 1000, time_ms % 1000);
         let answer = get(
             self.port,
             &format!("/api/v1/query?query={query}&time={time}"),

@@ -46,6 +46,7 @@ mod t510_sets;
 mod t520_redis;
 mod t530_chroma;
 mod t560_prometheus;
+mod t570_grafana;
 mod t600_extension_sql;
 mod t601_extension_rights;
 mod t602_extension_queue;

@@ -82,12 +82,14 @@ impl Application {
             if end.load(Ordering::SeqCst) {
                 return;
             }
-            let insert = format!("INSERT INTO document VALUES ({id}, md5('{id}'))");
+            let insert = format!("INSERT INTO document VALUES ({id}, md5('{id}'));");
             session.query(&insert).unwrap();
             let path = self.documents.join(id.to_string());
             std::fs::write(&path, format!("document {id}")).unwrap();
             account::give(&path);
             count.store(id, Ordering::SeqCst);
+            // Enough for a document to be under way at any time; not so many that files are all there is.
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
@@ -293,6 +295,8 @@ fn whoever_dies_holding_the_application_back_is_cleaned_up_after() {
     let (mut cluster, mut pgark, application) = scene(&directory);
     pgark.configure(&application.section());
     pgark.run(&["backup", "--component", "main"]).expect(0);
+    // Sessions of the killed.
+    cluster.log_mut().allow("connection to client lost");
     let (end, count) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| application.run(&cluster, &end, &count));

@@ -22,7 +22,7 @@ fn scraping(bench: &Bench, arguments: &[&str]) -> PrometheusServer {
     let data = bench.directory.join("source");
     let server = PrometheusServer::start(&bench.directory, &data, true, arguments);
     wait_until("samples were scraped", Duration::from_secs(60), || {
-        let now = chrono::Utc::now().timestamp();
+        let now = chrono::Utc::now().timestamp_millis();
         let found = server.query("count_over_time(up[1h])", now);
         found[0]["value"][1]
             .as_str()
@@ -68,7 +68,7 @@ fn samples_come_back() {
     let last = point.position["last_sample"].as_str().unwrap();
     let last = chrono::DateTime::parse_from_rfc3339(last)
         .unwrap()
-        .timestamp();
+        .timestamp_millis();
 
     // Into a new directory, for another server: the same samples, of every series.
     let place = bench.directory.join("restored");

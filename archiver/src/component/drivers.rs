@@ -2,6 +2,7 @@
 
 pub mod chroma;
 pub mod files;
+pub mod grafana;
 mod http;
 pub mod prometheus;
 pub mod redis;
@@ -19,6 +20,7 @@ pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Dr
     match kind {
         files::KIND => Ok(Box::new(files::Files::open(name, settings)?)),
         "chroma" => Ok(Box::new(chroma::Chroma::new(parse(name, settings)?)?)),
+        "grafana" => Ok(Box::new(grafana::Grafana::new(parse(name, settings)?)?)),
         "prometheus" => Ok(Box::new(prometheus::Prometheus::new(parse(
             name, settings,
         )?)?)),

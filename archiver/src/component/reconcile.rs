@@ -179,9 +179,10 @@ fn side(session: &mut Session, sql: &str, limit: i64) -> Result<Side> {
 
 /// `found_at` tells the runs apart: nothing that stands there is changed.
 fn write(session: &mut Session, component: &str, table: &str) -> Result<()> {
+    // On its own: statements that are sent together are one transaction, which began read-only.
+    session.batch("SET default_transaction_read_only = off")?;
     session.batch(&format!(
-        "SET default_transaction_read_only = off;
-         CREATE TABLE IF NOT EXISTS {table}
+        "CREATE TABLE IF NOT EXISTS {table}
            (found_at timestamptz NOT NULL, component text NOT NULL, side text NOT NULL, id text NOT NULL)"
     ))?;
     session.query(
