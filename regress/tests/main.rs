@@ -34,6 +34,7 @@ mod t432_s3_bad_input;
 mod t440_several_repositories;
 mod t441_failover;
 mod t530_chroma;
+mod t540_postgres_dump;
 // A part of the full tier of its own.
 #[cfg(feature = "pg18")]
 mod t400_postgres_18;

@@ -2,6 +2,7 @@
 
 pub mod chroma;
 mod http;
+pub mod postgres_dump;
 
 use super::Driver;
 use crate::{Error, Result};
@@ -15,6 +16,9 @@ use serde::de::DeserializeOwned;
 pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Driver>> {
     match kind {
         "chroma" => Ok(Box::new(chroma::Chroma::new(parse(name, settings)?)?)),
+        "postgres_dump" => Ok(Box::new(postgres_dump::PostgresDump::new(parse(
+            name, settings,
+        )?)?)),
         _ => Err(Error::invalid(
             "component_kind_unknown",
             format!("component \"{name}\" is of the unknown kind \"{kind}\""),
