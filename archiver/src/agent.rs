@@ -9,6 +9,7 @@ pub mod protocol;
 
 mod catch_up;
 mod host;
+mod leftovers;
 mod names;
 mod pusher;
 mod quiet_tail;
@@ -53,6 +54,7 @@ pub fn run(config: Config) -> Result<()> {
     config.require_cluster()?;
     let _lock = lock_state_directory(&config.agent.state_dir)?;
     let config = Arc::new(config);
+    leftovers::start(&config)?;
     let agent = start(&config)?;
     // Before the socket: a signal must not leave it behind.
     let mut signals = Signals::new()?;

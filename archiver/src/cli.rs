@@ -106,12 +106,15 @@ pub enum Command {
     /// Fetch one WAL file: restore_command = 'pgark archive-get %f %p'.
     #[command(after_help = examples::ARCHIVE_GET)]
     ArchiveGet(commands::archive_get::Args),
-    /// Take a base backup of the cluster.
+    /// Back up the cluster and other components, several as one set.
     #[command(after_help = examples::BACKUP)]
     Backup(commands::backup::Args),
     /// Restore the cluster into a directory, to any point that its WAL reaches.
     #[command(after_help = examples::RESTORE)]
     Restore(commands::restore::Args),
+    /// Restore the cluster and other components to one moment: a set's, or any.
+    #[command(after_help = examples::RESTORE_SET)]
+    RestoreSet(commands::restore_set::Args),
     /// Copy backups and WAL from one repository to another.
     Repo(commands::repo::Args),
     /// Verify what is stored, without restoring it. Exit code 3 when something is wrong.

@@ -15,6 +15,7 @@ pub mod key;
 pub mod mark;
 pub mod repo;
 pub mod restore;
+pub mod restore_set;
 pub mod retention;
 pub mod verify;
 pub mod wal;

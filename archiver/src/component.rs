@@ -5,13 +5,21 @@
 //! the driver's choosing. Drivers know their store and nothing of repositories; [`Sink`] and
 //! [`Source`] know repositories and nothing of stores.
 
+pub mod anchor;
 pub mod backup;
+pub mod brake;
 mod capture;
+pub mod coordinator;
 pub mod drivers;
+pub mod hooks;
+pub mod host;
+pub mod ledger;
+pub mod levers;
 #[cfg(any(test, feature = "fault-injection"))]
 pub mod memory;
 mod replicate;
 pub mod restore;
+pub mod restore_set;
 pub mod scratch;
 pub mod source;
 
@@ -53,6 +61,18 @@ pub enum Consistency {
     CrashConsistent,
     /// Its parts are of different instants between the capture's begin and end.
     Fuzzy,
+}
+
+impl Consistency {
+    /// The word used in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::PointInTime => "point_in_time",
+            Self::CrashConsistent => "crash_consistent",
+            Self::Fuzzy => "fuzzy",
+        }
+    }
 }
 
 /// Where a capture stands in the store's own history, and in time.
@@ -324,3 +344,14 @@ pub trait Driver: Send + Sync {
     /// As [`Driver::capture`].
     fn release(&self, context: &Context<'_>, lever: &Lever) -> Result<()>;
 }
+
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod flip_tests;
+#[cfg(test)]
+mod gc_tests;
+#[cfg(test)]
+pub(crate) mod testdata;
+#[cfg(test)]
+mod tests;

@@ -48,6 +48,9 @@ pub struct Config {
     /// Components that are named together: `--group`.
     #[serde(default)]
     pub group: BTreeMap<String, component::Group>,
+    /// How components are backed up together.
+    #[serde(default)]
+    pub backup_set: component::BackupSet,
 }
 
 /// `[cluster]`.
@@ -70,6 +73,21 @@ pub struct Cluster {
     pub database: String,
     /// For backups from a standby: how to reach the primary, to switch its WAL segment.
     pub primary_conninfo: Option<String>,
+    /// restore-set: a command (program and arguments, no shell) that is run before the cluster is
+    /// restored: to stop what uses it. Its environment has PGARK_HOOK, PGARK_COMPONENT, PGARK_SET and
+    /// PGARK_TARGET_DIR.
+    #[serde(default)]
+    pub before_restore: Vec<String>,
+    /// restore-set: a command that starts the restored server; recovery is waited for, and a session with
+    /// cluster.conninfo. Without it the start command is printed.
+    #[serde(default)]
+    pub after_restore: Vec<String>,
+    /// How long each of these two may take, in seconds.
+    #[serde(default = "default_cluster_hook_timeout")]
+    pub hook_timeout_seconds: u64,
+    /// restore-set: how long the restored server may take to end its recovery, in seconds.
+    #[serde(default = "default_cluster_ready_timeout")]
+    pub ready_timeout_seconds: u64,
 }
 
 /// `[agent]`.
@@ -209,11 +227,23 @@ pub struct RepositoryConfig {
     pub storage_class_packs: Option<String>,
     /// S3: storage class of everything else; it is read by every command.
     pub storage_class_metadata: Option<String>,
-    /// S3: encryption by the server: none asked for, with its own key, or with a KMS key.
+    /// S3: encryption by the server: none asked for, with its own key, with a KMS key, or with a key that
+    /// every request brings along.
     #[serde(default = "no_sse")]
     pub sse: ServerSideEncryption,
     /// S3: the KMS key; without it the bucket's own.
     pub sse_kms_key_id: Option<String>,
+    /// S3: where the key stands with which the server encrypts (`sse = "customer"`): `file:/path` or
+    /// `env:NAME`, 32 bytes in Base64. The server keeps no copy: without it everything is lost.
+    pub sse_customer_key: Option<String>,
+    /// S3: whether objects are locked against deletion, and whether a right can lift that (governance) or
+    /// nothing can (compliance). The bucket must be made with object lock. See docs/guide/s3.md.
+    #[serde(default = "no_lock")]
+    pub object_lock: ObjectLockMode,
+    /// S3: for how many days objects are locked. `pgark gc` extends what is still needed once half
+    /// of that is over.
+    #[serde(default = "default_lock_days")]
+    pub object_lock_days: u16,
     /// S3: checksums in headers and trailers: where S3 requires them, or wherever it supports them (not
     /// every compatible server does).
     #[serde(default = "required_checksums")]
@@ -370,6 +400,20 @@ pub enum ServerSideEncryption {
     S3,
     /// With a key of its key management.
     Kms,
+    /// With a key that comes with each request (SSE-C).
+    Customer,
+}
+
+/// How objects of a bucket are locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ObjectLockMode {
+    /// Not at all.
+    None,
+    /// Who holds a special right may lift it.
+    Governance,
+    /// Nobody may lift it.
+    Compliance,
 }
 
 /// Checksums beside those that S3 cannot do without.
@@ -412,6 +456,14 @@ fn default_database() -> String {
     "postgres".to_owned()
 }
 
+fn default_cluster_hook_timeout() -> u64 {
+    60
+}
+
+fn default_cluster_ready_timeout() -> u64 {
+    3600
+}
+
 fn yes() -> bool {
     true
 }
@@ -422,6 +474,14 @@ fn default_region() -> String {
 
 fn no_sse() -> ServerSideEncryption {
     ServerSideEncryption::None
+}
+
+fn no_lock() -> ObjectLockMode {
+    ObjectLockMode::None
+}
+
+fn default_lock_days() -> u16 {
+    30
 }
 
 fn required_checksums() -> Checksums {
@@ -484,6 +544,8 @@ impl Config {
         let names = self
             .repository
             .keys()
+            .chain(self.component.keys())
+            .chain(self.group.keys())
             .chain(self.cluster.as_ref().map(|c| &c.name));
         for name in names {
             let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
@@ -499,6 +561,11 @@ impl Config {
                     if repository.bucket.is_some() || repository.endpoint.is_some() {
                         return invalid(format!(
                             "repository.{name}: bucket and endpoint need kind = \"s3\""
+                        ));
+                    }
+                    if repository.object_lock != ObjectLockMode::None {
+                        return invalid(format!(
+                            "repository.{name}: object_lock needs kind = \"s3\""
                         ));
                     }
                 }
@@ -560,7 +627,7 @@ impl Config {
                 return invalid(format!("{key} must be between -7 and 19, not {level}"));
             }
         }
-        Ok(())
+        component::validate(self)
     }
 
     /// The cluster's name; `main` without `[cluster]`.

@@ -18,6 +18,7 @@ mod examples;
 pub mod exit_code;
 pub mod fault;
 pub mod gc;
+pub mod lifecycle;
 pub mod places;
 pub mod postgres;
 pub mod progress;

@@ -72,7 +72,8 @@ fn run(cli: &Cli) -> Result<u8> {
         Command::Agent(args) => commands::agent::run(path, args)?,
         Command::Init(args) => commands::init::run(&Config::load(path)?, args, output)?,
         Command::Info(args) => {
-            return commands::info::run(&Config::load(path)?, args, output);
+            let cancel = cancel_on_signal()?;
+            return commands::info::run(&Config::load(path)?, args, output, &cancel);
         }
         Command::Wal(args) => commands::wal::run(&Config::load(path)?, args, output)?,
         Command::Key(args) => commands::key::run(&Config::load(path)?, args, output)?,
@@ -103,7 +104,11 @@ fn run(cli: &Cli) -> Result<u8> {
         }
         Command::Restore(args) => {
             let cancel = cancel_on_signal()?;
-            commands::restore::run(&Config::load(path)?, path, args, output, &cancel)?;
+            return commands::restore::run(&Config::load(path)?, path, args, output, &cancel);
+        }
+        Command::RestoreSet(args) => {
+            let cancel = cancel_on_signal()?;
+            return commands::restore_set::run(&Config::load(path)?, path, args, output, &cancel);
         }
         Command::Config(ConfigCommand::Check) => {
             commands::config::check(&cli.config, output)?;

@@ -13,7 +13,7 @@ case $want in
 demo) ;;
 test)
     packages="$packages postgresql-server-dev-15 libclang-14-dev binutils debootstrap"
-    packages="$packages python3-venv python3-zstandard"
+    packages="$packages postgresql-15-cron python3-venv python3-zstandard"
     ;;
 conformance) packages="$packages debootstrap python3-venv" ;;
 bench) packages="$packages postgresql-server-dev-15 libclang-14-dev binutils pgbackrest" ;;

@@ -31,8 +31,16 @@ mod t340_panic_and_cancel;
 mod t430_s3;
 mod t431_s3_faults;
 mod t432_s3_bad_input;
+mod t433_object_lock;
+mod t434_lifecycle;
+mod t435_s3_access;
 mod t440_several_repositories;
 mod t441_failover;
+mod t500_files;
+mod t600_extension_sql;
+mod t601_extension_rights;
+mod t602_extension_queue;
+mod t603_extension_schedules;
 mod t530_chroma;
 mod t540_postgres_dump;
 // A part of the full tier of its own.

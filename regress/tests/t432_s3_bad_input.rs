@@ -10,7 +10,8 @@ use pgark_regress::s3_server::{S3Server, SECRET_KEY, section};
 use pgark_regress::{Pgark, TestDirectory};
 use std::time::{Duration, Instant};
 
-fn installation(directory: &TestDirectory, name: &str, section: &str) -> Pgark {
+/// An installation with this section for its repository.
+pub(crate) fn installation(directory: &TestDirectory, name: &str, section: &str) -> Pgark {
     let pgark = Pgark::new(directory, name, None);
     let text = std::fs::read_to_string(pgark.config()).unwrap();
     let (head, _) = text.split_once("[repository.local]").unwrap();

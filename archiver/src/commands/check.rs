@@ -7,6 +7,7 @@ use crate::backup::wal_wait::{self, Needed};
 use crate::cancel::CancelToken;
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::{Cluster, Config};
+use crate::gc::lock;
 use crate::postgres::control_file::ControlFile;
 use crate::postgres::session::{Session, column};
 use crate::repository::Repository;
@@ -36,6 +37,9 @@ pub struct Args {
     #[arg(long)]
     pub no_switch: bool,
 }
+
+/// The objects whose locks are looked at: the oldest, a request each.
+const LOCKS_LOOKED_AT_MAX: usize = 200;
 
 #[derive(Debug, Serialize)]
 struct Check {
@@ -97,6 +101,9 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
                 )
                 .with_hint("Use a file system with hard links or renameat2, and working fsync; for S3, see docs/guide/s3.md."));
             }
+            if let Some(bucket) = repository.storage().bucket() {
+                bucket.check_object_lock()?;
+            }
             let detail = repository.storage().describe();
             Ok((repository, detail))
         });
@@ -118,6 +125,11 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
     for repository in &repositories {
         let found = orphans(config, repository);
         checks.add(format!("forks {}", repository.name()), found);
+    }
+    for repository in &repositories {
+        if let Some(found) = locks(repository, cancel).transpose() {
+            checks.add(format!("locks {}", repository.name()), found);
+        }
     }
     lag(config, &repositories, &mut checks);
     let failed = checks.0.iter().any(|check| !check.ok);
@@ -159,6 +171,24 @@ fn orphans(config: &Config, repository: &Repository) -> Result<((), String)> {
             ),
         ),
     })
+}
+
+/// Whether what is needed is locked; `None` where nothing is to be.
+fn locks(repository: &Repository, cancel: &CancelToken) -> Result<Option<((), String)>> {
+    let found = lock::survey(repository, &SystemClock, cancel, LOCKS_LOOKED_AT_MAX)?;
+    let Some(locks) = found else {
+        return Ok(None);
+    };
+    let detail = super::gc::locks_text(&locks);
+    match locks.unlocked {
+        0 => Ok(Some(((), detail))),
+        n => Err(Error::unavailable(
+            "objects_not_locked",
+            format!("{n} objects that a restore may need are not locked"),
+        )
+        .with_detail(detail)
+        .with_hint("\"pgark repo lock\" locks them; run \"pgark gc\" daily. It needs s3:PutObjectRetention and s3:GetObjectRetention.")),
+    }
 }
 
 /// Whether a repository lacks what another one has.

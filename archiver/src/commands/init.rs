@@ -177,6 +177,9 @@ fn directory(config: &Config, section: &RepositoryConfig) -> Result<(SharedStora
 
 /// Tries whether the server keeps what a repository is built on, before one is made there.
 fn bucket(storage: &SharedStorage) -> Result<(SharedStorage, String)> {
+    if let Some(bucket) = storage.bucket() {
+        bucket.check_object_lock()?;
+    }
     if !storage.probe()?.exclusive_put {
         return Err(Error::unavailable(
             "storage_too_weak",

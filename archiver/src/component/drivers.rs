@@ -1,5 +1,6 @@
 //! The drivers, one file each, and which kind is whose.
 
+pub mod files;
 pub mod chroma;
 mod http;
 pub mod postgres_dump;
@@ -15,6 +16,7 @@ use serde::de::DeserializeOwned;
 /// Kind Invalid for a kind that nobody knows, or a section that the driver does not understand.
 pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Driver>> {
     match kind {
+        files::KIND => Ok(Box::new(files::Files::open(name, settings)?)),
         "chroma" => Ok(Box::new(chroma::Chroma::new(parse(name, settings)?)?)),
         "postgres_dump" => Ok(Box::new(postgres_dump::PostgresDump::new(parse(
             name, settings,

@@ -1,6 +1,7 @@
 //! gc over a repository in memory whose clock is set by hand.
 
 mod model;
+mod sets;
 mod steps;
 mod world;
 

@@ -166,7 +166,7 @@ fn one(
         match entry {
             Found::Committed(record) => {
                 known |= record.label() == label;
-                good.extend((record.corrupt_page_count() == 0).then_some(record.label()));
+                good.extend(record.is_good().then_some(record.label()));
             }
             Found::Damaged(damaged, _) => known |= damaged == label,
             Found::Expired(..) | Found::Uncommitted(..) => {}

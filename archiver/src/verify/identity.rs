@@ -59,6 +59,7 @@ pub(super) fn check_place(key: &Key, json: &[u8], backups: &BySession) -> Result
             says("component", component) && says("label", label)
         }
         ["policy", component, _] => says("component", component),
+        ["sets", file] => says("label", file.trim_end_matches(".json")),
         ["wal", _, _, "floor", number] => says("number", number),
         ["sessions", session, what] => {
             let backup = Ulid::from_string(session)
@@ -105,6 +106,27 @@ impl Verification<'_> {
             };
             self.report
                 .find(stranger.name, "unexpected", format!("it is {what}"));
+        }
+        Ok(())
+    }
+
+    /// What somebody has overwritten or deleted: it is read as it was first put, so that nothing is lost;
+    /// but somebody did it.
+    pub(super) fn covered(&mut self) -> Result<()> {
+        let Some(bucket) = self.repository.storage().bucket() else {
+            return Ok(());
+        };
+        for covered in bucket.covered()? {
+            let at = covered.at.format("%Y-%m-%d %H:%M:%SZ");
+            let (kind, what) = match covered.hidden {
+                true => ("deleted", "deleted"),
+                false => ("overwritten", "overwritten"),
+            };
+            let detail = format!(
+                "somebody has {what} it, last at {at}, with {} later versions; what was put first is there and is what counts",
+                covered.later_versions
+            );
+            self.report.find(covered.key.as_str(), kind, detail);
         }
         Ok(())
     }
@@ -193,7 +215,7 @@ fn is_object_place(name: &str) -> bool {
         ["components", _, "backups", _, last] => matches!(*last, "manifest" | "label.json"),
         ["keys", last] => last.ends_with(".json"),
         ["packs" | "meta" | "sessions" | "keys", _, _]
-        | ["clusters" | "verify" | "audit", _]
+        | ["clusters" | "verify" | "audit" | "sets", _]
         | ["policy" | "gc", _, _]
         | ["tomb", _, _, _]
         | ["components", _, "notes", _, _]

@@ -116,7 +116,19 @@ impl Parent {
 
     /// The entry under the path of `entry`, when its content is told to be the same.
     pub(super) fn unchanged(&self, entry: &Entry) -> Result<Option<EntryLine>> {
-        let found = self.backup.find(&entry.path)?;
+        let mut found = self.backup.find(&entry.path)?;
+        // Which of a file's names comes first is chance.
+        if let Some(EntryLine {
+            kind: LineKind::HardLink,
+            target: Some(target),
+            ..
+        }) = &found
+        {
+            found = match target.bytes() {
+                Some(target) => self.backup.find(&target)?,
+                None => None,
+            };
+        }
         Ok(found.filter(|line| {
             entry.kind == EntryKind::File
                 && line.kind == LineKind::File

@@ -98,6 +98,9 @@ pub struct ComponentLabel {
     pub bytes_stored: u64,
     /// See [`ComponentManifest`]; empty in an encrypted repository, for this record is in clear.
     pub annotations: BTreeMap<String, String>,
+    /// It was taken of what a restore replaced: never chosen unless it is named.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub safety: bool,
     /// BLAKE3-256 of the stored manifest: the root of the backup.
     pub root_digest: String,
     /// Every object the backup needs.
@@ -312,12 +315,13 @@ impl Record {
         both!(self, record => &mut record.annotations)
     }
 
-    /// Pages that failed their checksum; of a component none.
+    /// Whether it is what a restore wants: no page failed its checksum, and it is not of what a restore
+    /// replaced.
     #[must_use]
-    pub fn corrupt_page_count(&self) -> u64 {
+    pub fn is_good(&self) -> bool {
         match self {
-            Self::Postgres(label) => label.corrupt_page_count,
-            Self::Component(_) => 0,
+            Self::Postgres(label) => label.corrupt_page_count == 0,
+            Self::Component(label) => !label.safety,
         }
     }
 

@@ -33,6 +33,12 @@ pub(super) enum Cause {
     Full,
     Archived,
     Encryption,
+    /// The bucket has no object lock.
+    LockUnknown,
+    /// The bucket has no lifecycle rules.
+    NoRules,
+    /// It was asked for before.
+    UnderWay,
     /// Not what an S3 server answers.
     Foreign,
     /// Refused, and none of the above.
@@ -167,7 +173,13 @@ impl Failure {
 /// The error of a cause, with what mends it.
 fn explain(cause: Cause, failed: &str, permission: &str) -> Error {
     match cause {
-        Cause::Unavailable | Cause::NotFound | Cause::Exists | Cause::RangeNotSatisfiable => {
+        Cause::Unavailable
+        | Cause::NotFound
+        | Cause::Exists
+        | Cause::RangeNotSatisfiable
+        | Cause::LockUnknown
+        | Cause::NoRules
+        | Cause::UnderWay => {
             Error::unavailable("s3_unavailable", format!("{failed}: no answer that helps"))
                 .with_hint("Check endpoint in [repository.*], the network and the server; then run the command again.")
         }
@@ -209,7 +221,7 @@ fn explain(cause: Cause, failed: &str, permission: &str) -> Error {
         }
         Cause::Archived => {
             Error::unavailable("s3_object_archived", format!("{failed}: its storage class is an archive"))
-                .with_hint("Request its retrieval from the archive, then run the command again.")
+                .with_hint("\"pgark restore --dry-run\" lists what lies in the archive, --retrieve asks for it. For WAL during recovery: retrieve it, then start the server again.")
         }
         Cause::Encryption => {
             Error::unavailable("s3_encryption_refused", format!("{failed}: the server cannot use the key"))
@@ -276,6 +288,9 @@ impl Answer<'_> {
             | "IllegalLocationConstraintException" => Some((Cause::WrongRegion, false)),
             "RequestTimeTooSkewed" => Some((Cause::ClockSkew, false)),
             "InvalidObjectState" => Some((Cause::Archived, false)),
+            "ObjectLockConfigurationNotFoundError" => Some((Cause::LockUnknown, false)),
+            "NoSuchLifecycleConfiguration" => Some((Cause::NoRules, false)),
+            "RestoreAlreadyInProgress" => Some((Cause::UnderWay, false)),
             "QuotaExceeded" | "InsufficientCapacity" | "XMinioStorageFull" => {
                 Some((Cause::Full, false))
             }
