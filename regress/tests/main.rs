@@ -45,6 +45,7 @@ mod t500_files;
 mod t510_sets;
 mod t520_redis;
 mod t530_chroma;
+mod t540_postgres_dump;
 mod t560_prometheus;
 mod t570_grafana;
 mod t600_extension_sql;
