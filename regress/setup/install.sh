@@ -13,10 +13,13 @@ case $want in
 demo) ;;
 test)
     packages="$packages postgresql-server-dev-15 libclang-14-dev binutils debootstrap"
-    packages="$packages python3-venv python3-zstandard"
+    packages="$packages python3-venv python3-zstandard openssl"
     ;;
 conformance) packages="$packages debootstrap python3-venv" ;;
-bench) packages="$packages postgresql-server-dev-15 libclang-14-dev binutils pgbackrest" ;;
+bench)
+    packages="$packages postgresql-server-dev-15 libclang-14-dev binutils pgbackrest"
+    packages="$packages debootstrap python3-venv openssl"
+    ;;
 *)
     echo "usage: install.sh [demo|test|conformance|bench]" >&2
     exit 2
@@ -62,7 +65,7 @@ if [ "$want" = test ]; then
     "$(dirname "$0")/python.sh" >/dev/null
     "$(dirname "$0")/s3-servers.sh" moto >/dev/null
 fi
-if [ "$want" = conformance ]; then
+if [ "$want" = conformance ] || [ "$want" = bench ]; then
     "$(dirname "$0")/s3-servers.sh" moto >/dev/null
     "$(dirname "$0")/s3-servers.sh" radosgw >/dev/null
 fi
