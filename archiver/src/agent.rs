@@ -66,7 +66,7 @@ pub fn run(config: Config) -> Result<()> {
     jobs::start(&agent.config, &agent.host)?;
     server::start(socket, Arc::new(agent))?;
     // The archive module failed as long as nobody listened, and Postgres may sleep for a minute.
-    if host.backlog().is_ok_and(|(ready, _)| ready > 0) {
+    if host.room().is_ok_and(|room| room.ready > 0) {
         wake::wake_archiver(&host, &stats);
     }
     tracing::info!(

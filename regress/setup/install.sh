@@ -16,7 +16,10 @@ test)
     packages="$packages postgresql-15-cron python3-venv python3-zstandard openssl openssh-server openssh-client"
     ;;
 conformance) packages="$packages debootstrap python3-venv openssh-server openssh-client" ;;
-bench) packages="$packages postgresql-server-dev-15 libclang-14-dev binutils pgbackrest" ;;
+bench)
+    packages="$packages postgresql-server-dev-15 libclang-14-dev binutils pgbackrest"
+    packages="$packages debootstrap python3-venv openssl"
+    ;;
 *)
     echo "usage: install.sh [demo|test|conformance|bench]" >&2
     exit 2
@@ -73,7 +76,7 @@ if [ "$want" = test ]; then
         "$(dirname "$0")/stores.sh" "$store" >/dev/null
     done
 fi
-if [ "$want" = conformance ]; then
+if [ "$want" = conformance ] || [ "$want" = bench ]; then
     "$(dirname "$0")/s3-servers.sh" moto >/dev/null
     "$(dirname "$0")/s3-servers.sh" radosgw >/dev/null
 fi

@@ -14,6 +14,7 @@ pub mod account;
 pub mod bench;
 pub mod chroma_server;
 pub mod cluster;
+pub mod delay_proxy;
 pub mod directory;
 pub mod evidence;
 pub mod fake_agent;

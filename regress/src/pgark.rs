@@ -92,6 +92,12 @@ impl Pgark {
         self.write();
     }
 
+    /// Another repository from now on: the keys of its section. Sections added before are gone.
+    pub fn set_repository(&mut self, section: &str) {
+        self.more = format!("[repository.local]\n{section}");
+        self.write();
+    }
+
     /// Points the installation at another cluster: one restored, or promoted.
     pub fn attach(&mut self, cluster: &Cluster<'_>) {
         self.cluster_section = cluster_section(cluster);

@@ -233,6 +233,12 @@ pub fn session(ulid: Ulid, what: &str) -> Result<Key> {
     Key::new(format!("sessions/{ulid}/{what}"))
 }
 
+/// `sessions/<ulid>/`.
+#[must_use]
+pub fn session_prefix(ulid: Ulid) -> String {
+    format!("{}{ulid}/", sessions_prefix())
+}
+
 /// `components/<name>/notes/<label>/<n>.json`: pins and annotations that came after the backup.
 ///
 /// # Errors

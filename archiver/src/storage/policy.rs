@@ -27,6 +27,11 @@ pub(super) struct Operation {
     pub(super) attempt: Duration,
     /// For all.
     pub(super) deadline: Duration,
+    /// What may be spent on attempts that fail, bytes apart: a server that is not there is not waited for
+    /// as long as a large body would take.
+    pub(super) patience: Duration,
+    /// The most of `patience` that one attempt uses up.
+    pub(super) attempt_patience: Duration,
 }
 
 /// How an attempt failed.
@@ -75,8 +80,10 @@ pub(super) async fn retrying<T, F: Failed>(
     let started = Instant::now();
     let mut ambiguous = false;
     let mut count = 0_u32;
+    let mut spent = Duration::ZERO;
     loop {
         count += 1;
+        let began = Instant::now();
         let left = operation.deadline.saturating_sub(started.elapsed());
         let limit = operation.attempt.min(left);
         let failure = match tokio::time::timeout(limit, attempt(Attempt { ambiguous })).await {
@@ -87,7 +94,9 @@ pub(super) async fn retrying<T, F: Failed>(
         ambiguous |= failure.is_ambiguous();
         let pause = pause(count, random_fraction());
         let elapsed = started.elapsed();
-        if !failure.may_retry() || elapsed + pause >= operation.deadline {
+        spent += began.elapsed().min(operation.attempt_patience) + pause;
+        let over = elapsed + pause >= operation.deadline || spent >= operation.patience;
+        if !failure.may_retry() || over {
             return Err(failure.into_error(operation, place, count, elapsed));
         }
         tracing::debug!(
@@ -193,12 +202,37 @@ mod tests {
             subject: "x".to_owned(),
             attempt: Duration::from_millis(200),
             deadline,
+            patience: deadline,
+            attempt_patience: Duration::from_millis(200),
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
             .unwrap();
         runtime.block_on(retrying(&operation, "place", attempt))
+    }
+
+    /// A large body's deadline is far away; a server that is not there is given up long before.
+    #[test]
+    fn bytes_that_might_come_do_not_prolong_failing() {
+        let operation = Operation {
+            verb: "get",
+            permission: "s3:GetObject",
+            subject: "x".to_owned(),
+            attempt: Duration::from_secs(600),
+            deadline: Duration::from_secs(600),
+            patience: Duration::from_secs(1),
+            attempt_patience: Duration::from_millis(200),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let started = Instant::now();
+        let never = async |_| Err::<(), _>(Failure::unavailable("no connection"));
+        let failed = runtime.block_on(retrying(&operation, "place", never));
+        assert_eq!(failed.unwrap_err().code(), "s3_unavailable");
+        assert!(started.elapsed() < Duration::from_secs(20));
     }
 
     #[test]

@@ -206,6 +206,8 @@ impl Inner {
             subject: subject.to_owned(),
             attempt: self.settings.attempt_timeout + allowance,
             deadline: self.settings.deadline + allowance * 2,
+            patience: self.settings.deadline,
+            attempt_patience: self.settings.attempt_timeout,
         }
     }
 

@@ -130,8 +130,12 @@ impl Verification<'_> {
                 true => ("deleted", "deleted"),
                 false => ("overwritten", "overwritten"),
             };
+            let stands = match layout::is_locked_class(covered.key.as_str()) {
+                true => "what was put first is there and is what counts",
+                false => "it was not locked, and no restore depends on it",
+            };
             let detail = format!(
-                "somebody has {what} it, last at {at}, with {} later versions; what was put first is there and is what counts",
+                "somebody has {what} it, last at {at}, with {} later versions; {stands}",
                 covered.later_versions
             );
             self.report.find(covered.key.as_str(), kind, detail);

@@ -397,6 +397,8 @@ mod tests {
             subject: "wal/1".to_owned(),
             attempt: Duration::from_secs(1),
             deadline: Duration::from_secs(1),
+            patience: Duration::from_secs(1),
+            attempt_patience: Duration::from_secs(1),
         };
         failure.into_error(&operation, "S3 bucket \"b\"", 1, Duration::ZERO)
     }
