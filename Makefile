@@ -12,7 +12,7 @@ EXTENSION_LINT := PGRX_PG_CONFIG_PATH=$(PG_CONFIG) cargo clippy --locked --targe
 	-p pgark -p pgark-archive
 
 .NOTPARALLEL:
-.PHONY: demo test test-full regress conformance bench install clean lint unit build
+.PHONY: demo demo-stack test test-full regress conformance bench install clean lint unit build
 
 # Installs nothing of pgark's: it runs from the target directory.
 demo:
@@ -20,6 +20,14 @@ demo:
 	cargo build --locked -p pgark-archiver
 	cargo build --locked -p pgark-archive --no-default-features --features pg15 --target-dir $(TARGET)/pg15
 	regress/demo.sh $(TARGET)/debug/pgark $(TARGET)/pg15/debug/libpgark_archive.so
+
+# Postgres, Redis, Chroma and files, wrecked and brought back to one moment.
+demo-stack:
+	$(SETUP)/install.sh demo
+	$(SETUP)/stores.sh redis
+	$(SETUP)/chroma.sh
+	cargo build --locked -p pgark-archiver
+	regress/demo-stack.sh $(TARGET)/debug/pgark
 
 # At most 45 minutes on 2 cores.
 test: setup lint unit build regress

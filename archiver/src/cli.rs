@@ -97,6 +97,9 @@ pub enum Command {
     /// Check configuration, server and repositories; switch WAL and wait until it is archived.
     #[command(after_help = examples::CHECK)]
     Check(commands::check::Args),
+    /// Say what is wrong with the extension, its jobs and the server's settings. Exit code 3 then.
+    #[command(after_help = examples::DOCTOR)]
+    Doctor(commands::doctor::Args),
     /// List backups, WAL, and the window that a restore can reach.
     #[command(after_help = examples::INFO)]
     Info(commands::info::Args),
@@ -106,12 +109,22 @@ pub enum Command {
     /// Fetch one WAL file: restore_command = 'pgark archive-get %f %p'.
     #[command(after_help = examples::ARCHIVE_GET)]
     ArchiveGet(commands::archive_get::Args),
-    /// Take a base backup of the cluster.
+    /// Back up the cluster and other components, several as one set.
     #[command(after_help = examples::BACKUP)]
     Backup(commands::backup::Args),
     /// Restore the cluster into a directory, to any point that its WAL reaches.
     #[command(after_help = examples::RESTORE)]
     Restore(commands::restore::Args),
+    /// Restore the cluster and other components to one moment: a set's, or any.
+    #[command(after_help = examples::RESTORE_SET)]
+    RestoreSet(commands::restore_set::Args),
+    /// Say what can be reached, what is damaged, and which backup to go back to. Exit code 3 when
+    /// something is wrong.
+    #[command(after_help = examples::ASSESS)]
+    Assess(commands::assess::Args),
+    /// Compare a component's ids with a Postgres query. Exit code 3 when they differ.
+    #[command(after_help = examples::RECONCILE)]
+    Reconcile(commands::reconcile::Args),
     /// Copy backups and WAL from one repository to another.
     Repo(commands::repo::Args),
     /// Verify what is stored, without restoring it. Exit code 3 when something is wrong.
@@ -138,6 +151,9 @@ pub enum Command {
     /// Remove what nothing refers to: expired backups, their WAL, what crashes left.
     #[command(after_help = examples::GC)]
     Gc(commands::gc::Args),
+    /// The tables of the extension, a cache of the repositories.
+    #[command(subcommand)]
+    Catalog(commands::catalog::Command),
     /// Search the archived WAL: gaps, and what happened to a table.
     Wal(commands::wal::Args),
     /// Tell the repositories about a pg_upgrade.

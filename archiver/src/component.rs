@@ -5,13 +5,23 @@
 //! the driver's choosing. Drivers know their store and nothing of repositories; [`Sink`] and
 //! [`Source`] know repositories and nothing of stores.
 
+pub mod anchor;
 pub mod backup;
+pub mod brake;
 mod capture;
+pub mod coordinator;
 pub mod drivers;
+pub mod health;
+pub mod hooks;
+pub mod host;
+pub mod ledger;
+pub mod levers;
 #[cfg(any(test, feature = "fault-injection"))]
 pub mod memory;
+pub mod reconcile;
 mod replicate;
 pub mod restore;
+pub mod restore_set;
 pub mod scratch;
 pub mod source;
 
@@ -53,6 +63,18 @@ pub enum Consistency {
     CrashConsistent,
     /// Its parts are of different instants between the capture's begin and end.
     Fuzzy,
+}
+
+impl Consistency {
+    /// The word used in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::PointInTime => "point_in_time",
+            Self::CrashConsistent => "crash_consistent",
+            Self::Fuzzy => "fuzzy",
+        }
+    }
 }
 
 /// Where a capture stands in the store's own history, and in time.
@@ -342,6 +364,21 @@ pub trait Driver: Send + Sync {
         request: &Request,
     ) -> Result<Evidence>;
 
+    /// Calls `visit` with every id in a part of the store, in the driver's terms (a collection, a pattern
+    /// of keys, a path); empty: all of it. False: this driver has no ids to list.
+    ///
+    /// # Errors
+    /// As [`Driver::capture`]; what `visit` returns; kind Invalid for a part that there is not.
+    fn ids(
+        &self,
+        context: &Context<'_>,
+        part: &str,
+        visit: &mut dyn FnMut(String) -> Result<()>,
+    ) -> Result<bool> {
+        let _ = (context, part, visit);
+        Ok(false)
+    }
+
     /// What would hold writers back for at most `seconds`; nothing is done yet. `None`: the store has no
     /// such lever, or its capture is exact without one.
     fn lever(&self, seconds: u64) -> Option<Lever>;
@@ -358,3 +395,14 @@ pub trait Driver: Send + Sync {
     /// As [`Driver::capture`].
     fn release(&self, context: &Context<'_>, lever: &Lever) -> Result<()>;
 }
+
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod flip_tests;
+#[cfg(test)]
+mod gc_tests;
+#[cfg(test)]
+pub(crate) mod testdata;
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@ use crate::repository::crypto::source::{KeySource, PassphraseSource};
 use crate::storage::SharedStorage;
 use crate::storage::posix::PosixStorage;
 use crate::storage::s3::{self, S3Storage};
+use crate::storage::sftp::{self, SftpStorage};
 use crate::{Error, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -48,6 +49,9 @@ pub struct Config {
     /// Components that are named together: `--group`.
     #[serde(default)]
     pub group: BTreeMap<String, component::Group>,
+    /// How components are backed up together.
+    #[serde(default)]
+    pub backup_set: component::BackupSet,
 }
 
 /// `[cluster]`.
@@ -65,11 +69,27 @@ pub struct Cluster {
     pub conninfo: String,
     /// The data directory; asked from the server when absent.
     pub data_directory: Option<PathBuf>,
-    /// The database where the extension lives. Not used yet.
+    /// The database where the extension lives: jobs, schedules and the catalog. conninfo's own database
+    /// serves for everything else.
     #[serde(default = "default_database")]
     pub database: String,
     /// For backups from a standby: how to reach the primary, to switch its WAL segment.
     pub primary_conninfo: Option<String>,
+    /// restore-set: a command (program and arguments, no shell) that is run before the cluster is
+    /// restored: to stop what uses it. Its environment has PGARK_HOOK, PGARK_COMPONENT, PGARK_SET and
+    /// PGARK_TARGET_DIR.
+    #[serde(default)]
+    pub before_restore: Vec<String>,
+    /// restore-set: a command that starts the restored server; recovery is waited for, and a session with
+    /// cluster.conninfo. Without it the start command is printed.
+    #[serde(default)]
+    pub after_restore: Vec<String>,
+    /// How long each of these two may take, in seconds.
+    #[serde(default = "default_cluster_hook_timeout")]
+    pub hook_timeout_seconds: u64,
+    /// restore-set: how long the restored server may take to end its recovery, in seconds.
+    #[serde(default = "default_cluster_ready_timeout")]
+    pub ready_timeout_seconds: u64,
 }
 
 /// `[agent]`.
@@ -83,6 +103,9 @@ pub struct Agent {
     pub state_dir: PathBuf,
     /// Where metrics and the status page will be served. Not used yet.
     pub http: String,
+    /// How often the extension's catalog is compared with the repositories, in seconds; less often while
+    /// that takes long.
+    pub catalog_refresh_seconds: u64,
 }
 
 impl Default for Agent {
@@ -91,6 +114,7 @@ impl Default for Agent {
             socket: PathBuf::from("/run/pgark/agent.sock"),
             state_dir: PathBuf::from("/var/lib/pgark"),
             http: "127.0.0.1:8320".to_owned(),
+            catalog_refresh_seconds: 60,
         }
     }
 }
@@ -173,7 +197,7 @@ pub struct Restore {
 pub struct RepositoryConfig {
     /// The kind of storage.
     pub kind: RepositoryKind,
-    /// The directory, an absolute path; a posix repository must have it.
+    /// The directory, an absolute path; a posix or SFTP repository must have it.
     pub path: Option<PathBuf>,
     /// Whether WAL is acknowledged only when this repository has it.
     #[serde(default = "yes")]
@@ -209,11 +233,23 @@ pub struct RepositoryConfig {
     pub storage_class_packs: Option<String>,
     /// S3: storage class of everything else; it is read by every command.
     pub storage_class_metadata: Option<String>,
-    /// S3: encryption by the server: none asked for, with its own key, or with a KMS key.
+    /// S3: encryption by the server: none asked for, with its own key, with a KMS key, or with a key that
+    /// every request brings along.
     #[serde(default = "no_sse")]
     pub sse: ServerSideEncryption,
     /// S3: the KMS key; without it the bucket's own.
     pub sse_kms_key_id: Option<String>,
+    /// S3: where the key stands with which the server encrypts (`sse = "customer"`): `file:/path` or
+    /// `env:NAME`, 32 bytes in Base64. The server keeps no copy: without it everything is lost.
+    pub sse_customer_key: Option<String>,
+    /// S3: whether objects are locked against deletion, and whether a right can lift that (governance) or
+    /// nothing can (compliance). The bucket must be made with object lock. See docs/guide/s3.md.
+    #[serde(default = "no_lock")]
+    pub object_lock: ObjectLockMode,
+    /// S3: for how many days objects are locked. `pgark gc` extends what is still needed once half
+    /// of that is over.
+    #[serde(default = "default_lock_days")]
+    pub object_lock_days: u16,
     /// S3: checksums in headers and trailers: where S3 requires them, or wherever it supports them (not
     /// every compatible server does).
     #[serde(default = "required_checksums")]
@@ -222,13 +258,30 @@ pub struct RepositoryConfig {
     /// does not honour that. See docs/guide/s3.md.
     #[serde(default = "probed_put")]
     pub conditional_put: ConditionalPut,
-    /// S3: bandwidth limit in bytes per second, in each direction; 0 = none.
+    /// SFTP: name or address of the server.
+    pub host: Option<String>,
+    /// SFTP: its port; without it 22.
+    pub port: Option<u16>,
+    /// SFTP: who logs in.
+    pub user: Option<String>,
+    /// SFTP: the server's public key, `ssh-ed25519 AAAA…`. This or `host_key_sha256` is needed: no server
+    /// is trusted unseen.
+    pub host_key: Option<String>,
+    /// SFTP: the fingerprint of the server's public key, `SHA256:…`.
+    pub host_key_sha256: Option<String>,
+    /// SFTP: the file with the user's private key, mode 0600. This or `ssh_agent` is needed.
+    pub key_file: Option<PathBuf>,
+    /// SFTP: where the passphrase of `key_file` stands: `file:/path` or `env:NAME`.
+    pub key_passphrase: Option<String>,
+    /// SFTP: the socket of an ssh-agent that holds the user's key: its path, or `env:SSH_AUTH_SOCK`.
+    pub ssh_agent: Option<String>,
+    /// S3, SFTP: bandwidth limit in bytes per second, in each direction; 0 = none.
     #[serde(default = "no_limit")]
     pub bytes_per_second_max: u64,
-    /// S3: how long one attempt of a request may take, in seconds; what has a body may take longer.
+    /// S3, SFTP: how long one attempt of a request may take, in seconds; what has a body may take longer.
     #[serde(default = "default_attempt_timeout")]
     pub attempt_timeout_seconds: u64,
-    /// S3: how long a request may take with all its attempts, in seconds; what has a body may take longer.
+    /// S3, SFTP: how long a request may take with all its attempts, in seconds; what has a body may take longer.
     #[serde(default = "default_deadline")]
     pub deadline_seconds: u64,
     /// How the repository is encrypted. An encrypted one without this section can be listed and its
@@ -358,6 +411,8 @@ pub enum RepositoryKind {
     Posix,
     /// An S3 bucket, or the part of one below a prefix.
     S3,
+    /// A directory of an SSH server.
+    Sftp,
 }
 
 /// Encryption by an S3 server.
@@ -370,6 +425,20 @@ pub enum ServerSideEncryption {
     S3,
     /// With a key of its key management.
     Kms,
+    /// With a key that comes with each request (SSE-C).
+    Customer,
+}
+
+/// How objects of a bucket are locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ObjectLockMode {
+    /// Not at all.
+    None,
+    /// Who holds a special right may lift it.
+    Governance,
+    /// Nobody may lift it.
+    Compliance,
 }
 
 /// Checksums beside those that S3 cannot do without.
@@ -412,6 +481,14 @@ fn default_database() -> String {
     "postgres".to_owned()
 }
 
+fn default_cluster_hook_timeout() -> u64 {
+    60
+}
+
+fn default_cluster_ready_timeout() -> u64 {
+    3600
+}
+
 fn yes() -> bool {
     true
 }
@@ -422,6 +499,14 @@ fn default_region() -> String {
 
 fn no_sse() -> ServerSideEncryption {
     ServerSideEncryption::None
+}
+
+fn no_lock() -> ObjectLockMode {
+    ObjectLockMode::None
+}
+
+fn default_lock_days() -> u16 {
+    30
 }
 
 fn required_checksums() -> Checksums {
@@ -484,6 +569,8 @@ impl Config {
         let names = self
             .repository
             .keys()
+            .chain(self.component.keys())
+            .chain(self.group.keys())
             .chain(self.cluster.as_ref().map(|c| &c.name));
         for name in names {
             let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
@@ -501,12 +588,20 @@ impl Config {
                             "repository.{name}: bucket and endpoint need kind = \"s3\""
                         ));
                     }
+                    if repository.object_lock != ObjectLockMode::None {
+                        return invalid(format!(
+                            "repository.{name}: object_lock needs kind = \"s3\""
+                        ));
+                    }
                 }
                 (RepositoryKind::Posix, _) => {
                     return invalid(format!("repository.{name}.path must be an absolute path"));
                 }
                 (RepositoryKind::S3, _) => {
                     s3::Settings::from_config(name, repository)?;
+                }
+                (RepositoryKind::Sftp, _) => {
+                    sftp::Settings::from_config(name, repository)?;
                 }
             }
             if let Some(encryption) = &repository.encryption {
@@ -545,6 +640,9 @@ impl Config {
                 RepositoryKind::S3 => {
                     PathBuf::from(s3::Settings::from_config(name, repository)?.describe())
                 }
+                RepositoryKind::Sftp => {
+                    PathBuf::from(sftp::Settings::from_config(name, repository)?.describe())
+                }
             };
             if let Some(other) = places.insert(place, name) {
                 return invalid(format!(
@@ -560,13 +658,28 @@ impl Config {
                 return invalid(format!("{key} must be between -7 and 19, not {level}"));
             }
         }
-        Ok(())
+        component::validate(self)
     }
 
     /// The cluster's name; `main` without `[cluster]`.
     #[must_use]
     pub fn cluster_name(&self) -> &str {
         self.cluster.as_ref().map_or("main", |c| &c.name)
+    }
+
+    /// The components that `names` mean: groups stand for their members.
+    #[must_use]
+    pub fn members(&self, names: &[String]) -> Vec<String> {
+        let mut members: Vec<String> = Vec::new();
+        for name in names {
+            match self.group.get(name) {
+                Some(group) => members.extend(group.components.iter().cloned()),
+                None => members.push(name.clone()),
+            }
+        }
+        members.sort_unstable();
+        members.dedup();
+        members
     }
 
     /// The `[cluster]` section.
@@ -601,6 +714,9 @@ impl Config {
                     }
                     RepositoryKind::S3 => {
                         Arc::new(S3Storage::new(s3::Settings::from_config(name, config)?))
+                    }
+                    RepositoryKind::Sftp => {
+                        Arc::new(SftpStorage::new(sftp::Settings::from_config(name, config)?))
                     }
                 };
                 Ok((

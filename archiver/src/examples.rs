@@ -34,6 +34,8 @@ pub(crate) const BACKUP: &str = "\
 Examples:
   pgark backup
   pgark backup --plan
+  pgark backup --component cache --component vectors
+  pgark backup --group application --output json
   pgark backup --annotate reason=before-upgrade --parallel 2";
 
 pub(crate) const REPO_COPY: &str = "\
@@ -42,12 +44,42 @@ Examples:
   pgark repo copy --from local --to far --since 2026-11-20T00:00:00Z --output json
   pgark repo copy --from local --to far --backup 20261120T201015Z-5RJ9";
 
+pub(crate) const REPO_LOCK: &str = "\
+Examples:
+  pgark repo lock
+  pgark repo lock --dry-run --repository far --output json";
+
+pub(crate) const REPO_LIFECYCLE: &str = "\
+Examples:
+  pgark repo lifecycle
+  pgark repo lifecycle --apply --coldest standard-ia
+  pgark repo lifecycle --repository far --output json";
+
+pub(crate) const ASSESS: &str = "\
+Examples:
+  pgark assess
+  pgark assess --output json";
+
+pub(crate) const RECONCILE: &str = "\
+Examples:
+  pgark reconcile --component vectors
+  pgark reconcile --component vectors --into-table rag.reingest";
+
+pub(crate) const RESTORE_SET: &str = "\
+Examples:
+  pgark restore-set --set 20261120T201015Z-5RJ9 --target-dir /var/lib/postgresql/17/restored --dry-run
+  pgark restore-set --target-time 2026-11-20T12:00:00Z --target-dir /srv/restored --yes
+  pgark restore-set --target-time 2026-11-20T12:00:00Z --component cache --component vectors";
+
 pub(crate) const RESTORE: &str = "\
 Examples:
   pgark restore --target-dir /srv/restored --dry-run
   pgark restore --target-dir /srv/restored --target-time 2026-11-21T10:30:00Z
   pgark restore --target-dir /srv/standby --standby --archive keep
-  pgark restore --target-dir /var/lib/postgresql/15/main --delta --archive keep";
+  pgark restore --target-dir /var/lib/postgresql/15/main --delta --archive keep
+  pgark restore --target-dir /srv/restored --target-time 2024-11-21T10:30:00Z --retrieve bulk --wait-for-retrieval
+  pgark restore --component documents --to /srv/look --select srv/documents/2026
+  pgark restore --component documents --backup 20261121T103000Z-7K2Q --yes";
 
 pub(crate) const VERIFY: &str = "\
 Examples:
@@ -145,3 +177,13 @@ pub(crate) const GC: &str = "\
 Examples:
   pgark gc --dry-run
   pgark gc";
+
+pub(crate) const CATALOG_REBUILD: &str = "\
+Examples:
+  pgark catalog rebuild
+  pgark catalog rebuild --output json";
+
+pub(crate) const DOCTOR: &str = "\
+Examples:
+  pgark doctor
+  pgark doctor --output json";

@@ -6,6 +6,7 @@
 //! safe with writers that stall, crash and race, and with another gc.
 
 mod live;
+pub mod lock;
 mod plan;
 mod sessions;
 mod sweep;
@@ -41,6 +42,8 @@ pub struct Settings {
     pub planning_max: TimeDelta,
     /// Records of what was done and verified go after this time.
     pub records_age_max: TimeDelta,
+    /// Claims of a schedule's occurrences go after this time: nobody runs one that is so late.
+    pub occurrences_age_max: TimeDelta,
     /// Objects that one plan names.
     pub candidates_max: usize,
 }
@@ -55,6 +58,7 @@ impl Default for Settings {
             silence_with_manifest_max: TimeDelta::days(7),
             planning_max: TimeDelta::hours(1),
             records_age_max: TimeDelta::days(400),
+            occurrences_age_max: TimeDelta::days(60),
             candidates_max: 200_000,
         }
     }
@@ -71,6 +75,10 @@ pub struct Report {
     pub aborted: Vec<String>,
     /// What was left alone, and why.
     pub left: Vec<String>,
+    /// Garbage that is locked, and goes later.
+    pub locked: lock::Locked,
+    /// The locks of what is needed; `None` where nothing is locked.
+    pub locks: Option<lock::Locks>,
 }
 
 /// A finished sweep.
@@ -84,6 +92,8 @@ pub struct Swept {
     pub bytes: u64,
     /// Backups that are gone now.
     pub backups: Vec<String>,
+    /// What had been locked meanwhile, and stays for now.
+    pub locked: lock::Locked,
 }
 
 /// A plan that waits.
@@ -126,6 +136,8 @@ pub enum Why {
     WalExpired,
     /// A record that newer ones replace.
     Superseded,
+    /// A set none of whose backups is there any more.
+    SetGone,
 }
 
 impl std::fmt::Display for Why {
@@ -136,6 +148,7 @@ impl std::fmt::Display for Why {
             Self::SessionEnded => "its session has ended",
             Self::WalExpired => "nothing that stays needs it",
             Self::Superseded => "newer records replace it",
+            Self::SetGone => "none of the set's backups is there any more",
         })
     }
 }
@@ -217,7 +230,10 @@ pub fn run(
     settings: &Settings,
     cancel: &CancelToken,
 ) -> Result<Report> {
-    if !repository.storage().capabilities().exclusive_put {
+    // The second question says why, where it is the storage's way that is barred.
+    if !repository.storage().capabilities().exclusive_put
+        && !repository.storage().probe()?.exclusive_put
+    {
         return Err(Error::invalid(
             "exclusive_put_unsupported",
             "gc needs a storage on which exactly one of several writers of a name wins",
@@ -232,8 +248,11 @@ pub fn run(
         cancel,
         now,
     };
+    // First: nothing else may keep it from being done.
+    let locks = lock::extended(&run)?;
     let mut report = Report {
         aborted: sessions::abort_stale(&run)?,
+        locks,
         ..Report::default()
     };
     let known = runs(repository)?;

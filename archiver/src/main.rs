@@ -72,7 +72,8 @@ fn run(cli: &Cli) -> Result<u8> {
         Command::Agent(args) => commands::agent::run(path, args)?,
         Command::Init(args) => commands::init::run(&Config::load(path)?, args, output)?,
         Command::Info(args) => {
-            return commands::info::run(&Config::load(path)?, args, output);
+            let cancel = cancel_on_signal()?;
+            return commands::info::run(&Config::load(path)?, args, output, &cancel);
         }
         Command::Wal(args) => commands::wal::run(&Config::load(path)?, args, output)?,
         Command::Key(args) => commands::key::run(&Config::load(path)?, args, output)?,
@@ -86,9 +87,15 @@ fn run(cli: &Cli) -> Result<u8> {
         Command::Gc(args) => {
             commands::gc::run(&Config::load(path)?, args, output, &cancel_on_signal()?)?;
         }
+        Command::Catalog(args) => {
+            return commands::catalog::run(&Config::load(path)?, args, output);
+        }
         Command::Check(args) => {
             let cancel = cancel_on_signal()?;
             return commands::check::run(&Config::load(path)?, args, output, &cancel);
+        }
+        Command::Doctor(args) => {
+            return commands::doctor::run(&Config::load(path)?, args, output);
         }
         Command::Repo(args) => {
             return commands::repo::run(&Config::load(path)?, args, output, &cancel_on_signal()?);
@@ -103,7 +110,19 @@ fn run(cli: &Cli) -> Result<u8> {
         }
         Command::Restore(args) => {
             let cancel = cancel_on_signal()?;
-            commands::restore::run(&Config::load(path)?, path, args, output, &cancel)?;
+            return commands::restore::run(&Config::load(path)?, path, args, output, &cancel);
+        }
+        Command::RestoreSet(args) => {
+            let cancel = cancel_on_signal()?;
+            return commands::restore_set::run(&Config::load(path)?, path, args, output, &cancel);
+        }
+        Command::Assess(args) => {
+            let cancel = cancel_on_signal()?;
+            return commands::assess::run(&Config::load(path)?, args, output, &cancel);
+        }
+        Command::Reconcile(args) => {
+            let cancel = cancel_on_signal()?;
+            return commands::reconcile::run(&Config::load(path)?, args, output, &cancel);
         }
         Command::Config(ConfigCommand::Check) => {
             commands::config::check(&cli.config, output)?;

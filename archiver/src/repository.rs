@@ -15,6 +15,7 @@ pub mod reader;
 pub mod record;
 pub mod sealed;
 pub mod session;
+pub mod sets;
 pub mod tombs;
 pub mod unfinished;
 

@@ -3,6 +3,7 @@
 //! At no moment is a half restore startable: `pg_control` comes last, and a delta restore first
 //! moves the old one away and leaves [`MARKER_FILE_NAME`].
 
+pub mod archived;
 pub mod branch;
 mod configure;
 #[cfg(test)]

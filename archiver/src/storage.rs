@@ -4,13 +4,17 @@
 //! Keys are `/`-separated relative paths of `[A-Za-z0-9._-]` parts (`Key::new`). Every
 //! implementation passes one conformance suite (`storage/conformance.rs`).
 
+pub mod bucket;
 pub mod conformance;
 pub mod faulty;
 mod key;
 pub mod memory;
+mod policy;
 pub mod posix;
 pub mod s3;
+pub mod sftp;
 
+pub use bucket::Bucket;
 pub use key::Key;
 
 use crate::Result;
@@ -149,6 +153,11 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// See the trait.
     fn make_durable(&self, key: &Key) -> Result<()>;
+
+    /// What it can do beside, where it is a bucket.
+    fn bucket(&self) -> Option<&dyn Bucket> {
+        None
+    }
 }
 
 /// An object being written.

@@ -18,6 +18,7 @@ pub use oldest::{Share, remember};
 use crate::cancel::CancelToken;
 use crate::repository::Repository;
 use crate::repository::backups::{self, Found};
+use crate::repository::sets::{self, Presence};
 use crate::repository::unfinished::{Sessions, Unfinished};
 use crate::storage::{Key, ObjectMeta};
 use crate::{Error, ErrorKind, Result};
@@ -43,7 +44,8 @@ pub enum Level {
 pub struct Finding {
     /// The object.
     pub object: String,
-    /// `missing`, `size`, `damaged`, `page`, `wal_gap`, `uncommitted_backup`; of notes
+    /// `missing`, `size`, `damaged`, `page`, `wal_gap`, `uncommitted_backup`,
+    /// `overwritten`, `deleted`; of notes
     /// `backup_under_way`, `backup_interrupted`.
     pub kind: &'static str,
     /// What is wrong.
@@ -218,8 +220,44 @@ impl Verification<'_> {
             }
         }
         self.committed_sessions()?;
+        self.sets()?;
         self.strangers()?;
+        self.covered()?;
         self.wal_belongings()
+    }
+
+    /// A set's members must be there, unless they were expired. Damaged records are found as objects.
+    fn sets(&mut self) -> Result<()> {
+        for found in sets::list(self.repository)? {
+            let Ok(set) = found.set else { continue };
+            let key = crate::repository::layout::set(&set.label)?;
+            for member in &set.members {
+                self.cancel.check()?;
+                let presence = match sets::presence(self.repository, member) {
+                    Err(error) if error.kind() == ErrorKind::Data => continue,
+                    presence => presence?,
+                };
+                let label = member
+                    .label
+                    .as_ref()
+                    .map_or("", pgark_types::BackupLabel::as_str);
+                let name = &member.component;
+                match presence {
+                    None | Some(Presence::There) => {}
+                    Some(Presence::Expired) => self.report.notes.push(Finding {
+                        object: key.to_string(),
+                        kind: "set_not_whole",
+                        detail: format!("its member \"{name}\", backup {label}, was expired"),
+                    }),
+                    Some(Presence::Missing) => self.report.find(
+                        key.as_str(),
+                        "missing",
+                        format!("its member \"{name}\", backup {label}, is not there"),
+                    ),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A finding where somebody has to look, else a note.

@@ -46,7 +46,7 @@ fn the_page_of_commands_is_current() {
 
 #[test]
 fn the_page_of_settings_is_current() {
-    let source = read("archiver/src/config.rs");
+    let source = read("archiver/src/config.rs") + &read("archiver/src/config/component.rs");
     assert_page("docs/reference/config.md", &config_page::render(&source));
 }
 

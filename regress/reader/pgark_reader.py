@@ -230,6 +230,39 @@ class Backup:
         require(len(piece) == slice_["len"], "a slice lies outside its frame")
         return piece
 
+    def tree(self):
+        """The lines of the entry table of a component beside Postgres, each with its path's bytes."""
+        before = None
+        for part in self.manifest["entry_table"]:
+            reference = part["frame"]
+            lines = self.frame(reference["object"], reference["offset"], reference["stored_len"], FILE_TABLE)
+            require(self.repository.digest(lines).hexdigest() == part["digest"], "wrong digest of a table frame")
+            for n, line in enumerate(lines.split(b"\n")[:-1]):
+                entry = json.loads(line)
+                path = raw(entry["path"])
+                require(n or path == raw(part["first"]), "a table frame begins with another path")
+                require(before is None or before < path, "the entry table is not sorted")
+                require(path and not {b"", b".", b".."} & set(path.split(b"/")) and b"\0" not in path, "no path")
+                before = path
+                yield path, entry
+
+    def tree_content(self, entry):
+        """The content of a file of a component; every piece is checked before it is handed out."""
+        chunks, size, digest = entry.get("chunks", []), 0, self.repository.digest(b"")
+        for chunk in chunks:
+            if "zero" in chunk:
+                pieces = [bytes(min(1 << 20, chunk["zero"] - at)) for at in range(0, chunk["zero"], 1 << 20)]
+            else:
+                piece = self.slice(chunk, CHUNKS)
+                wanted = chunk["digest"] if len(chunks) > 1 or "digest" in chunk else entry["digest"]
+                require(self.repository.digest(piece).hexdigest() == wanted, "wrong digest of a chunk")
+                pieces = [piece]
+            for piece in pieces:
+                size += len(piece)
+                digest.update(piece)
+                yield piece
+        require(size == entry.get("size", 0) and digest.hexdigest() == entry["digest"], "wrong content")
+
     def entries(self):
         """The lines of the file table."""
         before = None
@@ -387,6 +420,59 @@ def restore(backup, target, mapping):
     write_entry(backup, *control)
 
 
+def raw(text):
+    """The bytes of a path or a name."""
+    return bytes.fromhex(text[4:]) if text.startswith("hex:") else text.encode()
+
+
+def restore_tree(backup, target):
+    """Restores a component beside Postgres into an empty directory."""
+    os.makedirs(target, mode=0o700, exist_ok=True)
+    require(not os.listdir(target), "the target directory is not empty")
+    directories, links, entries = [], [], 0
+    for path, entry in backup.tree():
+        entries += 1
+        place = os.path.join(os.fsencode(target), path)
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        kind = entry["kind"]
+        if kind == "directory":
+            os.makedirs(place, exist_ok=True)
+            directories.append((place, entry))
+            continue
+        if kind == "hard_link":
+            links.append((place, os.path.join(os.fsencode(target), raw(entry["target"]))))
+            continue
+        if kind == "symlink":
+            os.symlink(raw(entry["target"]), place)
+        elif kind == "fifo":
+            os.mkfifo(place)
+        else:
+            require(kind == "file", "unknown kind of entry")
+            with open(place, "xb") as file:
+                for piece in backup.tree_content(entry):
+                    # Zeros are left out: they read as zeros.
+                    file.seek(len(piece), 1) if zero(piece) else file.write(piece)
+                file.truncate(entry.get("size", 0))
+        dress(place, entry)
+    for place, to in links:
+        os.link(to, place, follow_symlinks=False)
+    for place, entry in reversed(directories):
+        dress(place, entry)
+    require(entries == backup.manifest["entry_count"], "another number of entries than the manifest says")
+
+
+def dress(place, entry):
+    """Owner, attributes, mode and time."""
+    link = entry["kind"] == "symlink"
+    if os.geteuid() == 0:
+        os.chown(place, entry.get("uid", 0), entry.get("gid", 0), follow_symlinks=False)
+    for name, value in entry.get("xattrs", []):
+        os.setxattr(place, raw(name), bytes.fromhex(value), follow_symlinks=False)
+    if not link:
+        os.chmod(place, entry["mode"])
+    os.utime(place, ns=(entry["mtime_ns"], entry["mtime_ns"]), follow_symlinks=False)
+
+
 def write_entry(backup, path, entry):
     try:
         write(path, backup.content(entry), entry["mode"])
@@ -442,6 +528,9 @@ def list_backups(repository):
                     print(component, label, "uncommitted", sep="\t")
                     continue
                 manifest = Backup(repository, component, label).manifest
+                if manifest["kind"] != "postgres":
+                    print(component, label, manifest["kind"], manifest["stopped_at"], sep="\t")
+                    continue
                 system = manifest["postgres"]["system_identifier"]
                 wanted = ("stopped_at", "timeline", "start_lsn", "stop_lsn", "first_segment", "last_segment")
                 print(component, label, system, *(manifest[field] for field in wanted), sep="\t")
@@ -467,7 +556,11 @@ def main():
             return list_backups(repository)
         if args.verb == "restore":
             mapping = {int(oid): path for oid, _, path in (text.partition("=") for text in args.tablespace_map)}
-            restore(Backup(repository, args.component, args.label), args.target, mapping)
+            backup = Backup(repository, args.component, args.label)
+            if backup.manifest["kind"] == "postgres":
+                restore(backup, args.target, mapping)
+            else:
+                restore_tree(backup, args.target)
         else:
             plain = wal(repository, args.sysid, args.name)
             write(os.path.abspath(os.fsencode(args.out)), [plain], 0o600)

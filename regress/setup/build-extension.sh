@@ -35,7 +35,9 @@ if [ -n "${DESTDIR:-}" ]; then mkdir -p "$libraries" "$share"; fi
 put "$built/libpgark.so" "$libraries/pgark.so" 755
 put "$built/libpgark_archive.so" "$libraries/pgark_archive.so" 755
 put extension/pgark.control "$share/pgark.control" 644
-for sql in sql/pgark--*.sql; do
+upgrades=sql/pgark--*.sql
+if [ "$profile" = dev ]; then upgrades="$upgrades regress/upgrade/pgark--*.sql"; fi
+for sql in $upgrades; do
     put "$sql" "$share/$(basename "$sql")" 644
 done
 echo "installed pgark for Postgres $major into $libraries"

@@ -1,5 +1,5 @@
 """moto's S3 server, one request at a time: moto itself looks and then stores, and of two conditional
-puts at once both may win. usage: moto.py PORT"""
+puts at once both may win. usage: moto.py PORT [CERTIFICATE KEY]"""
 
 import sys
 import threading
@@ -19,4 +19,5 @@ def app(environ, start_response):
         return base(environ, start_response)
 
 
-run_simple("127.0.0.1", int(sys.argv[1]), app, threaded=True)
+tls = tuple(sys.argv[2:4]) or None
+run_simple("127.0.0.1", int(sys.argv[1]), app, threaded=True, ssl_context=tls)

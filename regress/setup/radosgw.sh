@@ -3,16 +3,17 @@
 # chroot that s3-servers.sh made. Everything ends with this process: it runs in a PID and a mount
 # namespace of its own. Prints "ready" when it answers.
 #
-# usage: radosgw.sh FOLDER PORT MONITOR_PORT ACCESS_KEY SECRET_KEY     (MONITOR_PORT + 1 is used too)
+# usage: radosgw.sh FOLDER PORT MONITOR_PORT ACCESS_KEY SECRET_KEY [READER_KEY READER_SECRET]
+# (MONITOR_PORT + 1 is used too; the reader is a user without rights)
 set -eu
 
-folder=$1 port=$2 monitor=$3 access=$4 secret=$5
+folder=$1 port=$2 monitor=$3 access=$4 secret=$5 reader=${6:-READER} reader_secret=${7:-reader-secret}
 root=$("$(dirname "$0")/s3-servers.sh" --path radosgw)
 mkdir -p "$folder"
 # --kill-child: the namespace's first process, and with it all others, dies with unshare.
-exec unshare --mount --pid --fork --kill-child /bin/sh -s "$root" "$folder" "$port" "$monitor" "$access" "$secret" <<'SCRIPT'
+exec unshare --mount --pid --fork --kill-child /bin/sh -s "$root" "$folder" "$port" "$monitor" "$access" "$secret" "$reader" "$reader_secret" <<'SCRIPT'
 set -eu
-root=$1 folder=$2 port=$3 monitor=$4 access=$5 secret=$6
+root=$1 folder=$2 port=$3 monitor=$4 access=$5 secret=$6 reader=$7 reader_secret=$8
 mount --make-rprivate /
 mount -t proc proc "$root/proc"
 mount --bind "$folder" "$root/mnt"
@@ -33,7 +34,7 @@ log_file = /mnt/log/\$name.log
 mon_data = /mnt/mon
 osd_data = /mnt/osd
 osd_objectstore = memstore
-memstore_device_bytes = 2147483648
+memstore_device_bytes = 6442450944
 osd_pool_default_size = 1
 osd_pool_default_min_size = 1
 mon_allow_pool_size_one = true
@@ -44,6 +45,8 @@ mon_data_avail_warn = 1
 osd_crush_chooseleaf_type = 0
 rgw_enable_usage_log = false
 rgw_thread_pool_size = 32
+# Customers' keys over plain HTTP: loopback alone.
+rgw_crypt_require_ssl = false
 CONF
 run() { chroot "$root" env LC_ALL=C CEPH_CONF=/mnt/ceph.conf "$@"; }
 {
@@ -60,8 +63,14 @@ run() { chroot "$root" env LC_ALL=C CEPH_CONF=/mnt/ceph.conf "$@"; }
     run ceph-osd -i 0 --mkfs --osd-uuid "$osd"
     run ceph-osd -i 0
     run radosgw-admin user create --uid test --display-name test --access-key "$access" --secret-key "$secret"
+    run radosgw-admin user create --uid reader --display-name reader --access-key "$reader" --secret-key "$reader_secret"
 } >"$folder/setup.log" 2>&1 </dev/null
-run radosgw -n client.rgw.b -d --rgw-frontends="beast endpoint=127.0.0.1:$port" >"$folder/radosgw.log" 2>&1 </dev/null &
+# With a certificate and its key in the folder it speaks TLS.
+endpoint="endpoint=127.0.0.1:$port"
+if [ -e "$folder/tls.pem" ]; then
+    endpoint="ssl_endpoint=127.0.0.1:$port ssl_certificate=/mnt/tls.pem"
+fi
+run radosgw -n client.rgw.b -d --rgw-frontends="beast $endpoint" >"$folder/radosgw.log" 2>&1 </dev/null &
 gateway=$!
 for _ in $(seq 300); do
     if grep -qs "starting handler: beast" "$folder/radosgw.log"; then break; fi

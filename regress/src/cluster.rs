@@ -319,6 +319,32 @@ impl<'a> Cluster<'a> {
         Err(String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
+    /// Runs a script as pg_regress does: psql echoes it, goes on after errors, and errors stand where
+    /// they happen.
+    #[track_caller]
+    pub fn psql_script(&self, database: &str, script: &str) -> String {
+        use std::io::Write;
+        let mut command = account::command("/bin/sh");
+        command
+            .args(["-c", "exec \"$0\" \"$@\" 2>&1"])
+            .args(["/usr/lib/postgresql/15/bin/psql", "-X", "-a", "-q"])
+            .args(["-U", "postgres", "-d", database, "-h"])
+            .arg(&self.sockets)
+            .current_dir("/")
+            .env("PGOPTIONS", "")
+            .env("PGTZ", "UTC")
+            .env("LC_ALL", "C.UTF-8")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        let text = script.to_owned();
+        let writer = std::thread::spawn(move || input.write_all(text.as_bytes()));
+        let output = child.wait_with_output().unwrap();
+        writer.join().unwrap().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// A session that stays open.
     pub fn session(&self, database: &str) -> Session {
         Session::start(self.psql_command(database))

@@ -48,11 +48,17 @@ struct Plan {
     random: Option<(Vec<Fault>, u64, u64)>,
     /// Only requests whose method is this.
     method: Option<&'static str>,
+    /// Whoever changes something is refused.
+    read_only: bool,
     counts: BTreeMap<String, u64>,
 }
 
 impl Plan {
     fn fault(&mut self, method: &str) -> Fault {
+        if self.read_only && !matches!(method, "GET" | "HEAD") {
+            *self.counts.entry("ReadOnly".to_owned()).or_default() += 1;
+            return Fault::Refuse(403, "AccessDenied");
+        }
         let hit = self.method.is_none_or(|only| only == method);
         let fault = match (self.next.front(), &mut self.random) {
             (Some(_), _) if hit => self.next.pop_front().unwrap(),
@@ -137,6 +143,11 @@ impl Proxy {
         let mut plan = self.plan.lock().unwrap();
         plan.method = None;
         plan.random = Some((faults.to_vec(), seed | 1, permille));
+    }
+
+    /// From now on the credentials have the right to read and to list, and no other.
+    pub fn set_read_only(&self, read_only: bool) {
+        self.plan.lock().unwrap().read_only = read_only;
     }
 
     /// Nothing happens any more.

@@ -16,6 +16,11 @@ pub const ACCESS_KEY: &str = "PGARKTESTKEY";
 /// The secret access key of every test.
 pub const SECRET_KEY: &str = "pgark-test-secret";
 
+/// The access key id of somebody without rights, on radosgw.
+pub const READER_KEY: &str = "PGARKTESTREADER";
+/// The secret access key of that one.
+pub const READER_SECRET: &str = "pgark-reader-secret";
+
 /// A running server.
 #[derive(Debug)]
 pub struct S3Server {
@@ -54,17 +59,44 @@ fn answers(port: u16) -> bool {
 impl S3Server {
     /// Starts moto.
     pub fn moto(directory: &TestDirectory) -> Self {
+        Self::start_moto(directory, None)
+    }
+
+    /// Starts moto behind TLS, with the certificate and the key in these files. [`S3Server::boto`] does
+    /// not reach it.
+    pub fn moto_tls(directory: &TestDirectory, certificate: &Path, key: &Path) -> Self {
+        Self::start_moto(directory, Some((certificate, key)))
+    }
+
+    fn start_moto(directory: &TestDirectory, tls: Option<(&Path, &Path)>) -> Self {
         let folder = new_folder(directory, "moto");
         let port = free_port();
         let mut command = Command::new(made("moto").with_file_name("python"));
         command.arg(setup("moto.py")).arg(port.to_string());
+        if let Some((certificate, key)) = tls {
+            command.args([certificate, key]);
+        }
         Self::start(command, folder, port, Duration::from_secs(60))
     }
 
-    /// Starts radosgw with its monitor and its OSD. Needs root.
+    /// Starts radosgw with its monitor and its OSD. Needs root. Its chroot is made when it is missing: that
+    /// takes minutes.
     pub fn radosgw(directory: &TestDirectory) -> Self {
-        made("radosgw");
+        Self::start_radosgw(directory, None)
+    }
+
+    /// Starts radosgw behind TLS, with the certificate and the key in this file. [`S3Server::boto`] does not
+    /// reach it.
+    pub fn radosgw_tls(directory: &TestDirectory, certificate_and_key: &Path) -> Self {
+        Self::start_radosgw(directory, Some(certificate_and_key))
+    }
+
+    fn start_radosgw(directory: &TestDirectory, tls: Option<&Path>) -> Self {
+        crate::cluster::run(Command::new(setup("s3-servers.sh")).arg("radosgw"));
         let folder = new_folder(directory, "rgw");
+        if let Some(tls) = tls {
+            std::fs::copy(tls, folder.join("tls.pem")).unwrap();
+        }
         let port = free_port();
         // Two in a row.
         let monitor = (0..100)
@@ -75,8 +107,8 @@ impl S3Server {
         command
             .arg(&folder)
             .args([port.to_string(), monitor.to_string()])
-            .args([ACCESS_KEY, SECRET_KEY]);
-        Self::start(command, folder, port, Duration::from_secs(120))
+            .args([ACCESS_KEY, SECRET_KEY, READER_KEY, READER_SECRET]);
+        Self::start(command, folder, port, Duration::from_secs(180))
     }
 
     /// Starts it in `folder`, its output in `start.log` there, and waits until it answers.
@@ -114,18 +146,30 @@ impl S3Server {
         self.boto(&format!("s3.create_bucket(Bucket='{bucket}')"));
     }
 
+    /// Makes a bucket with versions and object lock.
+    #[track_caller]
+    pub fn create_locked_bucket(&self, bucket: &str) {
+        self.boto(&format!(
+            "s3.create_bucket(Bucket='{bucket}', ObjectLockEnabledForBucket=True)"
+        ));
+    }
+
     /// Runs Python with a boto3 client `s3`; what it prints.
     #[track_caller]
     pub fn boto(&self, code: &str) -> String {
-        let python = made("moto").with_file_name("python");
-        let program = format!(
+        self.python(&format!(
             "import boto3\nfrom botocore.config import Config\n\
              s3 = boto3.client('s3', endpoint_url='{}', region_name='us-east-1', \
              aws_access_key_id='{ACCESS_KEY}', aws_secret_access_key='{SECRET_KEY}', \
              config=Config(s3={{'addressing_style': 'path'}}, request_checksum_calculation='when_required'))\n{code}\n",
             self.endpoint()
-        );
-        let mut command = Command::new(python);
+        ))
+    }
+
+    /// Runs Python where boto3 is installed; what it prints.
+    #[track_caller]
+    pub fn python(&self, program: &str) -> String {
+        let mut command = Command::new(made("moto").with_file_name("python"));
         crate::cluster::run(command.arg("-c").arg(program).current_dir(&self.folder))
     }
 }
@@ -136,6 +180,26 @@ impl Drop for S3Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// An authority `<name>.pem` in the test's directory, and a certificate for loopback that it signed:
+/// `<name>-server.pem`, `<name>-server.key`.
+pub fn authority(directory: &TestDirectory, name: &str) -> [PathBuf; 3] {
+    let openssl = |arguments: &str| {
+        let mut command = Command::new("openssl");
+        command.args(arguments.split_whitespace());
+        crate::cluster::run(command.current_dir(directory.path()));
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
+    openssl(&format!(
+        "req -x509 {key} -keyout {name}.key -out {name}.pem -subj /CN={name}"
+    ));
+    openssl(&format!(
+        "req -x509 {key} -keyout {name}-server.key -out {name}-server.pem -subj /CN=localhost \
+         -addext subjectAltName=DNS:localhost,IP:127.0.0.1 \
+         -addext basicConstraints=critical,CA:FALSE -CA {name}.pem -CAkey {name}.key"
+    ));
+    [".pem", "-server.pem", "-server.key"].map(|end| directory.join(&format!("{name}{end}")))
 }
 
 fn new_folder(directory: &TestDirectory, what: &str) -> PathBuf {

@@ -15,10 +15,14 @@ fn installs(major: Major) {
     assert_eq!(cluster.psql("SELECT pgark.version()"), version);
     let installed = "SELECT extversion, extrelocatable FROM pg_extension WHERE extname = 'pgark'";
     assert_eq!(cluster.psql(installed), format!("{version}|f"));
-    // Whoever connects may ask for the version, and nobody but a superuser may install.
+    // Who has none of its roles can do nothing, and nobody but a superuser may install.
     cluster.psql("CREATE ROLE nobody_special");
     let ask = "SET ROLE nobody_special; SELECT pgark.version()";
-    assert_eq!(cluster.psql(ask), version);
+    let refused = cluster.try_psql("postgres", ask).unwrap_err();
+    assert!(refused.contains("permission denied for schema pgark"));
+    cluster
+        .log_mut()
+        .allow("permission denied for schema pgark");
     let uncommented = "SELECT p.oid::regprocedure FROM pg_proc p
         JOIN pg_depend d ON d.objid = p.oid AND d.classid = 'pg_proc'::regclass AND d.deptype = 'e'
         JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pgark'
@@ -35,10 +39,11 @@ fn installs(major: Major) {
             .contains("schema \"pgark\" already exists")
     );
     cluster.log_mut().allow("schema \"pgark\" already exists");
-    cluster.psql("CREATE DATABASE other");
+    // The right to create, by way of a trusted extension, is not enough.
+    cluster.psql("DROP SCHEMA pgark");
     let refused = cluster.try_psql(
-        "other",
-        "GRANT CREATE ON DATABASE other TO nobody_special;
+        "postgres",
+        "GRANT CREATE ON DATABASE postgres TO nobody_special;
          SET ROLE nobody_special; CREATE EXTENSION pgark",
     );
     assert!(
@@ -93,5 +98,19 @@ fn sql_declares_what_the_library_exports() {
     assert!(!declared().is_empty());
     for major in Major::ALL {
         assert_eq!(declared(), exported(major), "Postgres {major}");
+    }
+}
+
+/// The library of a backend brings no threads, no runtime and no TLS into it.
+#[test]
+fn library_links_no_runtime() {
+    let library = Major::Pg15.host_path("/usr/lib/postgresql/15/lib/pgark.so");
+    let output = Command::new("nm").arg("-C").arg(&library).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("pgark_types::"), "the symbols are there");
+    for word in ["tokio::", "rustls::", "aws_lc", "hyper::", "SSL_"] {
+        let found = text.lines().find(|line| line.contains(word));
+        assert_eq!(found, None, "{word}");
     }
 }

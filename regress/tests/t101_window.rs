@@ -21,7 +21,7 @@ fn window(major: Major) {
     let builder = Cluster::builder(&directory, major, "a")
         .wal_segment_mib(1)
         // Its commit, some 20 s after the start, lies in a segment that an idle server never ends: the
-        // window would stop before it.
+        // window would rightly stop before it.
         .setting("autovacuum = off");
     let (mut cluster, pgark) = archived(&directory, builder);
     let agent = pgark.agent(&[]);

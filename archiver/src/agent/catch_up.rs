@@ -107,8 +107,16 @@ impl CatchUp {
                 "it does not open, or no required repository does",
             ));
         };
+        // Components beside the cluster too, as far as there is anything of them.
+        let known = crate::repository::backups::components(&from)?;
+        let beside = self
+            .config
+            .component
+            .keys()
+            .filter(|name| known.contains(name));
+        let cluster = std::iter::once(self.config.cluster_name().to_owned());
         let request = Request {
-            components: vec![self.config.cluster_name().to_owned()],
+            components: cluster.chain(beside.cloned()).collect(),
             newer_only: true,
             ..Request::default()
         };

@@ -1,6 +1,9 @@
 //! Samples of the database's clock and insert position, stored once that position is archived
 //! (`wal::covered`): they keep an idle cluster recoverable to "half an hour ago".
 
+mod pending;
+
+use self::pending::{Pending, Position};
 use super::host::Host;
 use super::quiet_tail;
 use super::spawn;
@@ -16,12 +19,9 @@ use crate::wal::repositories::Repositories;
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
 use pgark_types::{ArchiveFile, Lsn, SegmentName, SystemId, TimelineId};
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Samples that wait for their WAL.
-const PENDING_MAX: usize = 128;
 /// While nothing is written, every so many samples one is stored.
 const IDLE_EVERY: u32 = 10;
 /// A commit takes its time stamp shortly before it inserts its record. The insert position is read
@@ -42,18 +42,11 @@ pub(super) fn start(config: &Arc<Config>, host: &Arc<Host>, stats: &Arc<Stats>) 
         stats: Arc::clone(stats),
         conninfo,
         session: None,
-        pending: VecDeque::new(),
+        pending: Pending::default(),
         stored: None,
         idle: 0,
     };
     spawn("covered", move || sampler.run())
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Position {
-    identity: Identity,
-    timeline: TimelineId,
-    sample: Sample,
 }
 
 struct Sampler {
@@ -62,7 +55,7 @@ struct Sampler {
     stats: Arc<Stats>,
     conninfo: String,
     session: Option<Session>,
-    pending: VecDeque<Position>,
+    pending: Pending,
     stored: Option<Position>,
     idle: u32,
 }
@@ -106,25 +99,15 @@ impl Sampler {
             timeline,
             sample,
         };
-        let same_place = |other: &Position| {
-            (other.identity, other.timeline, other.sample.lsn)
-                == (identity, timeline, position.sample.lsn)
-        };
-        if self.stored.as_ref().is_some_and(same_place) {
+        let stored = self.stored.as_ref();
+        if stored.is_some_and(|stored| stored.is_at(&position)) {
             self.idle += 1;
             if self.idle < IDLE_EVERY {
                 return Ok(());
             }
         }
         self.idle = 0;
-        // Of one position the latest instant says it all.
-        if self.pending.back().is_some_and(same_place) {
-            self.pending.pop_back();
-        }
-        self.pending.push_back(position);
-        if self.pending.len() > PENDING_MAX {
-            self.pending.pop_front();
-        }
+        self.pending.push(position);
         Ok(())
     }
 
@@ -142,16 +125,12 @@ impl Sampler {
             .iter()
             .filter_map(|(repo, required)| required.then_some(repo))
             .collect();
-        let mut archived = None;
-        while let Some(position) = self.pending.front() {
-            if !required.iter().try_fold(true, |all, repo| {
+        let everywhere = |position: &Position| {
+            required.iter().try_fold(true, |all, repo| {
                 Ok::<_, Error>(all && is_archived(repo, position)?)
-            })? {
-                break;
-            }
-            archived = self.pending.pop_front();
-        }
-        let Some(position) = archived else {
+            })
+        };
+        let Some(position) = self.pending.take_archived(everywhere)? else {
             return Ok(());
         };
         for (repo, required) in &repos.open {

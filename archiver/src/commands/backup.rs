@@ -1,23 +1,35 @@
 //! `pgark backup`.
 
+mod set;
+
+use super::mark::parse_annotation;
 use super::output::{Output, human_bytes, open_repository, print_json, print_text};
 use crate::backup::Spread;
 use crate::cancel::CancelToken;
 use crate::clock::{SharedClock, SystemClock};
+use crate::component::{host, levers};
 use crate::config::Config;
 use crate::{Error, Result, backup, exit_code};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// Takes a base backup of the cluster.
+/// Backs the cluster and other components up: one alone, or several as one set around one moment of
+/// the cluster.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The component: the cluster's name, so far the only one there is [default: the cluster]
+    /// A component, or the cluster by its name; may be repeated: several are taken as one set [default:
+    /// all]
     #[arg(long, value_name = "NAME")]
     pub component: Vec<String>,
+    /// The components of a group; may be repeated. The group "full" is everything.
+    #[arg(long, value_name = "GROUP")]
+    pub group: Vec<String>,
     /// Only this repository; may be repeated [default: all]
     #[arg(long, value_name = "NAME")]
     pub repository: Vec<String>,
+    /// Read and store components beside the cluster whole, whatever their newest backups have.
+    #[arg(long)]
+    pub full: bool,
     /// Print what would be read, and take no backup.
     #[arg(long)]
     pub plan: bool,
@@ -35,37 +47,41 @@ pub struct Args {
     pub read_bytes_per_second_max: Option<u64>,
 }
 
-fn parse_annotation(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("write it as KEY=VALUE".to_owned()),
-    }
-}
-
 /// Takes the backup, prints its label, and returns the exit code.
 ///
 /// # Errors
 /// As [`backup::run`].
 pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -> Result<u8> {
-    let cluster = config.require_cluster()?;
-    if let Some(other) = args.component.iter().find(|name| **name != cluster.name) {
-        return Err(Error::invalid(
-            "component_unknown",
-            format!("the configuration has no component \"{other}\""),
-        )
-        .with_hint(format!("The cluster's component is \"{}\".", cluster.name)));
+    if config.component.is_empty() {
+        config.require_cluster()?;
+    }
+    let components = config.select_components(&args.component, &args.group)?;
+    let options = backup::Options {
+        annotations: args.annotate.iter().cloned().collect(),
+        spread_checkpoint: args.spread_checkpoint,
+        parallel: args.parallel,
+        read_bytes_per_second_max: args.read_bytes_per_second_max,
+        meter: None,
+    };
+    if components != [config.cluster_name()] || config.cluster.is_none() {
+        let request = host::Request {
+            components,
+            repositories: args.repository.clone(),
+            options,
+            full: args.full,
+        };
+        return match args.plan {
+            true => set::plan(config, &request, output),
+            false => set::take(config, &request, output, cancel),
+        };
     }
     if args.plan {
         let first = args.repository.first().map(String::as_str);
         let repository = open_repository(config, first)?;
         return plan(&backup::plan(config, &repository)?, output).map(|()| exit_code::DONE);
     }
-    let options = backup::Options {
-        annotations: args.annotate.iter().cloned().collect(),
-        spread_checkpoint: args.spread_checkpoint,
-        parallel: args.parallel,
-        read_bytes_per_second_max: args.read_bytes_per_second_max,
-    };
+    // What a set that died has left must not wait for the next set. What fails is logged.
+    levers::recover(config);
     let clock: SharedClock = Arc::new(SystemClock);
     let spread = backup::everywhere(config, &args.repository, &options, &clock, cancel)?;
     match output {

@@ -5,8 +5,11 @@ use crate::agent::client;
 use crate::backup::server::{check_layout, same_directory};
 use crate::backup::wal_wait::{self, Needed};
 use crate::cancel::CancelToken;
+use crate::catalog::Connection;
 use crate::clock::{Clock as _, SystemClock};
+use crate::component::{drivers, health};
 use crate::config::{Cluster, Config};
+use crate::gc::lock;
 use crate::postgres::control_file::ControlFile;
 use crate::postgres::session::{Session, column};
 use crate::repository::Repository;
@@ -26,6 +29,9 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// A queue that nobody looks at for this long has no agent.
+const QUEUE_WAIT_SECONDS_MAX: i64 = 60;
+
 /// Checks configuration, repositories, server and archiving; forces a WAL switch and waits for it.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
@@ -36,6 +42,9 @@ pub struct Args {
     #[arg(long)]
     pub no_switch: bool,
 }
+
+/// The objects whose locks are looked at: the oldest, a request each.
+const LOCKS_LOOKED_AT_MAX: usize = 200;
 
 #[derive(Debug, Serialize)]
 struct Check {
@@ -97,6 +106,9 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
                 )
                 .with_hint("Use a file system with hard links or renameat2, and working fsync; for S3, see docs/guide/s3.md."));
             }
+            if let Some(bucket) = repository.storage().bucket() {
+                bucket.check_object_lock()?;
+            }
             let detail = repository.storage().describe();
             Ok((repository, detail))
         });
@@ -105,8 +117,15 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
     }
     checks.add("agent", agent(config));
     if let Some(section) = &config.cluster {
-        server(section, (&repositories, down), args, &mut checks, cancel);
+        server(
+            (config, section),
+            (&repositories, down),
+            args,
+            &mut checks,
+            cancel,
+        );
     }
+    components(config, cancel, &mut checks);
     for repository in &repositories {
         let known = backups(config.cluster_name(), repository);
         checks.add(format!("backups {}", repository.name()), known);
@@ -118,6 +137,11 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
     for repository in &repositories {
         let found = orphans(config, repository);
         checks.add(format!("forks {}", repository.name()), found);
+    }
+    for repository in &repositories {
+        if let Some(found) = locks(repository, cancel).transpose() {
+            checks.add(format!("locks {}", repository.name()), found);
+        }
     }
     lag(config, &repositories, &mut checks);
     let failed = checks.0.iter().any(|check| !check.ok);
@@ -140,6 +164,24 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
     })
 }
 
+/// What each component's driver needs of its store, and what a dead run has left to undo.
+fn components(config: &Config, cancel: &CancelToken, checks: &mut Checks) {
+    for (name, section) in &config.component {
+        let kind = &section.common.kind;
+        let driver = drivers::open(name, kind, &section.settings);
+        let lines = driver.and_then(|driver| health::check(config, name, driver.as_ref(), cancel));
+        match lines {
+            Ok(lines) => checks.0.extend(lines.into_iter().map(|line| Check {
+                name: format!("component {name}: {}", line.name),
+                ok: line.ok,
+                detail: line.detail,
+                hint: Some(line.hint).filter(|hint| !hint.is_empty()),
+            })),
+            Err(error) => drop(checks.add::<()>(format!("component {name}"), Err(error))),
+        }
+    }
+}
+
 /// WAL past a fork is stored and not followed. That may be a branch which a recovery has left, so it
 /// is told and fails nothing.
 fn orphans(config: &Config, repository: &Repository) -> Result<((), String)> {
@@ -159,6 +201,24 @@ fn orphans(config: &Config, repository: &Repository) -> Result<((), String)> {
             ),
         ),
     })
+}
+
+/// Whether what is needed is locked; `None` where nothing is to be.
+fn locks(repository: &Repository, cancel: &CancelToken) -> Result<Option<((), String)>> {
+    let found = lock::survey(repository, &SystemClock, cancel, LOCKS_LOOKED_AT_MAX)?;
+    let Some(locks) = found else {
+        return Ok(None);
+    };
+    let detail = super::gc::locks_text(&locks);
+    match locks.unlocked {
+        0 => Ok(Some(((), detail))),
+        n => Err(Error::unavailable(
+            "objects_not_locked",
+            format!("{n} objects that a restore may need are not locked"),
+        )
+        .with_detail(detail)
+        .with_hint("\"pgark repo lock\" locks them; run \"pgark gc\" daily. It needs s3:PutObjectRetention and s3:GetObjectRetention.")),
+    }
 }
 
 /// Whether a repository lacks what another one has.
@@ -248,7 +308,7 @@ fn agent(config: &Config) -> Result<((), String)> {
 }
 
 fn server(
-    section: &Cluster,
+    (config, section): (&Config, &Cluster),
     (repositories, down): (&[Repository], bool),
     args: &Args,
     checks: &mut Checks,
@@ -266,6 +326,7 @@ fn server(
         return;
     };
     checks.add("archiving", archiving(&mut session));
+    checks.add("extension", extension(config));
     if down {
         checks.add("pg_wal", room(section, &mut session, &control));
     }
@@ -300,6 +361,40 @@ fn server(
             checks.add(format!("wal arrives in {}", repository.name()), arrived);
         }
     }
+}
+
+/// The extension is optional; where it is, somebody must run its jobs.
+fn extension(config: &Config) -> Result<((), String)> {
+    let mut connection = match Connection::open(config, "pgark check") {
+        Ok(connection) => connection,
+        Err(error) if matches!(error.code(), "extension_missing" | "in_recovery") => {
+            return Ok(((), format!("not used: {error}")));
+        }
+        Err(error) => return Err(error),
+    };
+    let state = connection.queue_state()?;
+    if state.waiting_seconds > QUEUE_WAIT_SECONDS_MAX && state.running == 0 {
+        return Err(Error::unavailable(
+            "queue_stands",
+            format!(
+                "{} jobs are queued, the first for {}, and none runs",
+                state.queued,
+                human_seconds(state.waiting_seconds.unsigned_abs())
+            ),
+        )
+        .with_hint("Start \"pgark agent\" on this host, or look into its log."));
+    }
+    let pending = match state.policy_pending {
+        true => "; a change of schedules or retention waits for the agent",
+        false => "",
+    };
+    Ok((
+        (),
+        format!(
+            "version {}, {} jobs queued, {} running{pending}",
+            state.version, state.queued, state.running
+        ),
+    ))
 }
 
 fn data_directory(section: &Cluster, session: &mut Session) -> Result<(ControlFile, String)> {

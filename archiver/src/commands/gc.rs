@@ -4,10 +4,12 @@ use super::output::{Output, each_repository, human_bytes, print_json, print_text
 use crate::cancel::CancelToken;
 use crate::clock::SystemClock;
 use crate::config::Config;
+use crate::gc::lock::Locks;
 use crate::gc::{self, Report, Settings, Waiting, Why};
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 /// Removes what nothing refers to. One run makes a plan, a later one carries it out, a day later at
 /// the earliest: run it daily. It needs no lock and may be stopped at any time.
@@ -74,10 +76,44 @@ fn text(name: &str, report: &Report) {
             print_text(format_args!("  backup {backup} is gone"));
         }
     }
+    if let Some(locks) = &report.locks {
+        print_text(format_args!("repository {name}: {}", locks_text(locks)));
+    }
+    let locked = &report.locked;
+    if let Some(first) = locked.first_ends {
+        print_text(format_args!(
+            "repository {name}: {} objects, {}, are garbage and locked: the first until {}",
+            locked.objects,
+            human_bytes(locked.bytes),
+            first.format("%Y-%m-%d %H:%M:%SZ")
+        ));
+    }
     match &report.plan {
         Some(waiting) => plan(name, waiting),
         None => print_text(format_args!("repository {name}: nothing to remove")),
     }
+}
+
+/// The locks of what is needed, in one line.
+pub(super) fn locks_text(locks: &Locks) -> String {
+    let mut text = format!(
+        "{} of {} needed objects looked at",
+        locks.looked_at, locks.needed
+    );
+    if locks.extended > 0 {
+        let _ = write!(text, ", {} locked anew", locks.extended);
+    }
+    if locks.unlocked > 0 {
+        let _ = write!(text, ", {} NOT LOCKED", locks.unlocked);
+    }
+    if let Some(first) = locks.first_ends {
+        let _ = write!(
+            text,
+            "; the first lock ends {}",
+            first.format("%Y-%m-%d %H:%M:%SZ")
+        );
+    }
+    text
 }
 
 fn plan(name: &str, waiting: &Waiting) {

@@ -1,11 +1,14 @@
 //! `pgark info`.
 
 mod others;
+mod sets;
 mod sides;
 
 use super::output::{Output, human_bytes, print_json, print_text, repository_unknown};
+use crate::cancel::CancelToken;
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
+use crate::gc::lock;
 use crate::repository::Repository;
 use crate::repository::backups::{self, Found};
 use crate::repository::format::component::{ComponentLabel, POSTGRES, Record};
@@ -37,6 +40,9 @@ pub struct Args {
     pub component: Option<String>,
 }
 
+/// The objects whose locks are looked at: the oldest, a request each.
+const LOCKS_LOOKED_AT_MAX: usize = 1000;
+
 struct Component {
     name: String,
     repository: String,
@@ -62,7 +68,7 @@ struct Component {
 /// Kind Invalid for a repository that the configuration does not have, or a component that no
 /// repository has; one that cannot be opened
 /// or read.
-pub fn run(config: &Config, args: &Args, output: Output) -> Result<u8> {
+pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -> Result<u8> {
     let mut found = Vec::new();
     let mut known = BTreeSet::from([config.cluster_name().to_owned()]);
     let mut sides = Vec::new();
@@ -87,6 +93,7 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<u8> {
             repository: None,
             error: None,
             lag: None,
+            locks: None,
         };
         let repository = match section.open(&name, storage) {
             Ok(repository) => repository,
@@ -99,6 +106,7 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<u8> {
             }
         };
         side.repository = Some(repository.clone());
+        side.locks = locks(&repository, cancel);
         sides.push(side);
         let sessions = Sessions::list(&repository)?;
         let mut names: BTreeSet<String> = sessions.components(&repository)?.into_iter().collect();
@@ -130,15 +138,27 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<u8> {
     match output {
         Output::Json => print_json(json!({
             "components": merge(&found),
+            "sets": sets::json(&sides)?,
             "repositories": sides.iter().map(|side| side_json(side, &found)).collect::<Vec<_>>(),
         })),
-        Output::Text => print_text((text(&found) + &sides_text(&sides)).trim_end()),
+        Output::Text => {
+            print_text((text(&found) + &sets::text(&sides)? + &sides_text(&sides)).trim_end())
+        }
     }
     let down = sides.iter().any(|side| side.error.is_some());
     Ok(if down {
         exit_code::FINDINGS
     } else {
         exit_code::DONE
+    })
+}
+
+/// The locks of what is needed. What can be listed is listed whatever they say.
+fn locks(repository: &Repository, cancel: &CancelToken) -> Option<lock::Locks> {
+    let found = lock::survey(repository, &SystemClock, cancel, LOCKS_LOOKED_AT_MAX);
+    found.unwrap_or_else(|error| {
+        tracing::warn!(code = error.code(), "the locks cannot be told: {error}");
+        None
     })
 }
 
@@ -514,7 +534,7 @@ mod tests {
                 repository: None,
                 component: Some(component.to_owned()),
             };
-            run(&config, &args, Output::Json)
+            run(&config, &args, Output::Json, &CancelToken::default())
         };
         let error = info("nope").unwrap_err();
         assert_eq!(

@@ -1,9 +1,15 @@
 //! `pgark repo`.
 
-use super::output::{Output, human_bytes, open_repository, print_json, print_text};
+mod lifecycle;
+
+use super::gc::locks_text;
+use super::output::{
+    Output, each_repository, human_bytes, open_repository, print_json, print_text,
+};
 use crate::cancel::CancelToken;
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::Config;
+use crate::gc::lock;
 use crate::transfer::{self, Report, Request, Settings};
 use crate::{Error, Result, exit_code};
 use chrono::{DateTime, Utc};
@@ -28,6 +34,24 @@ pub enum Command {
     /// is checked on the way. Exit code 3: something was damaged or in conflict, and the rest was copied.
     #[command(after_help = crate::examples::REPO_COPY)]
     Copy(CopyArgs),
+    /// Lock what is needed for longer, where its object lock is about to end. "pgark gc" does it too.
+    #[command(after_help = crate::examples::REPO_LOCK)]
+    Lock(LockArgs),
+    /// Lifecycle rules of the bucket, made from the retention policy: storage classes by age, and what
+    /// is of no use after days. Rules of others stay; no rule removes what a backup needs.
+    #[command(after_help = crate::examples::REPO_LIFECYCLE)]
+    Lifecycle(lifecycle::Args),
+}
+
+/// `pgark repo lock`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct LockArgs {
+    /// Only say what the locks are.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Only this repository [default: all]
+    #[arg(long, value_name = "NAME")]
+    pub repository: Option<String>,
 }
 
 /// `pgark repo copy`.
@@ -67,7 +91,36 @@ pub struct CopyArgs {
 pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -> Result<u8> {
     match &args.command {
         Command::Copy(args) => copy(config, args, output, cancel),
+        Command::Lock(args) => locks(config, args, output, cancel).map(|()| exit_code::DONE),
+        Command::Lifecycle(args) => lifecycle::run(config, args, output).map(|()| exit_code::DONE),
     }
+}
+
+fn locks(config: &Config, args: &LockArgs, output: Output, cancel: &CancelToken) -> Result<()> {
+    let mut found = Vec::new();
+    let result = each_repository(config, args.repository.as_deref(), |repository| {
+        let locks = match args.dry_run {
+            true => lock::survey(repository, &SystemClock, cancel, usize::MAX)?,
+            false => lock::extend(repository, &SystemClock, cancel)?,
+        };
+        let name = repository.name();
+        match (output, &locks) {
+            (Output::Json, _) => found.push(json!({"repository": name, "locks": locks})),
+            (Output::Text, Some(locks)) => {
+                print_text(format_args!("repository {name}: {}", locks_text(locks)));
+            }
+            (Output::Text, None) => {
+                print_text(format_args!(
+                    "repository {name}: no object lock is configured"
+                ));
+            }
+        }
+        Ok(())
+    });
+    if output == Output::Json {
+        print_json(json!({"dry_run": args.dry_run, "repositories": found}));
+    }
+    result
 }
 
 fn copy(config: &Config, args: &CopyArgs, output: Output, cancel: &CancelToken) -> Result<u8> {

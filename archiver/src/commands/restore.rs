@@ -1,27 +1,33 @@
 //! `pgark restore`.
 
+mod component;
+
 use super::output::{Output, human_bytes, open_repository, print_json, print_text};
 use crate::cancel::CancelToken;
-use crate::clock::{SharedClock, SystemClock};
+use crate::clock::{Clock as _, SharedClock, SystemClock};
 use crate::config::{self, Config};
 use crate::crashsafe::{RealFs, SharedFs};
 use crate::repository::Repository;
 use crate::repository::session::Session;
+use crate::restore::archived::{self, Archived};
 use crate::restore::{self, Archiving, Destination, Execution, Plan, Request, Restored};
+use crate::storage::bucket::Tier;
 use crate::wal::repositories::Repositories;
-use crate::{Error, Result, places};
+use crate::{Error, Result, exit_code, places};
 use pgark_types::{BackupLabel, Lsn, RecoveryTarget, TargetAction, TargetTimeline};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Restores the cluster into a directory, to any point its WAL reaches.
+/// Restores the cluster into a directory, to any point its WAL reaches; or another component.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// The new data directory: absent or empty, or with --delta one of the same cluster.
-    #[arg(long, value_name = "DIR")]
-    pub target_dir: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "component")]
+    pub target_dir: Option<PathBuf>,
+    #[command(flatten)]
+    component_args: component::ComponentArgs,
     /// Keep every transaction committed up to this instant (RFC 3339, with a zone).
     #[arg(long, value_name = "TIME", group = "target")]
     pub target_time: Option<String>,
@@ -49,7 +55,8 @@ pub struct Args {
     /// The backup to begin with [default: the newest one that reaches the target]
     #[arg(long, value_name = "LABEL")]
     pub backup: Option<BackupLabel>,
-    /// The component [default: the cluster of the configuration]
+    /// The component [default: the cluster of the configuration]; one that is no cluster is restored in
+    /// place, unless --to says where
     #[arg(long, value_name = "NAME")]
     pub component: Option<String>,
     /// Only this repository [default: the required ones, then the others; the first that can serve]
@@ -71,6 +78,16 @@ pub struct Args {
     /// End before the first missing WAL segment instead of refusing.
     #[arg(long)]
     pub end_before_gap: bool,
+    /// Ask an archive (storage class GLACIER, DEEP_ARCHIVE) for what the restore needs, and say when to
+    /// come back. The plan shows how much that is.
+    #[arg(long, value_enum, value_name = "TIER")]
+    pub retrieve: Option<Tier>,
+    /// For how many days what was asked for is kept at hand.
+    #[arg(long, value_name = "DAYS", default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=365))]
+    pub retrieve_days: u16,
+    /// Wait for what is on its way out of the archive, then restore.
+    #[arg(long)]
+    pub wait_for_retrieval: bool,
     /// Print the plan and write nothing.
     #[arg(long)]
     pub dry_run: bool,
@@ -88,7 +105,7 @@ pub enum ArchiveArg {
     Keep,
 }
 
-fn parse_map(text: &str) -> Result<(String, PathBuf), String> {
+pub(super) fn parse_map(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
         Some((old, new)) if !old.is_empty() && Path::new(new).is_absolute() => {
             Ok((old.to_owned(), PathBuf::from(new)))
@@ -107,9 +124,30 @@ pub fn run(
     args: &Args,
     output: Output,
     cancel: &CancelToken,
-) -> Result<()> {
+) -> Result<u8> {
+    if let Some(name) = args
+        .component
+        .as_deref()
+        .filter(|name| *name != config.cluster_name())
+    {
+        if config.component.contains_key(name) {
+            return component::run(config, name, args, output, cancel);
+        }
+        // A cluster of another name may be restored from here, but only into a directory.
+        if args.target_dir.is_none() {
+            return Err(component::unknown(config, name));
+        }
+    }
+    component::refuse_for_cluster(&args.component_args)?;
     let request = request(config, args)?;
-    let target = absolute(&args.target_dir)?;
+    let target = args.target_dir.as_deref().ok_or_else(|| {
+        Error::invalid(
+            "target_dir_missing",
+            "a cluster is restored into a directory",
+        )
+        .with_hint("Name it with --target-dir.")
+    })?;
+    let target = absolute(target)?;
     let mut source = match &args.repository {
         Some(name) => {
             let only = open_repository(config, Some(name))?;
@@ -129,11 +167,24 @@ pub fn run(
     }
     source.preflight(&destination, args.delta)?;
     let plan = source.plan.clone();
+    let archived = archived::look(source.backup.repository(), &plan, cancel)?;
+    if output == Output::Text
+        && let Some(archived) = &archived
+    {
+        print_archived(archived);
+    }
     if args.dry_run {
         if output == Output::Json {
-            print_json(plan_json(&plan, source.backup.repository().name()));
+            let mut value = plan_json(&plan, source.backup.repository().name());
+            if let Value::Object(fields) = &mut value {
+                fields.insert("archived".to_owned(), json!(archived));
+            }
+            print_json(value);
         }
-        return Ok(());
+        return Ok(exit_code::DONE);
+    }
+    if let Some(archived) = archived.filter(|archived| !archived.is_at_hand()) {
+        retrieve(source.backup.repository(), &plan, &archived, args, cancel)?;
     }
     let fs: SharedFs = Arc::new(RealFs);
     let execution = Execution {
@@ -156,12 +207,60 @@ pub fn run(
         Output::Json => print_json(result_json(&plan, &restored)),
         Output::Text => print_outcome(&restored, args),
     }
-    Ok(())
+    Ok(exit_code::DONE)
+}
+
+/// Gets what lies in an archive, as far as the arguments allow it.
+fn retrieve(
+    repository: &Repository,
+    plan: &Plan,
+    archived: &Archived,
+    args: &Args,
+    cancel: &CancelToken,
+) -> Result<()> {
+    match args.retrieve {
+        Some(tier) => {
+            let asked = archived::retrieve(repository, archived, tier, args.retrieve_days, cancel)?;
+            tracing::info!("asked the archive for {asked} objects");
+        }
+        None if archived.not_requested > 0 || !args.wait_for_retrieval => {
+            return Err(archived::refusal(archived));
+        }
+        None => {}
+    }
+    if args.wait_for_retrieval {
+        return archived::wait(repository, plan, &SystemClock, cancel);
+    }
+    // Some archives answer at once.
+    match archived::look(repository, plan, cancel)? {
+        Some(again) if !again.is_at_hand() => {
+            let tier = args.retrieve.unwrap_or(Tier::Standard);
+            Err(archived::come_back(&again, tier, SystemClock.now()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn print_archived(archived: &Archived) {
+    let classes: Vec<&str> = archived.classes.iter().map(String::as_str).collect();
+    print_text(format_args!(
+        "  in an archive ({}): {} objects; {} not asked for, {} on their way",
+        classes.join(", "),
+        archived.objects,
+        archived.not_requested,
+        archived.coming
+    ));
+    if let Some(until) = archived.at_hand_until {
+        print_text(format_args!(
+            "  what is at hand of them goes away again from {} on",
+            until.format("%Y-%m-%d %H:%M:%SZ")
+        ));
+    }
 }
 
 /// Keeps gc from the backup while it is read. With read access alone that cannot be done: then a
 /// backup stays for a week after it was expired, and a day after gc has planned to remove it.
-fn pin(repository: &Repository, plan: &Plan) -> Result<Option<Session>> {
+pub(super) fn pin(repository: &Repository, plan: &Plan) -> Result<Option<Session>> {
     let clock: SharedClock = Arc::new(SystemClock);
     let manifest = &plan.manifest;
     match Session::begin_reading(repository, clock, &manifest.component, &manifest.label) {
@@ -213,12 +312,12 @@ fn request(config: &Config, args: &Args) -> Result<Request> {
     })
 }
 
-fn absolute(path: &Path) -> Result<PathBuf> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|e| Error::io("could not determine the current directory", e))
 }
 
 /// The restored server calls this binary, with this configuration.
-fn restore_command(config_path: Option<&Path>) -> Result<String> {
+pub(super) fn restore_command(config_path: Option<&Path>) -> Result<String> {
     let error = |e| Error::io("could not determine pgark's own path", e);
     let binary = std::env::current_exe().map_err(error)?;
     Ok(restore::restore_command(
@@ -227,7 +326,7 @@ fn restore_command(config_path: Option<&Path>) -> Result<String> {
     ))
 }
 
-fn threads(configured: usize) -> usize {
+pub(super) fn threads(configured: usize) -> usize {
     match configured {
         0 => std::thread::available_parallelism()
             .map_or(1, std::num::NonZero::get)

@@ -162,11 +162,11 @@ pub(super) struct Taking<'a> {
 
 /// What it came to in the repositories that are written to at once.
 #[derive(Debug)]
-pub(super) struct Outcome {
-    pub(super) repository: Repository,
-    pub(super) label: ComponentLabel,
-    pub(super) point: Point,
-    pub(super) results: Vec<(String, Result<ComponentLabel>)>,
+pub(crate) struct Outcome {
+    pub(crate) repository: Repository,
+    pub(crate) label: ComponentLabel,
+    pub(crate) point: Point,
+    pub(crate) results: Vec<(String, Result<ComponentLabel>)>,
 }
 
 impl Taking<'_> {

@@ -1,8 +1,10 @@
 //! The drivers, one file each, and which kind is whose.
 
 pub mod chroma;
+pub mod files;
 pub mod grafana;
 mod http;
+pub mod postgres_dump;
 pub mod prometheus;
 pub mod redis;
 
@@ -17,12 +19,16 @@ use serde::de::DeserializeOwned;
 /// Kind Invalid for a kind that nobody knows, or a section that the driver does not understand.
 pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Driver>> {
     match kind {
+        files::KIND => Ok(Box::new(files::Files::open(name, settings)?)),
         "chroma" => Ok(Box::new(chroma::Chroma::new(parse(name, settings)?)?)),
         "grafana" => Ok(Box::new(grafana::Grafana::new(parse(name, settings)?)?)),
         "prometheus" => Ok(Box::new(prometheus::Prometheus::new(parse(
             name, settings,
         )?)?)),
         "redis" => Ok(Box::new(redis::Redis::new(parse(name, settings)?)?)),
+        "postgres_dump" => Ok(Box::new(postgres_dump::PostgresDump::new(parse(
+            name, settings,
+        )?)?)),
         _ => Err(Error::invalid(
             "component_kind_unknown",
             format!("component \"{name}\" is of the unknown kind \"{kind}\""),

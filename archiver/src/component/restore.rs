@@ -40,7 +40,7 @@ pub struct Restored {
     pub elapsed: Duration,
 }
 
-/// Restores from `source`. In place, which is a request without another target, what is there is backed
+/// Restores from `source`, in one go: [`save`], [`put`], [`evidence`]. In place, which is a request without another target, what is there is backed
 /// up first, and `options.request.overwrite` has to be set by whoever asked the user.
 ///
 /// # Errors
@@ -56,33 +56,84 @@ pub fn run(
     cancel: &CancelToken,
 ) -> Result<Restored> {
     let began = Instant::now();
-    check_kind(name, driver, source)?;
-    let request = &options.request;
-    let mut notes = Vec::new();
-    let mut safety = None;
-    if request.to.is_none() && request.overwrite && !options.without_safety {
-        crate::fault::point("component:before_safety");
-        match save(config, name, driver, source, clock, cancel) {
-            Ok(label) => safety = Some(label),
-            Err(error) if error.code() == "all_paths_missing" => {
-                notes.push("nothing was there: no safety backup was taken".to_owned());
-            }
-            Err(error) => return Err(not_saved(name, error)),
-        }
-    }
-    crate::fault::point("component:before_restore");
-    notes.extend(within(config, name, cancel, |context| {
-        driver.restore(context, source, request)
-    })?);
-    cancel.check()?;
-    let evidence = within(config, name, cancel, |context| {
-        driver.evidence(context, source, request)
-    })?;
+    let safety = save(config, name, driver, source, options, clock, cancel)?;
+    let notes = put(config, name, driver, source, &options.request, cancel)?;
+    let evidence = evidence(config, name, driver, source, &options.request, cancel)?;
     Ok(Restored {
         notes,
         safety,
         evidence,
         elapsed: began.elapsed(),
+    })
+}
+
+/// Backs up what a restore in place will replace; `None`: nothing will be, or nothing is there.
+///
+/// # Errors
+/// As [`run`]: nothing was changed then.
+pub fn save(
+    config: &Config,
+    name: &str,
+    driver: &dyn Driver,
+    source: &OpenSource,
+    options: &Options,
+    clock: &SharedClock,
+    cancel: &CancelToken,
+) -> Result<Option<BackupLabel>> {
+    check_kind(name, driver, source)?;
+    let request = &options.request;
+    if request.to.is_some() || !request.overwrite || options.without_safety {
+        return Ok(None);
+    }
+    crate::fault::point("component:before_safety");
+    match take_safety(config, name, driver, source, clock, cancel) {
+        Ok(label) => Ok(Some(label)),
+        Err(error) if error.code() == "all_paths_missing" => {
+            tracing::info!(
+                component = name,
+                "nothing is there: no safety backup is taken"
+            );
+            Ok(None)
+        }
+        Err(error) => Err(not_saved(name, error)),
+    }
+}
+
+/// Lets the driver restore, whatever is there.
+///
+/// # Errors
+/// The driver's.
+pub fn put(
+    config: &Config,
+    name: &str,
+    driver: &dyn Driver,
+    source: &OpenSource,
+    request: &Request,
+    cancel: &CancelToken,
+) -> Result<Vec<String>> {
+    check_kind(name, driver, source)?;
+    crate::fault::point("component:before_restore");
+    let notes = within(config, name, cancel, |context| {
+        driver.restore(context, source, request)
+    })?;
+    cancel.check()?;
+    Ok(notes)
+}
+
+/// Compares what was restored with the backup: once the store runs again, where it had to be stopped.
+///
+/// # Errors
+/// The driver's.
+pub fn evidence(
+    config: &Config,
+    name: &str,
+    driver: &dyn Driver,
+    source: &OpenSource,
+    request: &Request,
+    cancel: &CancelToken,
+) -> Result<Evidence> {
+    within(config, name, cancel, |context| {
+        driver.evidence(context, source, request)
     })
 }
 
@@ -122,7 +173,7 @@ fn within<T>(
     })
 }
 
-fn save(
+fn take_safety(
     config: &Config,
     name: &str,
     driver: &dyn Driver,

@@ -35,7 +35,8 @@ impl std::fmt::Debug for OpenSource {
     }
 }
 
-/// Opens a backup of `component`: `label`, else the newest one that any repository has. Only in
+/// Opens a backup of `component`: `label`, else the newest one that any repository has, safety backups left
+/// out. Only in
 /// `repository`, when one is named. While the source lives gc leaves the backup alone.
 ///
 /// # Errors
@@ -85,7 +86,12 @@ pub fn open_in(
             }
         };
         let mut own = records.into_iter().rev().filter_map(Record::into_component);
-        let Some(own) = own.find(|own| label.is_none_or(|label| own.label == *label)) else {
+        let wanted = |own: &ComponentLabel| match label {
+            Some(label) => own.label == *label,
+            // The newest may be of what a restore replaced: nobody means that one.
+            None => !own.safety,
+        };
+        let Some(own) = own.find(wanted) else {
             continue;
         };
         // The first of those that have it: they are in order of preference.

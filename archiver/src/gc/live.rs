@@ -4,6 +4,7 @@ use super::{Condemned, Run, sessions};
 use crate::repository::backups::{self, Found};
 use crate::repository::format::manifest::ObjectUse;
 use crate::repository::layout;
+use crate::repository::sets::Set;
 use crate::repository::tombs::{self, State};
 use crate::{Error, Result};
 use pgark_types::BackupLabel;
@@ -58,6 +59,15 @@ pub(super) fn read(run: &Run<'_>, condemned: &[Condemned]) -> Result<Live> {
 }
 
 impl Live {
+    /// Whether a backup of the set counts, or can be undeleted.
+    pub(super) fn has_member_of(&self, set: &Set) -> bool {
+        let mut members = set.members.iter();
+        members.any(|member| {
+            let label = member.label.clone();
+            label.is_some_and(|label| self.backups.contains(&(member.component.clone(), label)))
+        })
+    }
+
     fn add(&mut self, objects: &[ObjectUse]) {
         let keys = objects.iter().map(|object| object.key.clone());
         self.objects.extend(keys);

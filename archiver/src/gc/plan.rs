@@ -2,10 +2,10 @@
 
 use super::live::{self, Live};
 use super::sessions::{self, Seen};
-use super::{Begin, Candidate, Done, Plan, Report, Run, Waiting, Why, running, wal};
+use super::{Begin, Candidate, Done, Plan, Report, Run, Waiting, Why, lock, running, wal};
 use crate::clock::new_ulid;
 use crate::repository::session::{End, read_end};
-use crate::repository::{audit, layout, tombs};
+use crate::repository::{audit, layout, sets, tombs};
 use crate::storage::ObjectMeta;
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
@@ -68,17 +68,20 @@ pub(super) fn survey(
 ) -> Result<Plan> {
     let before = sessions::list(run)?;
     let pinned = sessions::pinned(run, &before)?;
-    let condemned = live::condemned(run, &pinned)?;
+    let mut condemned = live::condemned(run, &pinned)?;
+    lock::spare_backups(run, &mut condemned, &mut report.left)?;
     let live = live::read(run, &condemned)?;
     let cutoff = cutoff(run, &before);
     let mut candidates = Vec::new();
     unreferenced(run, &live, cutoff, &mut candidates)?;
     never_committed(run, &live, cutoff, &mut candidates)?;
     ended_sessions(run, &before, &mut candidates)?;
+    sets_gone(run, &live, cutoff, &mut candidates)?;
     superseded(run, known, &mut candidates)?;
     outdated(run, &mut candidates)?;
     let expired = wal::expired(run, &condemned, &mut report.left)?;
     candidates.extend(expired.candidates);
+    report.locked = lock::spare(run, &mut candidates)?;
     if candidates.len() > run.settings.candidates_max {
         report.left.push(format!(
             "{} objects: one plan names at most {}",
@@ -197,11 +200,45 @@ fn is_gone(run: &Run<'_>, manifest: &str) -> Result<bool> {
     Ok(run.repository.storage().list(&folder)?.is_empty())
 }
 
+/// Sets none of whose backups is there any more. Their records are written after their members, so that
+/// an old record's members are there or gone.
+fn sets_gone(
+    run: &Run<'_>,
+    live: &Live,
+    cutoff: DateTime<Utc>,
+    candidates: &mut Vec<Candidate>,
+) -> Result<()> {
+    for object in run.repository.storage().list(layout::sets_prefix())? {
+        run.cancel.check()?;
+        let Some(label) = layout::set_of(&object.key) else {
+            continue;
+        };
+        if object.modified >= cutoff {
+            continue;
+        }
+        match sets::find(run.repository, &label) {
+            Ok(Some(set)) if !live.has_member_of(&set) => {
+                candidates.push(candidate(object, Why::SetGone));
+            }
+            Ok(_) => {}
+            // Damaged: verify tells.
+            Err(error) if error.kind() == crate::ErrorKind::Data => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Records of what was done long ago.
 fn outdated(run: &Run<'_>, candidates: &mut Vec<Candidate>) -> Result<()> {
-    for prefix in [layout::audit_prefix(), layout::verify_prefix()] {
+    let records = run.settings.records_age_max;
+    for (prefix, age_max) in [
+        (layout::audit_prefix(), records),
+        (layout::verify_prefix(), records),
+        (layout::OCCURRENCES_PREFIX, run.settings.occurrences_age_max),
+    ] {
         for object in run.repository.storage().list(prefix)? {
-            if object.modified + run.settings.records_age_max <= run.now {
+            if object.modified + age_max <= run.now {
                 candidates.push(candidate(object, Why::Superseded));
             }
         }

@@ -1,8 +1,8 @@
 //! The sweep: a plan that has settled is looked at once more, then carried out.
 
 use super::{
-    Candidate, Condemned, Done, FloorRecord, Plan, Report, Run, Sweep, Swept, Why, live, plan,
-    sessions, wal,
+    Candidate, Condemned, Done, FloorRecord, Plan, Report, Run, Sweep, Swept, Why, live, lock,
+    plan, sessions, wal,
 };
 use crate::Result;
 use crate::repository::{layout, record, tombs};
@@ -113,7 +113,8 @@ fn second_look(
         Why::Unreferenced => !live.objects.contains(&candidate.key),
         Why::WalExpired => wal.contains(&candidate.key),
         Why::NeverCommitted => !folders.iter().any(|f| candidate.key.starts_with(f)),
-        Why::SessionEnded | Why::Superseded => true,
+        // What is gone for good does not come back.
+        Why::SessionEnded | Why::Superseded | Why::SetGone => true,
     });
     Ok(going)
 }
@@ -137,7 +138,12 @@ fn floors(run: &Run<'_>, plan: &Plan, going: &[Candidate]) -> Result<()> {
     Ok(())
 }
 
+/// What is locked stays: the next plan names it again.
 fn remove(run: &Run<'_>, key: &Key, size: u64, swept: &mut Swept) -> Result<()> {
+    if let Some(until) = lock::locked_until(run, key)? {
+        swept.locked.add(size, until);
+        return Ok(());
+    }
     run.repository.storage().delete(key)?;
     swept.objects += 1;
     swept.bytes += size;

@@ -1,6 +1,8 @@
 //! gc over a repository in memory whose clock is set by hand.
 
+mod lock;
 mod model;
+mod sets;
 mod steps;
 mod world;
 

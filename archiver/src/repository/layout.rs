@@ -233,6 +233,12 @@ pub fn session(ulid: Ulid, what: &str) -> Result<Key> {
     Key::new(format!("sessions/{ulid}/{what}"))
 }
 
+/// `sessions/<ulid>/`.
+#[must_use]
+pub fn session_prefix(ulid: Ulid) -> String {
+    format!("{}{ulid}/", sessions_prefix())
+}
+
 /// `components/<name>/notes/<label>/<n>.json`: pins and annotations that came after the backup.
 ///
 /// # Errors
@@ -255,11 +261,59 @@ pub fn policy(component: &str, n: u32) -> Result<Key> {
     Key::new(format!("policy/{component}/{n:06}.json"))
 }
 
+/// `policy/`.
+pub const POLICIES_PREFIX: &str = "policy/";
+
 /// `policy/<cluster>/`.
 #[must_use]
 pub fn policy_prefix(component: &str) -> String {
     format!("policy/{component}/")
 }
+
+/// `sets/<label>.json`: a backup set.
+///
+/// # Errors
+/// None in fact.
+pub fn set(label: &BackupLabel) -> Result<Key> {
+    Key::new(format!("{}{label}.json", sets_prefix()))
+}
+
+/// `sets/`.
+#[must_use]
+pub fn sets_prefix() -> &'static str {
+    "sets/"
+}
+
+/// The label in a key that [`set`] made; `None` for any other key.
+#[must_use]
+pub fn set_of(key: &Key) -> Option<BackupLabel> {
+    let name = key.as_str().strip_prefix(sets_prefix())?;
+    name.strip_suffix(".json")?.parse().ok()
+}
+
+/// `occurrences/<cluster>/<schedule>/<due>.json`: who runs this occurrence of a schedule; the time in UTC
+/// as `YYYYMMDDTHHMMSSZ`.
+///
+/// # Errors
+/// A name that is no key part; SQL lets none in.
+pub fn occurrence(
+    cluster: &str,
+    schedule: &str,
+    due_at: chrono::DateTime<chrono::Utc>,
+) -> Result<Key> {
+    let due = due_at.format("%Y%m%dT%H%M%SZ");
+    let prefix = occurrence_prefix(cluster);
+    Key::new(format!("{prefix}{schedule}/{due}.json"))
+}
+
+/// `occurrences/<cluster>/`.
+#[must_use]
+pub fn occurrence_prefix(cluster: &str) -> String {
+    format!("{OCCURRENCES_PREFIX}{cluster}/")
+}
+
+/// `occurrences/`.
+pub const OCCURRENCES_PREFIX: &str = "occurrences/";
 
 /// `tomb/<component>/<label>/<n>.json`: the backup is expired.
 ///
@@ -426,5 +480,65 @@ pub fn object_class(key: &str) -> ObjectClass {
         Some("wal") => ObjectClass::Wal,
         Some("packs") => ObjectClass::Pack,
         _ => ObjectClass::Metadata,
+    }
+}
+
+/// Whether the object called `key` is put under an object lock where the configuration asks for one:
+/// what a restore cannot do without, and what nobody may take away before its time. Records of work
+/// under way, caches and marks stay free.
+#[must_use]
+pub fn is_locked_class(key: &str) -> bool {
+    let parts: Vec<&str> = key.split('/').collect();
+    match parts.as_slice() {
+        ["repository.json"] | ["keys" | "packs" | "meta" | "sets" | "clusters", ..] => true,
+        ["components", _, "backups", ..] | ["sessions", _, "begin" | "end"] => true,
+        ["wal", _, "history" | "conflict", ..] => true,
+        ["wal", _, _, log, name] => log.len() == 8 && !name.contains(".idx"),
+        _ => false,
+    }
+}
+
+/// Whether the name of the object called `key` was drawn at random, so that nobody can have taken it.
+#[must_use]
+pub fn has_random_name(key: &str) -> bool {
+    key.starts_with("packs/") || key.starts_with("meta/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_restore_needs_is_locked_and_what_is_swept_daily_is_not() {
+        let segment = "wal/7300000000000000001/00000001/00000000/000000010000000000000001";
+        for key in [
+            "repository.json",
+            "keys/dek/000001-x.json",
+            "packs/00/x.pack",
+            "meta/00/x.meta",
+            "components/main/backups/l/label.json",
+            "sessions/u/end",
+            "clusters/main.json.000001",
+            "wal/1/history/00000002.history",
+            segment,
+            &format!("{segment}.r1-abc"),
+        ] {
+            assert!(is_locked_class(key), "{key}");
+        }
+        for key in [
+            "sessions/u/hb-1",
+            "sessions/u/wal-pin",
+            "tomb/main/l/000001.json",
+            "gc/000001/plan",
+            "audit/u.json",
+            "policy/main/000001.json",
+            "components/main/relmap/0.json",
+            "wal/1/00000001/covered/x.json",
+            "wal/1/00000001/floor/0000000000000001",
+            "tmp/probe",
+            &format!("{segment}.idx1"),
+        ] {
+            assert!(!is_locked_class(key), "{key}");
+        }
     }
 }

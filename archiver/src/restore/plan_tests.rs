@@ -9,6 +9,7 @@ use crate::ErrorKind;
 use crate::backup::testdata::{self as source, NAME, SeededClock, Source};
 use crate::clock::SharedClock;
 use crate::repository::backups::{Found, sound_and_damaged};
+use crate::repository::format::component::Record;
 use crate::repository::format::manifest::Label;
 use crate::repository::session::Session;
 use crate::repository::{Repository, layout, sealed};
@@ -172,7 +173,7 @@ fn within_a_second_the_start_decides() {
         record.label = label(text);
         record.timeline = TimelineId(timeline);
         record.start_lsn = Lsn(lsn);
-        Found::Committed(Box::new(record))
+        Found::Committed(Box::new(Record::Postgres(record)))
     };
     let (labels, damaged) = sound_and_damaged(vec![
         at("20260101T000000Z-AAAA", 1, 300),
@@ -180,7 +181,10 @@ fn within_a_second_the_start_decides() {
         at("20260101T000000Z-CCCC", 1, 200),
         at("20260101T000001Z-AAAA", 1, 50),
     ]);
-    let order: Vec<u64> = labels.iter().map(|label| label.start_lsn.0).collect();
+    let order: Vec<u64> = labels
+        .into_iter()
+        .map(|r| r.postgres().unwrap().start_lsn.0)
+        .collect();
     assert_eq!(order, [200, 300, 100, 50]);
     assert!(damaged.is_empty());
 }

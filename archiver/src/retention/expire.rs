@@ -102,6 +102,7 @@ pub fn expire(
         Some(label) => format!("{component} {label}"),
         None => component.to_owned(),
     };
+    crate::fault::point("expire:begun");
     audit::write(repository, clock, "expire", &subject)?;
     if let Some(label) = &request.backup {
         return one(repository, clock, component, label);
@@ -115,7 +116,7 @@ pub fn expire(
         if !request.confirm {
             return Err(suspended(component, &unexplained));
         }
-        policy::confirm(repository, clock, component, policy, &unexplained)?;
+        policy::confirm(repository, clock, component, &unexplained)?;
     }
     let going: Vec<BackupLabel> = going(&outcome).collect();
     let reason = format!("policy {}: {}", policy.n, policy.retention);
@@ -166,7 +167,7 @@ fn one(
         match entry {
             Found::Committed(record) => {
                 known |= record.label() == label;
-                good.extend((record.corrupt_page_count() == 0).then_some(record.label()));
+                good.extend(record.is_good().then_some(record.label()));
             }
             Found::Damaged(damaged, _) => known |= damaged == label,
             Found::Expired(..) | Found::Uncommitted(..) => {}

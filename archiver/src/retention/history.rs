@@ -5,20 +5,17 @@ use crate::repository::backups::{self, Found};
 use crate::repository::format::component::Record;
 use crate::repository::format::manifest::Label;
 use crate::repository::session::WalPin as SessionPin;
-use crate::repository::{Repository, layout, notes, record, tombs};
+use crate::repository::{Repository, layout, notes, record, sets, tombs};
 use crate::storage::{Key, ObjectMeta};
 use crate::wal::cluster;
 use crate::wal::inventory::Inventory;
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
 use pgark_types::retention::{
-    Ancestor, BackupFacts, BackupState, ClusterFacts, Health, History, TimelineFacts, WalPin,
+    Ancestor, BackupFacts, BackupState, ClusterFacts, Health, History, Pin, TimelineFacts, WalPin,
 };
 use pgark_types::{BackupLabel, Lsn, SegmentSize, SystemId, TimelineId};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// What Postgres writes into the history file of a timeline that a promotion began.
-const PROMOTED: &str = "no recovery target specified";
 
 /// Everything that is known of one component.
 #[derive(Debug, Default)]
@@ -79,6 +76,7 @@ pub fn load(repository: &Repository, component: &str) -> Result<Loaded> {
     loaded.history.wal_pins = wal_pins(repository)?;
     let notes = notes::all(repository, component)?;
     loaded.history.pins = notes.into_values().filter_map(|n| n.pin).collect();
+    loaded.history.pins.extend(set_pin(repository, component)?);
     for (system_id, (size, current)) in clusters(repository, component, &loaded)? {
         let cluster = loaded.cluster(repository, system_id, size, current)?;
         loaded.history.clusters.push(cluster);
@@ -87,6 +85,22 @@ pub fn load(repository: &Repository, component: &str) -> Result<Loaded> {
         loaded.history.clusters.push(without_wal());
     }
     Ok(loaded)
+}
+
+/// Each component's own rules would take the newest set apart: its members stay as long as there is no
+/// newer one that is whole.
+fn set_pin(repository: &Repository, component: &str) -> Result<Option<Pin>> {
+    let Some(set) = sets::newest_whole(repository)? else {
+        return Ok(None);
+    };
+    let label = set
+        .member(component)
+        .and_then(|member| member.label.clone());
+    Ok(label.map(|label| Pin {
+        label,
+        reason: format!("a member of {}, the newest set that is whole", set.label),
+        until: None,
+    }))
 }
 
 /// Stands for the cluster of backups that need no WAL: each has the one segment that it asks for.
@@ -157,7 +171,11 @@ impl Loaded {
                     start_lsn: Lsn(1),
                     stop_lsn: Lsn(1),
                     stopped_at: label.stopped_at,
-                    health: Health::Good,
+                    // What a restore replaced takes no place from what it was replaced by.
+                    health: match label.safety {
+                        false => Health::Good,
+                        true => Health::CorruptPages,
+                    },
                     state,
                 });
                 return;
@@ -197,7 +215,7 @@ impl Loaded {
                 Err(error) => return Err(error),
             };
             let reason = history.as_ref().and_then(|h| h.entries.last());
-            if current && reason.is_some_and(|entry| entry.reason.trim() != PROMOTED) {
+            if current && reason.is_some_and(|entry| !entry.is_promotion()) {
                 self.unexplained.push((system_id, timeline));
             }
             timelines.push(TimelineFacts {
@@ -238,7 +256,7 @@ fn runs(inventory: &Inventory, timeline: TimelineId, size: SegmentSize) -> Resul
 }
 
 /// When the newest segment of each timeline was stored.
-fn newest_by_timeline(
+pub(crate) fn newest_by_timeline(
     system_id: SystemId,
     objects: &[ObjectMeta],
 ) -> BTreeMap<TimelineId, DateTime<Utc>> {

@@ -14,7 +14,9 @@
 //!   storage that breaks its promise, for the readers' checks.
 //! - `crash-after:n`: call n is done, then this process gets SIGKILL.
 
-use super::{Capabilities, Key, ObjectMeta, ObjectWriter, Put, SharedStorage, Storage, Stranger};
+use super::{
+    Bucket, Capabilities, Key, ObjectMeta, ObjectWriter, Put, SharedStorage, Storage, Stranger,
+};
 use crate::fault::injected;
 use crate::{Error, Result};
 use std::io;
@@ -247,6 +249,10 @@ impl Storage for FaultyStorage {
 
     fn make_durable(&self, key: &Key) -> Result<()> {
         self.call("make_durable", || self.inner.make_durable(key))
+    }
+
+    fn bucket(&self) -> Option<&dyn Bucket> {
+        self.inner.bucket()
     }
 }
 

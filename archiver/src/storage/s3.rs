@@ -5,29 +5,47 @@
 //! when an answer was lost and the next attempt is told "exists", the nonce says whether that is our
 //! own. Calls block on a runtime that the first of them makes.
 
+/// Adds the headers of a customer's key to a request, where there is one.
+macro_rules! with_customer_key {
+    ($request:expr, $key:expr) => {
+        match &$key {
+            Some(customer) => $request
+                .sse_customer_algorithm("AES256")
+                .sse_customer_key(customer.key.clone())
+                .sse_customer_key_md5(customer.md5.clone()),
+            None => $request,
+        }
+    };
+}
+
 mod client;
+mod content_md5;
 mod exclusive;
-mod failure;
-mod policy;
+pub(super) mod failure;
+mod lifecycle;
+mod lock;
 mod probe;
 mod requests;
 pub mod settings;
 mod throttle;
+mod versions;
 
 pub use settings::Settings;
 
-use super::{Capabilities, Key, ObjectMeta, ObjectWriter, Put, Storage};
+use super::bucket::{Covered, Lifecycle, ObjectLock, ObjectState, Rule, Tier};
+use super::policy::{self, Attempt, Limiter, Operation};
+use super::{Bucket, Capabilities, Key, ObjectMeta, ObjectWriter, Put, Storage};
 use crate::repository::layout::{self, ObjectClass};
 use crate::{Error, Result};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::types::StorageClass;
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use exclusive::Exclusiveness;
 use failure::Failure;
-use policy::{Attempt, Operation};
+use settings::CustomerKey;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use throttle::Limiter;
 use tokio::sync::Semaphore;
 
 /// Names below the prefix that are no objects of the repository: claims and probes. In no listing.
@@ -55,6 +73,8 @@ struct Inner {
     client: Mutex<Option<Client>>,
     exclusiveness: OnceLock<Exclusiveness>,
     capabilities: OnceLock<Capabilities>,
+    versions: versions::Versions,
+    customer_key: OnceLock<Arc<CustomerKey>>,
     large_puts: Semaphore,
     upload: Arc<Limiter>,
     download: Limiter,
@@ -71,6 +91,8 @@ impl S3Storage {
                 client: Mutex::new(None),
                 exclusiveness: OnceLock::new(),
                 capabilities: OnceLock::new(),
+                versions: versions::Versions::default(),
+                customer_key: OnceLock::new(),
                 large_puts: Semaphore::new(LARGE_PUTS_MAX),
                 upload: Arc::new(Limiter::new(limit)),
                 download: Limiter::new(limit),
@@ -161,6 +183,68 @@ impl Storage for S3Storage {
             None => Err(not_found(key)),
         }
     }
+
+    fn bucket(&self) -> Option<&dyn Bucket> {
+        Some(self)
+    }
+}
+
+impl Bucket for S3Storage {
+    fn object_lock(&self) -> Option<ObjectLock> {
+        self.inner.settings.object_lock
+    }
+
+    fn locks(&self) -> bool {
+        self.inner.settings.object_lock.is_some() || self.inner.first_version_counts()
+    }
+
+    fn check_object_lock(&self) -> Result<()> {
+        match self.inner.settings.object_lock {
+            Some(_) => self.inner.check_object_lock(),
+            None => Ok(()),
+        }
+    }
+
+    fn state(&self, key: &Key) -> Result<Option<ObjectState>> {
+        let version = self.inner.version(key.as_str())?;
+        match version {
+            versions::Version::Absent => Ok(None),
+            version => self.inner.state(key.as_str(), &version),
+        }
+    }
+
+    fn lock_until(&self, key: &Key, state: &ObjectState, until: DateTime<Utc>) -> Result<()> {
+        self.inner.lock_until(key.as_str(), state, until)
+    }
+
+    fn covered(&self) -> Result<Vec<Covered>> {
+        self.inner.covered()
+    }
+
+    fn archived(&self, prefix: &str) -> Result<Vec<(Key, String)>> {
+        let names = self.inner.list_names(prefix)?;
+        let archived = names.into_iter().filter_map(|(name, found)| {
+            let class = found.class.filter(|class| lock::is_archive(class))?;
+            Some((Key::new(name).ok()?, class))
+        });
+        Ok(archived.collect())
+    }
+
+    fn retrieve(&self, key: &Key, tier: Tier, days: u16) -> Result<()> {
+        self.inner.retrieve(key.as_str(), tier, days)
+    }
+
+    fn place(&self) -> (String, String) {
+        (self.inner.settings.bucket.clone(), self.inner.full(""))
+    }
+
+    fn lifecycle(&self) -> Result<Lifecycle> {
+        self.inner.lifecycle()
+    }
+
+    fn set_lifecycle(&self, own: &str, rules: &[Rule]) -> Result<()> {
+        self.inner.set_lifecycle(own, rules)
+    }
 }
 
 struct Writer {
@@ -221,6 +305,8 @@ impl Inner {
             subject: subject.to_owned(),
             attempt: self.settings.attempt_timeout + allowance,
             deadline: self.settings.deadline + allowance * 2,
+            patience: self.settings.deadline,
+            attempt_patience: self.settings.attempt_timeout,
         }
     }
 
@@ -230,7 +316,7 @@ impl Inner {
         operation: &Operation,
         mut attempt: impl AsyncFnMut(&Client, Attempt) -> Result<T, Failure>,
     ) -> Result<T> {
-        let runtime = client::runtime()?;
+        let runtime = policy::runtime()?;
         let client = self.client()?;
         let result = runtime.block_on(policy::retrying(
             operation,
@@ -245,12 +331,24 @@ impl Inner {
         result
     }
 
+    /// The customer's key, where there is one; read once.
+    fn customer_key(&self) -> Result<Option<Arc<CustomerKey>>> {
+        let Some(reference) = &self.settings.customer_key else {
+            return Ok(None);
+        };
+        if let Some(known) = self.customer_key.get() {
+            return Ok(Some(Arc::clone(known)));
+        }
+        let read = Arc::new(CustomerKey::read(reference)?);
+        Ok(Some(Arc::clone(self.customer_key.get_or_init(|| read))))
+    }
+
     fn client(&self) -> Result<Client> {
         let mut slot = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = slot.as_ref() {
             return Ok(client.clone());
         }
-        let made = client::runtime()?.block_on(client::connect(&self.settings, &self.upload));
+        let made = policy::runtime()?.block_on(client::connect(&self.settings, &self.upload));
         let made = made.map_err(|e| e.context(&self.place))?;
         *slot = Some(made.clone());
         Ok(made)

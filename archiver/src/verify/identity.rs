@@ -59,6 +59,15 @@ pub(super) fn check_place(key: &Key, json: &[u8], backups: &BySession) -> Result
             says("component", component) && says("label", label)
         }
         ["policy", component, _] => says("component", component),
+        ["sets", file] => says("label", file.trim_end_matches(".json")),
+        ["occurrences", cluster, ..] => {
+            let due = field(&record, "due_at");
+            let name: Option<String> = field(&record, "schedule");
+            match (name, due) {
+                (Some(name), Some(due)) => layout::occurrence(cluster, &name, due)? == *key,
+                _ => true,
+            }
+        }
         ["wal", _, _, "floor", number] => says("number", number),
         ["sessions", session, what] => {
             let backup = Ulid::from_string(session)
@@ -105,6 +114,31 @@ impl Verification<'_> {
             };
             self.report
                 .find(stranger.name, "unexpected", format!("it is {what}"));
+        }
+        Ok(())
+    }
+
+    /// What somebody has overwritten or deleted: it is read as it was first put, so that nothing is lost;
+    /// but somebody did it.
+    pub(super) fn covered(&mut self) -> Result<()> {
+        let Some(bucket) = self.repository.storage().bucket() else {
+            return Ok(());
+        };
+        for covered in bucket.covered()? {
+            let at = covered.at.format("%Y-%m-%d %H:%M:%SZ");
+            let (kind, what) = match covered.hidden {
+                true => ("deleted", "deleted"),
+                false => ("overwritten", "overwritten"),
+            };
+            let stands = match layout::is_locked_class(covered.key.as_str()) {
+                true => "what was put first is there and is what counts",
+                false => "it was not locked, and no restore depends on it",
+            };
+            let detail = format!(
+                "somebody has {what} it, last at {at}, with {} later versions; {stands}",
+                covered.later_versions
+            );
+            self.report.find(covered.key.as_str(), kind, detail);
         }
         Ok(())
     }
@@ -193,9 +227,9 @@ fn is_object_place(name: &str) -> bool {
         ["components", _, "backups", _, last] => matches!(*last, "manifest" | "label.json"),
         ["keys", last] => last.ends_with(".json"),
         ["packs" | "meta" | "sessions" | "keys", _, _]
-        | ["clusters" | "verify" | "audit", _]
+        | ["clusters" | "verify" | "audit" | "sets", _]
         | ["policy" | "gc", _, _]
-        | ["tomb", _, _, _]
+        | ["tomb" | "occurrences", _, _, _]
         | ["components", _, "notes", _, _]
         | ["components", _, "relmap", _]
         | ["wal", _, "history", _]

@@ -1,5 +1,5 @@
-//! `docs/reference/config.md` from the source of `archiver/src/config.rs`: its structs are the
-//! sections, its doc comments the meanings.
+//! `docs/reference/config.md` from the sources of `archiver/src/config.rs` and `config/component.rs`:
+//! their structs are the sections, their doc comments the meanings.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -7,13 +7,13 @@ use std::fmt::Write as _;
 const HEAD: &str = "\
 # Configuration file
 
-<!-- Generated from archiver/src/config.rs. To write it again:
+<!-- Generated from archiver/src/config.rs and archiver/src/config/component.rs. To write it again:
      PGARK_BLESS=1 cargo test -p pgark-archiver --test reference -->
 
 TOML. The file is `--config`, else `PGARK_CONFIG`, else `/etc/pgark/pgark.toml`. An unknown key or section is an error (code
 `config_invalid`). `pgark config check` reads the file and does nothing else. It must name at least one required repository.
 
-Names of clusters and repositories consist of letters, digits, `_` and `-`, at most 64. Compression levels lie between -7 and 19.
+Names of clusters, components, groups and repositories consist of letters, digits, `_` and `-`, at most 64. Compression levels lie between -7 and 19.
 archive-push, archive-get, init, info, wal, verify and restore need the sections `[repository.<name>]` alone; a cluster that is not
 named is called `main`.
 ";
@@ -33,7 +33,8 @@ pub(super) fn render(source: &str) -> String {
     let mut count = 0;
     for block in source.split("\npub struct ").skip(1) {
         let name = block.split(' ').next().unwrap();
-        if name == "Config" {
+        // The file as a whole; a section that is put together of its keys and the driver's.
+        if matches!(name, "Config" | "Component") {
             continue;
         }
         let body = block.split("\n}\n").next().unwrap();
@@ -113,10 +114,10 @@ fn type_name(type_: &str, enums: &HashMap<String, String>) -> String {
     match inner {
         "String" => "string".to_owned(),
         "Vec<String" => "strings".to_owned(),
-        "Encryption" => "section".to_owned(),
+        "Encryption" | "Reconcile" => "section".to_owned(),
         "PathBuf" => "path".to_owned(),
         "bool" => "boolean".to_owned(),
-        "i32" | "u32" | "u64" | "usize" => "integer".to_owned(),
+        "i32" | "u16" | "u32" | "u64" | "usize" => "integer".to_owned(),
         other => enums[other].clone(),
     }
 }
@@ -175,6 +176,7 @@ fn default_impl(source: &str, name: &str) -> HashMap<String, String> {
 fn literal(expression: &str) -> String {
     match expression.split('"').nth(1) {
         Some(text) => format!("\"{text}\""),
+        None if expression.trim() == "Vec::new()" => "[]".to_owned(),
         None => match expression.trim().split_once("::") {
             Some((_, variant)) => format!("\"{}\"", variant.to_lowercase()),
             None => expression.trim().to_owned(),

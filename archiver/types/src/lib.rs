@@ -5,9 +5,12 @@
 #![warn(missing_docs)]
 
 mod backup_label;
+pub mod job;
 mod lsn;
 mod recovery_target;
+pub mod restore;
 pub mod retention;
+pub mod schedule;
 mod segment;
 mod timeline;
 

@@ -7,13 +7,13 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let Some(wanted) = std::env::args().nth(1).filter(|part| !part.is_empty()) else {
         println!("make test-full PART=n, each at most 40 minutes:");
-        for (n, part) in (1..).zip(&PARTS) {
+        for (n, part) in (1..).zip(PARTS) {
             println!("  {n}  {:<10} {}", part.name, part.about);
         }
         return ExitCode::SUCCESS;
     };
     let found = (1..)
-        .zip(&PARTS)
+        .zip(PARTS)
         .find(|(n, part): &(usize, _)| n.to_string() == wanted || part.name == wanted);
     let Some((_, part)) = found else {
         eprintln!("full: there is no part \"{wanted}\"");

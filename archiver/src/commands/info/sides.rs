@@ -1,6 +1,8 @@
 //! The repositories beside each other: what each holds, and what it lacks that another one has.
 
 use super::{Component, wal_entry};
+use crate::commands::gc::locks_text;
+use crate::gc::lock::Locks;
 use crate::repository::Repository;
 use crate::wal::lag::Lag;
 use crate::wal::target::Window;
@@ -15,6 +17,8 @@ pub(super) struct Side {
     /// Why it did not open: code and message.
     pub(super) error: Option<(&'static str, String)>,
     pub(super) lag: Option<Lag>,
+    /// The locks of what is needed.
+    pub(super) locks: Option<Locks>,
 }
 
 pub(super) fn side_json(side: &Side, found: &[Component]) -> Value {
@@ -33,6 +37,7 @@ pub(super) fn side_json(side: &Side, found: &[Component]) -> Value {
         "detail": side.error.as_ref().map(|(_, detail)| detail),
         "components": components.collect::<Vec<_>>(),
         "lag": side.lag,
+        "locks": side.locks,
     })
 }
 
@@ -54,6 +59,10 @@ pub(super) fn sides_text(sides: &[Side]) -> String {
                 text,
                 "\nALERT: repository {name} does not open: {detail} (code {code})"
             );
+        }
+        if let Some(locks) = &side.locks {
+            let word = if locks.unlocked > 0 { "ALERT" } else { "locks" };
+            let _ = writeln!(text, "\n{word}: repository {name}: {}", locks_text(locks));
         }
         let Some(lag) = side.lag.as_ref().filter(|lag| !lag.is_none()) else {
             continue;

@@ -426,6 +426,9 @@ pub(crate) fn put_label(
         bytes_source: manifest.bytes_source,
         bytes_stored: manifest.bytes_stored,
         annotations: manifest.annotations.clone(),
+        safety: manifest
+            .annotations
+            .contains_key(crate::component::restore::SAFETY),
         root_digest: digest.to_hex().to_string(),
         objects: manifest.objects.clone(),
     };

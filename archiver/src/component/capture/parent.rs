@@ -32,11 +32,11 @@ pub(super) fn begin(
         let clock = SharedClock::clone(clock);
         Session::begin_pinning(repository, clock, component, label, parents)
     };
-    if let Some(parent) = if full {
-        None
-    } else {
-        find(repository, component, kind)?
-    } {
+    let found = match full {
+        true => None,
+        false => find(repository, component, kind)?,
+    };
+    if let Some(parent) = found {
         let name = parent.backup.manifest.label.clone();
         match begin(std::slice::from_ref(&name)) {
             // Looked at once more now that gc leaves it alone.
@@ -116,7 +116,19 @@ impl Parent {
 
     /// The entry under the path of `entry`, when its content is told to be the same.
     pub(super) fn unchanged(&self, entry: &Entry) -> Result<Option<EntryLine>> {
-        let found = self.backup.find(&entry.path)?;
+        let mut found = self.backup.find(&entry.path)?;
+        // Which of a file's names comes first is chance.
+        if let Some(EntryLine {
+            kind: LineKind::HardLink,
+            target: Some(target),
+            ..
+        }) = &found
+        {
+            found = match target.bytes() {
+                Some(target) => self.backup.find(&target)?,
+                None => None,
+            };
+        }
         Ok(found.filter(|line| {
             entry.kind == EntryKind::File
                 && line.kind == LineKind::File

@@ -239,7 +239,8 @@ fn there(repository: &Repository) -> BTreeMap<String, Label> {
     let found = backups::list(repository, COMPONENT).unwrap();
     let records = found.into_iter().filter_map(|found| match found {
         backups::Found::Committed(record) | backups::Found::Expired(_, Some(record)) => {
-            Some((record.label.to_string(), *record))
+            let label = record.postgres()?;
+            Some((label.label.to_string(), label))
         }
         backups::Found::Uncommitted(..) => None,
         other => panic!("{other:?}"),

@@ -98,6 +98,9 @@ pub struct ComponentLabel {
     pub bytes_stored: u64,
     /// See [`ComponentManifest`]; empty in an encrypted repository, for this record is in clear.
     pub annotations: BTreeMap<String, String>,
+    /// It was taken of what a restore replaced: never chosen unless it is named.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub safety: bool,
     /// BLAKE3-256 of the stored manifest: the root of the backup.
     pub root_digest: String,
     /// Every object the backup needs.
@@ -203,6 +206,7 @@ impl Chunk {
 
 /// `label.json`, whatever it is of.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // Few are held at a time.
 pub enum Record {
     /// A Postgres cluster.
     Postgres(Label),
@@ -212,6 +216,7 @@ pub enum Record {
 
 /// A manifest, whatever it is of.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant)] // One is held for each backup that is read.
 pub enum AnyManifest {
     /// A Postgres cluster.
     Postgres(Manifest),
@@ -308,16 +313,23 @@ impl Record {
     }
 
     /// What the user noted.
+    #[must_use]
+    pub fn annotations(&self) -> &BTreeMap<String, String> {
+        both!(self, record => &record.annotations)
+    }
+
+    /// The same, to be changed.
     pub fn annotations_mut(&mut self) -> &mut BTreeMap<String, String> {
         both!(self, record => &mut record.annotations)
     }
 
-    /// Pages that failed their checksum; of a component none.
+    /// Whether it is what a restore wants: no page failed its checksum, and it is not of what a restore
+    /// replaced.
     #[must_use]
-    pub fn corrupt_page_count(&self) -> u64 {
+    pub fn is_good(&self) -> bool {
         match self {
-            Self::Postgres(label) => label.corrupt_page_count,
-            Self::Component(_) => 0,
+            Self::Postgres(label) => label.corrupt_page_count == 0,
+            Self::Component(label) => !label.safety,
         }
     }
 

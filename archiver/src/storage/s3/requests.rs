@@ -1,7 +1,12 @@
 //! The requests, one function each: what is sent, and what the answers mean.
 
 use super::failure::{Cause, Failure};
-use super::{Attempt, Inner, LARGE_BYTES, OFFSET_MAX, TEMPORARY, nonce, not_found};
+use super::policy::Operation;
+use super::settings::CustomerKey;
+use super::versions::{Looked, Version};
+use super::{
+    Attempt, Inner, LARGE_BYTES, OFFSET_MAX, TEMPORARY, content_md5, lock, nonce, not_found,
+};
 use crate::config::ServerSideEncryption as Sse;
 use crate::storage::{Key, ObjectMeta, Put};
 use crate::{Error, Result};
@@ -13,22 +18,46 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 /// The metadata that tells our own put from another's.
-const NONCE: &str = "pgark-put";
+pub(super) const NONCE: &str = "pgark-put";
+
+/// What every command reads first.
+const REPOSITORY: &str = "repository.json";
+
+/// An object to put.
+#[derive(Clone, Copy)]
+struct Body<'a> {
+    name: &'a str,
+    bytes: &'a Bytes,
+    nonce: &'a str,
+    conditional: bool,
+    customer: Option<&'a CustomerKey>,
+}
+
+/// An object to get, or a part of it.
+struct Wanted<'a> {
+    name: &'a str,
+    version: &'a Version,
+    range: Option<String>,
+    size_max: u64,
+    customer: Option<&'a CustomerKey>,
+}
 
 /// What `head` and `list` say of an object.
 #[derive(Debug, Clone)]
 pub(super) struct Found {
     pub(super) size: u64,
     pub(super) modified: DateTime<Utc>,
+    /// Its storage class, where the answer names one.
+    pub(super) class: Option<String>,
 }
 
 /// To the second: HEAD answers no finer, LIST does.
-fn time(time: Option<&SdkTime>) -> DateTime<Utc> {
+pub(super) fn time(time: Option<&SdkTime>) -> DateTime<Utc> {
     let seconds = time.map_or(0, SdkTime::secs);
     DateTime::from_timestamp(seconds, 0).unwrap_or_default()
 }
 
-fn size(length: Option<i64>) -> Result<u64, Failure> {
+pub(super) fn size(length: Option<i64>) -> Result<u64, Failure> {
     length
         .and_then(|length| u64::try_from(length).ok())
         .ok_or_else(|| Failure::foreign("The answer gives no length"))
@@ -40,26 +69,42 @@ impl Inner {
         let operation = self.operation("put", "s3:PutObject", name, bytes.len() as u64);
         let nonce = nonce()?;
         let large = bytes.len() >= LARGE_BYTES;
-        self.block(&operation, async |client, attempt| {
+        let customer = self.customer_key()?;
+        let put = Body {
+            name,
+            bytes,
+            nonce: &nonce,
+            conditional,
+            customer: customer.as_deref(),
+        };
+        let done = self.block(&operation, async |client, attempt| {
             // Closed never: the semaphore lives as long as the storage.
             let _turn = match large {
                 true => self.large_puts.acquire().await.ok(),
                 false => None,
             };
-            self.put_once(client, attempt, name, bytes, &nonce, conditional)
-                .await
-        })
+            self.put_once(client, attempt, &put).await
+        })?;
+        match done {
+            Put::Created => self.confirm_first(name, &nonce),
+            Put::Exists => Ok(Put::Exists),
+        }
     }
 
     async fn put_once(
         &self,
         client: &Client,
         attempt: Attempt,
-        name: &str,
-        bytes: &Bytes,
-        nonce: &str,
-        conditional: bool,
+        put: &Body<'_>,
     ) -> Result<Put, Failure> {
+        let Body {
+            name,
+            bytes,
+            nonce,
+            conditional,
+            customer,
+        } = *put;
+        let lock = lock::of_put(self, name);
         let request = client
             .put_object()
             .bucket(&self.settings.bucket)
@@ -71,11 +116,16 @@ impl Inner {
                 Sse::None => None,
                 Sse::S3 => Some(ServerSideEncryption::Aes256),
                 Sse::Kms => Some(ServerSideEncryption::AwsKms),
+                Sse::Customer => None,
             })
             .set_ssekms_key_id(self.settings.kms_key_id.clone())
             .set_if_none_match(conditional.then(|| "*".to_owned()))
-            .body(ByteStream::from(bytes.clone()))
-            .customize();
+            // S3 wants it of every put with a lock.
+            .set_content_md5(lock.is_some().then(|| content_md5::of(bytes)))
+            .set_object_lock_mode(lock.as_ref().map(|(mode, _)| mode.clone()))
+            .set_object_lock_retain_until_date(lock.map(|(_, until)| until))
+            .body(ByteStream::from(bytes.clone()));
+        let request = with_customer_key!(request, customer).customize();
         // Over TLS nobody changes the body on its way; without it the signature covers the body.
         let request = match self.settings.is_tls() {
             true => request.disable_payload_signing(),
@@ -86,7 +136,7 @@ impl Inner {
             Ok(_) => Err(Failure::foreign("The answer to PUT has no ETag")),
             Err(error) => match Failure::from_sdk(&error) {
                 failure if failure.cause == Cause::Exists && conditional => {
-                    self.whose(client, attempt, name, bytes, nonce).await
+                    self.whose(client, attempt, put).await
                 }
                 failure => Err(failure),
             },
@@ -98,14 +148,20 @@ impl Inner {
         &self,
         client: &Client,
         attempt: Attempt,
-        name: &str,
-        bytes: &Bytes,
-        nonce: &str,
+        put: &Body<'_>,
     ) -> Result<Put, Failure> {
+        let Body {
+            name,
+            bytes,
+            nonce,
+            customer,
+            ..
+        } = *put;
         let head = client
             .head_object()
             .bucket(&self.settings.bucket)
             .key(self.full(name));
+        let head = with_customer_key!(head, customer);
         let head = match Box::pin(head.send()).await {
             Ok(head) => head,
             // Without the right to look, "exists" is the whole answer, unless it may be our own.
@@ -132,7 +188,14 @@ impl Inner {
                 Ok(Put::Exists)
             }
             None => {
-                let stored = self.fetch(client, name, None, bytes.len() as u64).await?;
+                let what = Wanted {
+                    name,
+                    version: &Version::Current,
+                    range: None,
+                    size_max: bytes.len() as u64,
+                    customer,
+                };
+                let (stored, _) = self.fetch(client, &what).await?;
                 Ok(match stored {
                     Fetched::Bytes(stored) if stored == *bytes => Put::Created,
                     _ => Put::Exists,
@@ -142,17 +205,29 @@ impl Inner {
     }
 
     pub(super) fn get(&self, key: &Key, size_max: u64) -> Result<Vec<u8>> {
-        let operation = self.operation("get", "s3:GetObject", key.as_str(), size_max.min(64 << 20));
-        let fetched = self.block(&operation, async |client, _| {
-            self.fetch(client, key.as_str(), None, size_max).await
-        })?;
-        match fetched {
+        match self.get_bytes(key.as_str(), size_max)? {
             Fetched::Bytes(bytes) => Ok(bytes),
             Fetched::Absent => Err(not_found(key)),
             Fetched::OutOfRange | Fetched::TooLarge => Err(Error::data(
                 "object_too_large",
                 format!("object \"{key}\" is larger than {size_max} bytes"),
             )),
+        }
+    }
+
+    fn get_bytes(&self, name: &str, size_max: u64) -> Result<Fetched> {
+        let operation = self.operation("get", "s3:GetObject", name, size_max.min(64 << 20));
+        let get = || self.fetch_version(&operation, name, None, size_max);
+        let (fetched, is_versioned) = get()?;
+        if name != REPOSITORY {
+            return Ok(fetched);
+        }
+        // The first thing that every command reads tells how the others are to be read.
+        let may_be_hidden = matches!(fetched, Fetched::Absent);
+        let counted = self.first_version_counts();
+        match self.learn_of_lock(name, is_versioned || may_be_hidden) {
+            true if !counted => Ok(get()?.0),
+            _ => Ok(fetched),
         }
     }
 
@@ -174,10 +249,7 @@ impl Inner {
         };
         let operation = self.operation("get", "s3:GetObject", key.as_str(), length);
         let range = format!("bytes={offset}-{}", end - 1);
-        let fetched = self.block(&operation, async |client, _| {
-            let range = Some(range.clone());
-            self.fetch(client, key.as_str(), range, length).await
-        })?;
+        let (fetched, _) = self.fetch_version(&operation, key.as_str(), Some(range), length)?;
         match fetched {
             Fetched::Bytes(bytes) if bytes.len() as u64 == length => Ok(bytes),
             Fetched::Bytes(_) | Fetched::OutOfRange => truncated(),
@@ -190,28 +262,55 @@ impl Inner {
         }
     }
 
-    async fn fetch(
+    /// Fetches the version that counts; whether the answer names a version.
+    fn fetch_version(
         &self,
-        client: &Client,
+        operation: &Operation,
         name: &str,
         range: Option<String>,
         size_max: u64,
-    ) -> Result<Fetched, Failure> {
+    ) -> Result<(Fetched, bool)> {
+        let customer = self.customer_key()?;
+        let version = self.version(name)?;
+        if version == Version::Absent {
+            return Ok((Fetched::Absent, true));
+        }
+        let what = Wanted {
+            name,
+            version: &version,
+            range,
+            size_max,
+            customer: customer.as_deref(),
+        };
+        let fetched = self.block(operation, async |client, _| self.fetch(client, &what).await)?;
+        if matches!(fetched.0, Fetched::Absent) {
+            self.forget_version(name);
+        }
+        Ok(fetched)
+    }
+
+    async fn fetch(&self, client: &Client, what: &Wanted<'_>) -> Result<(Fetched, bool), Failure> {
         let request = client
             .get_object()
             .bucket(&self.settings.bucket)
-            .key(self.full(name))
-            .set_range(range);
+            .key(self.full(what.name))
+            .set_version_id(what.version.id())
+            .set_range(what.range.clone());
+        let request = with_customer_key!(request, what.customer);
         match Box::pin(request.send()).await {
             Ok(answer) if answer.e_tag().is_none() => {
                 Err(Failure::foreign("The answer to GET has no ETag"))
             }
-            Ok(answer) => self.body(answer, size_max).await,
+            Ok(answer) => {
+                let is_versioned = answer.version_id().is_some_and(|id| id != "null");
+                let fetched = self.body(answer, what.size_max).await?;
+                Ok((fetched, is_versioned))
+            }
             Err(error) => {
                 let failure = Failure::from_sdk(&error);
                 match failure.cause {
-                    Cause::NotFound => Ok(Fetched::Absent),
-                    Cause::RangeNotSatisfiable => Ok(Fetched::OutOfRange),
+                    Cause::NotFound => Ok((Fetched::Absent, false)),
+                    Cause::RangeNotSatisfiable => Ok((Fetched::OutOfRange, false)),
                     _ => Err(failure),
                 }
             }
@@ -253,12 +352,21 @@ impl Inner {
     /// HEAD. Its 404 has no body, so a missing bucket and a proxy's page look like a missing object: a
     /// listing decides.
     pub(super) fn head(&self, name: &str) -> Result<Option<Found>> {
+        if !name.starts_with(TEMPORARY) && self.first_version_counts() {
+            match self.first_of(name)? {
+                Looked::Found(_, found) => return Ok(Some(found)),
+                Looked::Absent => return Ok(None),
+                Looked::Denied => {}
+            }
+        }
         let operation = self.operation("look at", "s3:GetObject", name, 0);
+        let customer = self.customer_key()?;
         let found = self.block(&operation, async |client, _| {
             let request = client
                 .head_object()
                 .bucket(&self.settings.bucket)
                 .key(self.full(name));
+            let request = with_customer_key!(request, customer);
             match Box::pin(request.send()).await {
                 Ok(answer) if answer.e_tag().is_none() => {
                     Err(Failure::foreign("The answer to HEAD has no ETag"))
@@ -266,6 +374,7 @@ impl Inner {
                 Ok(answer) => Ok(Some(Found {
                     size: size(answer.content_length())?,
                     modified: time(answer.last_modified()),
+                    class: answer.storage_class().map(|c| c.as_str().to_owned()),
                 })),
                 Err(error) => match Failure::from_sdk(&error) {
                     failure if matches!(failure.cause, Cause::NotFound | Cause::Foreign) => {
@@ -289,6 +398,12 @@ impl Inner {
 
     /// Every name below the prefix that starts with `prefix`.
     pub(super) fn list_names(&self, prefix: &str) -> Result<Vec<(String, Found)>> {
+        if !prefix.starts_with(TEMPORARY)
+            && self.first_version_counts()
+            && let Some(names) = self.first_versions(prefix)?
+        {
+            return Ok(names);
+        }
         let mut all = Vec::new();
         let mut token: Option<String> = None;
         loop {
@@ -355,6 +470,7 @@ impl Inner {
                 let found = Found {
                     size: size(object.size())?,
                     modified: time(object.last_modified()),
+                    class: object.storage_class().map(|c| c.as_str().to_owned()),
                 };
                 objects.push((name.to_owned(), found));
             }
@@ -370,12 +486,29 @@ impl Inner {
     }
 
     pub(super) fn delete(&self, name: &str) -> Result<()> {
-        let operation = self.operation("delete", "s3:DeleteObject", name, 0);
+        if name.starts_with(TEMPORARY) || !self.first_version_counts() {
+            return self.delete_version(name, None);
+        }
+        // Mere deletion would leave a mark, and every version.
+        for entry in self.entries_of(name)? {
+            self.delete_version(name, Some(entry.id))?;
+        }
+        self.forget_version(name);
+        Ok(())
+    }
+
+    fn delete_version(&self, name: &str, version: Option<String>) -> Result<()> {
+        let permission = match version {
+            Some(_) => "s3:DeleteObjectVersion",
+            None => "s3:DeleteObject",
+        };
+        let operation = self.operation("delete", permission, name, 0);
         self.block(&operation, async |client, _| {
             let request = client
                 .delete_object()
                 .bucket(&self.settings.bucket)
-                .key(self.full(name));
+                .key(self.full(name))
+                .set_version_id(version.clone());
             match Box::pin(request.send()).await {
                 Ok(_) => Ok(()),
                 Err(error) => match Failure::from_sdk(&error) {

@@ -1,6 +1,9 @@
 //! What the configuration says about an S3 repository, checked.
 
-use crate::config::{Checksums, ConditionalPut, RepositoryConfig, ServerSideEncryption};
+use crate::config::{
+    Checksums, ConditionalPut, ObjectLockMode, RepositoryConfig, ServerSideEncryption,
+};
+use crate::storage::bucket::{LockMode, ObjectLock};
 use crate::{Error, Result};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,6 +34,10 @@ pub struct Settings {
     pub encryption: ServerSideEncryption,
     /// The KMS key of `encryption`.
     pub kms_key_id: Option<String>,
+    /// Where the key of `encryption` with the customer's key stands.
+    pub customer_key: Option<String>,
+    /// How objects are locked.
+    pub object_lock: Option<ObjectLock>,
     /// Which checksums are sent.
     pub checksums: Checksums,
     /// Whether the server's `If-None-Match` is used.
@@ -119,6 +126,11 @@ impl Settings {
         if config.sse_kms_key_id.is_some() && config.sse != ServerSideEncryption::Kms {
             return Err(invalid("sse_kms_key_id needs sse = \"kms\""));
         }
+        if config.sse_customer_key.is_some() != (config.sse == ServerSideEncryption::Customer) {
+            return Err(invalid(
+                "sse = \"customer\" and sse_customer_key belong together",
+            ));
+        }
         if config.attempt_timeout_seconds == 0 || config.deadline_seconds == 0 {
             return Err(invalid("timeouts must be at least one second"));
         }
@@ -137,6 +149,8 @@ impl Settings {
             },
             encryption: config.sse,
             kms_key_id: config.sse_kms_key_id.clone(),
+            customer_key: config.sse_customer_key.clone(),
+            object_lock: object_lock(config).map_err(invalid)?,
             checksums: config.checksums,
             conditional_put: config.conditional_put,
             bytes_per_second_max: config.bytes_per_second_max,
@@ -167,6 +181,52 @@ impl Settings {
                 self.bucket
             ),
         }
+    }
+}
+
+fn object_lock(config: &RepositoryConfig) -> Result<Option<ObjectLock>, &'static str> {
+    let mode = match config.object_lock {
+        ObjectLockMode::None => return Ok(None),
+        ObjectLockMode::Governance => LockMode::Governance,
+        ObjectLockMode::Compliance => LockMode::Compliance,
+    };
+    match config.object_lock_days {
+        1..=3650 => Ok(Some(ObjectLock {
+            mode,
+            days: config.object_lock_days,
+        })),
+        _ => Err("object_lock_days must be between 1 and 3650"),
+    }
+}
+
+/// A key of the customer's (SSE-C), ready for headers.
+pub(super) struct CustomerKey {
+    pub(super) key: String,
+    pub(super) md5: String,
+}
+
+impl std::fmt::Debug for CustomerKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CustomerKey")
+    }
+}
+
+impl CustomerKey {
+    /// Reads the key that `reference` names: 32 bytes in Base64.
+    pub(super) fn read(reference: &str) -> Result<Self> {
+        let key = secret("sse_customer_key", reference)?;
+        let bytes = aws_smithy_types::base64::decode(&key).unwrap_or_default();
+        if bytes.len() != 32 {
+            return Err(Error::invalid(
+                "sse_customer_key",
+                "sse_customer_key names no key of 32 bytes in Base64",
+            )
+            .with_hint("Make one, and keep a copy away from this host: openssl rand -base64 32."));
+        }
+        Ok(Self {
+            md5: super::content_md5::of(&bytes),
+            key,
+        })
     }
 }
 
@@ -286,6 +346,10 @@ mod tests {
             "bucket = \"b-1\"\nsession_token = \"env:A\"",
             "bucket = \"b-1\"\ndeadline_seconds = 0",
             "bucket = \"b-1\"\nunknown = 1",
+            "bucket = \"b-1\"\nsse = \"customer\"",
+            "bucket = \"b-1\"\nsse_customer_key = \"env:A\"",
+            "bucket = \"b-1\"\nobject_lock = \"governance\"\nobject_lock_days = 0",
+            "bucket = \"b-1\"\nobject_lock = \"forever\"",
         ] {
             assert_eq!(
                 parse(lines).unwrap_err().code(),

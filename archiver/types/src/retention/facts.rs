@@ -118,8 +118,21 @@ impl TimelineFacts {
         first > last || self.runs.iter().any(|(a, b)| *a <= first && last <= *b)
     }
 
+    /// The first segment from `first` to `last` that is not stored.
+    pub(crate) fn first_hole(&self, first: u64, last: u64) -> Option<u64> {
+        let mut at = first;
+        // Runs are ascending.
+        for (from, to) in &self.runs {
+            if at > last || *from > at {
+                break;
+            }
+            at = at.max(to.saturating_add(1));
+        }
+        (at <= last).then_some(at)
+    }
+
     /// Whether what follows on `timeline` after `lsn` leads here.
-    pub(super) fn descends_from(&self, timeline: TimelineId, lsn: Lsn) -> bool {
+    pub(crate) fn descends_from(&self, timeline: TimelineId, lsn: Lsn) -> bool {
         if self.timeline == timeline {
             return true;
         }
@@ -129,12 +142,12 @@ impl TimelineFacts {
 }
 
 impl ClusterFacts {
-    pub(super) fn timeline(&self, timeline: TimelineId) -> Option<&TimelineFacts> {
+    pub(crate) fn timeline(&self, timeline: TimelineId) -> Option<&TimelineFacts> {
         self.timelines.iter().find(|t| t.timeline == timeline)
     }
 
     /// The numbers of the segments that make `backup` consistent.
-    pub(super) fn own(&self, backup: &BackupFacts) -> (u64, u64) {
+    pub(crate) fn own(&self, backup: &BackupFacts) -> (u64, u64) {
         let size = self.segment_size;
         let first = size.segment_no(backup.start_lsn);
         (first, size.segment_no_before(backup.stop_lsn).max(first))
@@ -148,7 +161,7 @@ impl ClusterFacts {
 
     /// The stretches of the lineage of `timeline`, oldest first: timeline, and numbers of its first
     /// and last segment there. On a segment in which timelines switch, the younger one's file counts.
-    pub(super) fn spans(&self, timeline: &TimelineFacts) -> Vec<(TimelineId, u64, u64)> {
+    pub(crate) fn spans(&self, timeline: &TimelineFacts) -> Vec<(TimelineId, u64, u64)> {
         let ancestors = timeline.ancestors.iter().flatten();
         let mut spans: Vec<(TimelineId, u64, u64)> = Vec::new();
         let mut begin = 0;

@@ -1,0 +1,200 @@
+//! The members of one stage: held, captured in parallel, let go.
+
+use super::{Anchor, Captured, Member, Run};
+use crate::component::brake::Brake;
+use crate::component::ledger::Undo;
+use crate::component::{Consistency, Stage};
+use crate::config::component::Quiesce;
+use crate::repository::sets::SetMember;
+use crate::{Error, Result};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+/// Captures at once: each has buffers and connections of its own.
+const PARALLEL_MAX: usize = 8;
+
+/// What a member's thread brings back.
+struct Taken {
+    member: Member,
+    record: SetMember,
+    result: Result<Captured>,
+}
+
+impl Run<'_> {
+    /// Captures what belongs into `stage`.
+    pub(super) fn stage(&mut self, stage: Stage, anchor: Option<&dyn Anchor>, brake: &Brake<'_>) {
+        let members = self.spec.members.iter().filter(|m| m.stage == stage);
+        let mut members: Vec<Member> = members.cloned().collect();
+        if members.is_empty() {
+            return;
+        }
+        let levers = self.spec.quiesce == Quiesce::Stores;
+        if levers {
+            self.hold(&members, brake);
+        }
+        let threads = members.len().min(PARALLEL_MAX);
+        // Taken from the end.
+        members.reverse();
+        let queue = Mutex::new(members);
+        let taken = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    while let Some(member) = pop(&queue) {
+                        let one = self.one(member, anchor, brake);
+                        taken
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .push(one);
+                    }
+                });
+            }
+        });
+        for one in taken.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            self.taken(one);
+        }
+        if levers {
+            brake.release(|undo| matches!(undo, Undo::Lever { .. }));
+        }
+        crate::fault::point("set:stage_captured");
+    }
+
+    /// All of them before the first capture, so that they stand still together.
+    fn hold(&mut self, members: &[Member], brake: &Brake<'_>) {
+        for member in members {
+            let Some(lever) = &member.lever else { continue };
+            let undo = Undo::Lever {
+                component: member.name.clone(),
+                lever: lever.clone(),
+            };
+            let pulled = self.tools.cancel.check().and_then(|()| brake.pull(undo));
+            if let Err(error) = pulled {
+                let error = error.context(format_args!("component \"{}\"", member.name));
+                self.not_quiesced(&error);
+            }
+        }
+    }
+
+    fn one(&self, member: Member, anchor: Option<&dyn Anchor>, brake: &Brake<'_>) -> Taken {
+        let mut record = SetMember::new(&member.name, &member.kind, member.stage.into());
+        let result = self.capture(&member, &mut record, anchor, brake);
+        Taken {
+            member,
+            record,
+            result,
+        }
+    }
+
+    fn capture(
+        &self,
+        member: &Member,
+        record: &mut SetMember,
+        anchor: Option<&dyn Anchor>,
+        brake: &Brake<'_>,
+    ) -> Result<Captured> {
+        self.tools.cancel.check()?;
+        let own = |undo: &Undo| matches!(undo, Undo::BeforeBackup { component } if *component == member.name);
+        if member.has_hooks {
+            brake.pull(Undo::BeforeBackup {
+                component: member.name.clone(),
+            })?;
+        }
+        tracing::info!(
+            component = member.name,
+            kind = member.kind,
+            "capture begins"
+        );
+        record.lsn_from = position(anchor);
+        let captured = self.tools.engine.capture(member, &self.spec.label);
+        record.lsn_until = position(anchor);
+        let expired = brake.is_expired();
+        if member.has_hooks {
+            brake.release(own);
+        }
+        let mut captured = captured?;
+        if expired && self.spec.quiesce == Quiesce::Stores && member.lever.is_some() {
+            // It was let go while it was captured, whatever the driver believes.
+            captured.point.consistency = Consistency::Fuzzy;
+            captured.point.notes.push(
+                "the store was let go before its capture ended: quiesce_seconds_max was over"
+                    .to_owned(),
+            );
+        }
+        Ok(captured)
+    }
+
+    fn taken(&mut self, taken: Taken) {
+        let Taken {
+            member,
+            mut record,
+            result,
+        } = taken;
+        match result {
+            Ok(captured) => {
+                record.captured(&captured.label, &captured.point);
+                let missing = captured
+                    .places
+                    .iter()
+                    .find(|p| p.required && p.result.is_err());
+                let missing = missing.and_then(|place| {
+                    let error = place.result.as_ref().err()?;
+                    Some(
+                        Error::new(error.kind(), error.code(), error.to_string())
+                            .context(format_args!("repository \"{}\"", place.name)),
+                    )
+                });
+                tracing::info!(
+                    component = member.name,
+                    backup = %captured.label,
+                    bytes_source = captured.bytes_source,
+                    "captured"
+                );
+                if let Some(place) = self.member_mut(&member.name) {
+                    *place = record;
+                }
+                self.outcome
+                    .bytes_source
+                    .insert(member.name.clone(), captured.bytes_source);
+                self.outcome
+                    .places
+                    .insert(member.name.clone(), captured.places);
+                if let Some(error) = missing {
+                    self.lacking(&member.name, error);
+                }
+            }
+            Err(error) => {
+                if let Some(place) = self.member_mut(&member.name) {
+                    *place = record;
+                }
+                self.fail(&member.name, error);
+            }
+        }
+    }
+
+    /// A member that is a whole backup, and missing from a repository that should have it.
+    fn lacking(&mut self, component: &str, error: Error) {
+        if let Some(member) = self.member_mut(component) {
+            member.code = Some(error.code().to_owned());
+        }
+        self.outcome.failures.insert(component.to_owned(), error);
+    }
+}
+
+fn pop(queue: &Mutex<Vec<Member>>) -> Option<Member> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner).pop()
+}
+
+/// Where the cluster is; that it cannot be told fails nothing.
+fn position(anchor: Option<&dyn Anchor>) -> Option<pgark_types::Lsn> {
+    anchor.and_then(|anchor| {
+        let position = anchor.position();
+        position
+            .inspect_err(|error| {
+                tracing::warn!(
+                    code = error.code(),
+                    "the cluster's WAL position is not known: {error}"
+                )
+            })
+            .ok()
+    })
+}

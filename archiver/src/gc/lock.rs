@@ -1,0 +1,313 @@
+//! Object locks: what is needed stays locked, and what is locked is left alone until its time.
+//!
+//! A put locks an object for the configured days. What is still needed is locked anew when less than
+//! half of that is left, so that whatever is needed is locked for half of it at least, as long as gc
+//! runs. Every object is looked at each time: no record of ours could be trusted to say when it was
+//! locked.
+
+use super::{Candidate, Condemned, Run, Settings, wal};
+use crate::Result;
+use crate::cancel::CancelToken;
+use crate::clock::Clock;
+use crate::repository::backups::{self, Found};
+use crate::repository::{Repository, audit, layout};
+use crate::storage::bucket::{Bucket, LockMode, ObjectLock, ObjectState, look_at};
+use crate::storage::{Key, ObjectMeta};
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+
+/// The locks of what is needed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Locks {
+    /// How objects are locked.
+    pub mode: LockMode,
+    /// Objects that are needed.
+    pub needed: u64,
+    /// Those of them that were looked at.
+    pub looked_at: u64,
+    /// Those that were locked anew now.
+    pub extended: u64,
+    /// Those without a lock.
+    pub unlocked: u64,
+    /// When the first of the locks ends.
+    pub first_ends: Option<DateTime<Utc>>,
+}
+
+/// Garbage that is locked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Locked {
+    /// How many objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// When the first of the locks ends.
+    pub first_ends: Option<DateTime<Utc>>,
+}
+
+impl Locked {
+    pub(super) fn add(&mut self, bytes: u64, until: DateTime<Utc>) {
+        self.objects += 1;
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.first_ends = Some(self.first_ends.map_or(until, |first| first.min(until)));
+    }
+}
+
+/// Locks anew what is needed and whose lock is about to end; `None` where nothing is locked.
+///
+/// # Errors
+/// The storage's. What was locked stays locked, and the next run goes on.
+pub fn extend(
+    repository: &Repository,
+    clock: &dyn Clock,
+    cancel: &CancelToken,
+) -> Result<Option<Locks>> {
+    let settings = Settings::default();
+    let run = |now| Run {
+        repository,
+        clock,
+        settings: &settings,
+        cancel,
+        now,
+    };
+    if lock_of(repository).is_none() {
+        return Ok(None);
+    }
+    extended(&run(audit::write(repository, clock, "lock", "")?))
+}
+
+/// What the locks are, of at most `objects_max` objects: the oldest, which end first. Changes nothing.
+///
+/// # Errors
+/// The storage's.
+pub fn survey(
+    repository: &Repository,
+    clock: &dyn Clock,
+    cancel: &CancelToken,
+    objects_max: usize,
+) -> Result<Option<Locks>> {
+    let settings = Settings::default();
+    let run = Run {
+        repository,
+        clock,
+        settings: &settings,
+        cancel,
+        now: clock.now(),
+    };
+    let Some((bucket, lock)) = lock_of(repository) else {
+        return Ok(None);
+    };
+    let mut needed = needed(&run)?;
+    let count = needed.len() as u64;
+    needed.sort_by_key(|object| object.modified);
+    needed.truncate(objects_max);
+    let found = Mutex::new(Locks::none(lock.mode, count));
+    look_at(bucket, &keys(&needed), cancel, |_, state| {
+        note(&found, &run, state, false);
+        Ok(())
+    })?;
+    Ok(Some(
+        found.into_inner().unwrap_or_else(PoisonError::into_inner),
+    ))
+}
+
+impl Locks {
+    fn none(mode: LockMode, needed: u64) -> Self {
+        Self {
+            mode,
+            needed,
+            looked_at: 0,
+            extended: 0,
+            unlocked: 0,
+            first_ends: None,
+        }
+    }
+}
+
+fn lock_of(repository: &Repository) -> Option<(&dyn Bucket, ObjectLock)> {
+    let bucket = repository.storage().bucket()?;
+    Some((bucket, bucket.object_lock()?))
+}
+
+fn note(locks: &Mutex<Locks>, run: &Run<'_>, state: &ObjectState, extended: bool) {
+    let mut locks = locks.lock().unwrap_or_else(PoisonError::into_inner);
+    locks.looked_at += 1;
+    locks.extended += u64::from(extended);
+    match state.locked_until.filter(|until| *until > run.now) {
+        Some(until) => {
+            locks.first_ends = Some(locks.first_ends.map_or(until, |first| first.min(until)));
+        }
+        None => locks.unlocked += 1,
+    }
+}
+
+pub(super) fn extended(run: &Run<'_>) -> Result<Option<Locks>> {
+    let Some((bucket, lock)) = lock_of(run.repository) else {
+        return Ok(None);
+    };
+    bucket.check_object_lock()?;
+    let needed = needed(run)?;
+    let whole = TimeDelta::days(lock.days.into());
+    let (soon, until) = (run.now + whole / 2, run.now + whole);
+    let locks = Mutex::new(Locks::none(lock.mode, needed.len() as u64));
+    look_at(bucket, &keys(&needed), run.cancel, |key, state| {
+        if state.locked_until.is_some_and(|until| until >= soon) {
+            note(&locks, run, state, false);
+            return Ok(());
+        }
+        crate::fault::point("gc:lock");
+        bucket.lock_until(key, state, until)?;
+        let state = ObjectState {
+            locked_until: Some(until),
+            ..state.clone()
+        };
+        note(&locks, run, &state, true);
+        Ok(())
+    })?;
+    Ok(Some(
+        locks.into_inner().unwrap_or_else(PoisonError::into_inner),
+    ))
+}
+
+fn keys(objects: &[ObjectMeta]) -> Vec<Key> {
+    objects.iter().map(|object| object.key.clone()).collect()
+}
+
+/// Every object that a restore may need: backups that count and what they refer to, WAL that retention
+/// does not give up, keys, clusters, sets. Where it cannot be told what is needed, everything is.
+fn needed(run: &Run<'_>) -> Result<Vec<ObjectMeta>> {
+    let listing = run.repository.storage().list("")?;
+    let listing = listing.into_iter();
+    let mut lockable: Vec<ObjectMeta> = listing
+        .filter(|object| layout::is_locked_class(object.key.as_str()))
+        .collect();
+    let kept = match Kept::read(run) {
+        Ok(kept) => kept,
+        Err(error) if error.kind().is_retryable() => return Err(error),
+        Err(error) => {
+            tracing::warn!(
+                code = error.code(),
+                "it cannot be told what is needed, so that everything is locked on: {error}"
+            );
+            return Ok(lockable);
+        }
+    };
+    lockable.retain(|object| kept.needs(object.key.as_str()));
+    Ok(lockable)
+}
+
+/// What is needed, of the objects that go one day.
+#[derive(Debug, Default)]
+struct Kept {
+    /// Packs and meta objects.
+    objects: BTreeSet<String>,
+    /// Prefixes of what belongs to backups: their folders, their sessions.
+    places: Vec<String>,
+    /// WAL that retention gives up.
+    wal_expired: BTreeSet<String>,
+}
+
+impl Kept {
+    fn read(run: &Run<'_>) -> Result<Self> {
+        let mut kept = Self::default();
+        for component in backups::components(run.repository)? {
+            let folder = layout::backups_prefix(&component);
+            for found in backups::list(run.repository, &component)? {
+                run.cancel.check()?;
+                let label = match found {
+                    Found::Committed(record) => {
+                        let keys = record.objects().iter().map(|object| object.key.clone());
+                        kept.objects.extend(keys);
+                        kept.places.push(layout::session_prefix(record.session()));
+                        record.label().clone()
+                    }
+                    Found::Damaged(label, _) => {
+                        let (manifest, _) =
+                            backups::committed_manifest(run.repository, &component, &label)?;
+                        let objects = manifest.objects().iter();
+                        kept.objects
+                            .extend(objects.map(|object| object.key.clone()));
+                        label
+                    }
+                    // Its first lock is young.
+                    Found::Uncommitted(..) | Found::Expired(..) => continue,
+                };
+                kept.places.push(format!("{folder}{label}/"));
+            }
+        }
+        let mut left = Vec::new();
+        let expired = wal::expired(run, &[], &mut left)?;
+        kept.wal_expired = expired.candidates.into_iter().map(|c| c.key).collect();
+        Ok(kept)
+    }
+
+    fn needs(&self, key: &str) -> bool {
+        match key.split('/').next() {
+            Some("packs" | "meta") => self.objects.contains(key),
+            Some("components" | "sessions") => {
+                self.places.iter().any(|place| key.starts_with(place))
+            }
+            Some("wal") => !self.wal_expired.contains(key),
+            _ => true,
+        }
+    }
+}
+
+/// Until when an object is locked, if it is.
+pub(super) fn locked_until(run: &Run<'_>, key: &Key) -> Result<Option<DateTime<Utc>>> {
+    let Some(bucket) = run.repository.storage().bucket().filter(|b| b.locks()) else {
+        return Ok(None);
+    };
+    let state = bucket.state(key)?;
+    let until = state.and_then(|state| state.locked_until);
+    Ok(until.filter(|until| *until > run.now))
+}
+
+/// Takes the backups out of `condemned` whose manifest is locked, and says so.
+pub(super) fn spare_backups(
+    run: &Run<'_>,
+    condemned: &mut Vec<Condemned>,
+    left: &mut Vec<String>,
+) -> Result<()> {
+    let mut going = Vec::new();
+    for backup in condemned.drain(..) {
+        let manifest = layout::manifest(&backup.component, &backup.label)?;
+        match locked_until(run, &manifest)? {
+            Some(until) => left.push(format!(
+                "backup {backup}: locked until {}",
+                until.format("%Y-%m-%d %H:%M:%SZ")
+            )),
+            None => going.push(backup),
+        }
+    }
+    *condemned = going;
+    Ok(())
+}
+
+/// Takes the candidates out that are locked.
+pub(super) fn spare(run: &Run<'_>, candidates: &mut Vec<Candidate>) -> Result<Locked> {
+    let mut locked = Locked::default();
+    let Some(bucket) = run.repository.storage().bucket().filter(|b| b.locks()) else {
+        return Ok(locked);
+    };
+    let keys = candidates.iter().map(|c| layout::recorded(&c.key));
+    let keys: Vec<Key> = keys.collect::<Result<_>>()?;
+    let until = Mutex::new(BTreeMap::new());
+    look_at(bucket, &keys, run.cancel, |key, state| {
+        if let Some(end) = state.locked_until.filter(|end| *end > run.now) {
+            let mut until = until.lock().unwrap_or_else(PoisonError::into_inner);
+            until.insert(key.to_string(), end);
+        }
+        Ok(())
+    })?;
+    let until = until.into_inner().unwrap_or_else(PoisonError::into_inner);
+    candidates.retain(|candidate| match until.get(&candidate.key) {
+        Some(end) => {
+            locked.add(candidate.size, *end);
+            false
+        }
+        None => true,
+    });
+    Ok(locked)
+}

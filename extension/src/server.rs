@@ -1,0 +1,64 @@
+//! Everything unsafe of the extension: what it takes from the backend beside pgrx's safe calls.
+
+use pgrx::lwlock::PgLwLock;
+use pgrx::pg_sys;
+use pgrx::shmem::AssertPGRXSharedMemory;
+use std::ffi::CStr;
+
+/// Whether the postmaster loads the library now, from shared_preload_libraries.
+pub(crate) fn is_preloading() -> bool {
+    // SAFETY: a global that the postmaster writes before anything else runs.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
+}
+
+/// Whether the session is between BEGIN and COMMIT.
+pub(crate) fn in_transaction_block() -> bool {
+    // SAFETY: reads the backend's own transaction state.
+    unsafe { pg_sys::IsTransactionBlock() }
+}
+
+/// Microseconds since 2000-01-01.
+pub(crate) fn now() -> pg_sys::TimestampTz {
+    // SAFETY: reads the clock.
+    unsafe { pg_sys::GetCurrentTimestamp() }
+}
+
+/// The name of the database that the session is connected to.
+pub(crate) fn database_name() -> Option<String> {
+    // SAFETY: within a transaction, as every function call is; the result is palloc'd or null.
+    unsafe {
+        let name = pg_sys::get_database_name(pg_sys::MyDatabaseId);
+        if name.is_null() {
+            return None;
+        }
+        Some(CStr::from_ptr(name).to_string_lossy().into_owned())
+    }
+}
+
+/// Random bytes from the operating system.
+pub(crate) fn random() -> Option<[u8; 16]> {
+    let mut bytes = [0_u8; 16];
+    // SAFETY: writes as many bytes as it is told that there are.
+    let filled = unsafe { pg_sys::pg_strong_random(bytes.as_mut_ptr().cast(), bytes.len()) };
+    filled.then_some(bytes)
+}
+
+/// Refuses settings pgark.* that nobody defined.
+pub(crate) fn reserve_prefix(prefix: &'static CStr) {
+    // SAFETY: takes a C string that lives as long as the process.
+    unsafe { pg_sys::MarkGUCPrefixReserved(prefix.as_ptr()) }
+}
+
+/// A place in shared memory behind a lightweight lock.
+///
+/// `T` must be plain data: no pointers, and valid in every process of the server.
+pub(crate) const fn shared<T: Copy>(name: &'static CStr) -> PgLwLock<AssertPGRXSharedMemory<T>> {
+    // SAFETY: names are unique within this library, which is the only one to use them.
+    unsafe { PgLwLock::new(name) }
+}
+
+/// Vouches for a value that goes into shared memory.
+pub(crate) const fn plain<T: Copy>(value: T) -> AssertPGRXSharedMemory<T> {
+    // SAFETY: callers keep numbers and bytes there alone (see `shared`).
+    unsafe { AssertPGRXSharedMemory::new(value) }
+}

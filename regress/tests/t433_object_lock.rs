@@ -1,0 +1,246 @@
+//! Locked objects, and somebody with the writer's credentials who means harm.
+//!
+//! What: a server with a backup and WAL in a bucket with object lock. Then every object is overwritten,
+//! deleted, and all of its versions are deleted, by the very credentials that pgark writes with. On moto; in
+//! the full tier on Ceph's radosgw, which means it.
+//! Trap: the lock keeps old versions, but whoever reads "the object" gets the new one, or none; a name
+//! that was deleted looks free to a writer; gc runs into locks, or lets them end.
+//! Expectation: no locked version goes; verify tells of every object and finds nothing else; a restore brings
+//! every row, with the same configuration and with one that does not know of locks; WAL pushed again is
+//! still the same WAL; gc leaves locked garbage until its day, and locks on what is needed.
+
+use crate::t432_s3_bad_input::installation;
+use pgark_archiver::repository::layout;
+use pgark_regress::recovery::archived;
+use pgark_regress::s3_server::{S3Server, section};
+use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory, tools};
+use serde_json::Value;
+
+pub(crate) fn full() -> bool {
+    std::env::var_os("PGARK_TEST_TIER").is_some_and(|tier| tier == "full")
+}
+
+/// Does everything to every object that S3 offers, and prints what came of it.
+const ATTACK: &str = r#"
+from botocore.exceptions import ClientError
+refused, gone = 0, 0
+pages = list(s3.get_paginator('list_object_versions').paginate(Bucket=BUCKET))
+versions = [v for page in pages for v in page.get('Versions', [])]
+for key in sorted({v['Key'] for v in versions}):
+    first = [v for v in versions if v['Key'] == key][-1]
+    body = s3.get_object(Bucket=BUCKET, Key=key, VersionId=first['VersionId'])['Body'].read()
+    s3.put_object(Bucket=BUCKET, Key=key, Body=bytes(b ^ 0x55 for b in body))
+    s3.delete_object(Bucket=BUCKET, Key=key)
+for v in versions:
+    try:
+        s3.delete_object(Bucket=BUCKET, Key=v['Key'], VersionId=v['VersionId'])
+        gone += 1
+        print('gone', v['Key'])
+    except ClientError as error:
+        assert error.response['ResponseMetadata']['HTTPStatusCode'] == 403, error
+        refused += 1
+left = s3.list_objects_v2(Bucket=BUCKET).get('KeyCount')
+print('refused', refused, 'left', left)
+"#;
+
+fn json(pgark: &Pgark, arguments: &[&str], code: i32) -> Value {
+    let all = [&["--output", "json"], arguments].concat();
+    pgark.run(&all).expect(code).json()
+}
+
+fn rows(cluster: &Cluster<'_>) -> String {
+    cluster.psql("SELECT count(*) || ':' || md5(string_agg(n::text, ',' ORDER BY n)) FROM t")
+}
+
+fn survives(directory: &TestDirectory, server: &S3Server) {
+    server.create_locked_bucket("locked");
+    let keys = section(directory, &server.endpoint(), "locked");
+    let lock = "object_lock = \"compliance\"\nobject_lock_days = 1\n";
+    directory.set_repository(format!("{keys}{lock}"));
+    let builder = Cluster::builder(directory, Major::Pg15, "a").wal_segment_mib(1);
+    let (mut cluster, mut pgark) = archived(directory, builder);
+    cluster.psql("CREATE TABLE t AS SELECT n FROM generate_series(1, 1000) n");
+    let _ = pgark.backup();
+    cluster.psql("INSERT INTO t SELECT n FROM generate_series(1001, 2000) n");
+    let last = cluster.archive_all();
+    let (kept, spared) = (rows(&cluster), directory.join("spared"));
+    std::fs::copy(cluster.data().join("pg_wal").join(&last), &spared).unwrap();
+    cluster.stop(StopMode::Fast);
+    locks_are_told(&pgark);
+
+    let told = server.boto(&format!("BUCKET = 'locked'\n{ATTACK}"));
+    let refused: u64 = told
+        .split("refused ")
+        .nth(1)
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(refused > 10 && told.contains(" left 0"), "{told}");
+    for line in told.lines().filter_map(|line| line.strip_prefix("gone ")) {
+        assert!(!layout::is_locked_class(line), "{told}");
+    }
+
+    // Every object that was locked is told of; of nothing else is there anything to tell.
+    let verified = json(&pgark, &["verify", "--level", "pages"], 3);
+    let findings = verified["findings"].as_array().unwrap();
+    let of = |kind: &str| findings.iter().filter(|f| f["kind"] == kind).count() as u64;
+    assert!(of("deleted") >= refused, "{verified}");
+    // What nothing protected, and no restore needs, is gone or garbage.
+    for finding in findings {
+        let (kind, object) = (&finding["kind"], finding["object"].as_str().unwrap());
+        let locked = layout::is_locked_class(object);
+        assert!(
+            kind == "deleted" || kind == "overwritten" || !locked,
+            "{finding}"
+        );
+    }
+    assert!(json(&pgark, &["info"], 0)["components"][0]["backups"][0]["label"].is_string());
+
+    // WAL that Postgres pushes again is what is there, and no new name.
+    let wal = cluster.data().join("pg_wal").join(&last);
+    if !wal.exists() {
+        std::fs::copy(&spared, &wal).unwrap();
+        pgark_regress::account::give(&wal);
+    }
+    let push = ["archive-push", wal.to_str().unwrap()];
+    pgark.run(&push).expect(0);
+    drop(cluster);
+
+    let mut restored = Cluster::over(directory, Major::Pg15, "b");
+    pgark.attach(&restored);
+    pgark.restore(&restored, &[]);
+    restored.recover();
+    assert_eq!(rows(&restored), kept);
+    tools::check_running(&restored, "postgres");
+    restored.stop(StopMode::Fast);
+
+    // A host whose configuration says nothing of locks finds out.
+    let elsewhere = installation(directory, "elsewhere", &keys);
+    let plan = elsewhere.plan(&directory.join("nowhere"), &[]);
+    assert_eq!(
+        plan["bytes"].as_u64().map(|n| n > 1_000_000),
+        Some(true),
+        "{plan}"
+    );
+}
+
+fn locks_are_told(pgark: &Pgark) {
+    let report = json(pgark, &["gc"], 0);
+    let locks = &report["repositories"][0]["locks"];
+    assert!(locks["needed"].as_u64().unwrap() > 10, "{report}");
+    assert_eq!(
+        (locks["unlocked"].as_u64(), locks["extended"].as_u64()),
+        (Some(0), Some(0))
+    );
+    let info = json(pgark, &["info"], 0);
+    let locks = &info["repositories"][0]["locks"];
+    assert_eq!(locks["unlocked"].as_u64(), Some(0), "{info}");
+    assert!(locks["first_ends"].is_string(), "{info}");
+    assert!(
+        pgark
+            .run(&["info"])
+            .expect(0)
+            .stdout
+            .contains("the first lock ends")
+    );
+    let check = pgark.run(&["check", "--no-switch"]);
+    assert!(
+        check.stdout.contains("ok     locks local"),
+        "{}",
+        check.stdout
+    );
+}
+
+#[test]
+fn a_stolen_credential_destroys_nothing() {
+    let directory = TestDirectory::new("t433_stolen");
+    let server = S3Server::moto(&directory);
+    survives(&directory, &server);
+}
+
+#[test]
+fn a_stolen_credential_destroys_nothing_on_radosgw() {
+    if !full() {
+        return;
+    }
+    let directory = TestDirectory::new("t433_radosgw");
+    let server = S3Server::radosgw(&directory);
+    survives(&directory, &server);
+}
+
+/// A name that somebody took and gave up again before pgark came to it.
+#[test]
+fn a_name_that_was_taken_before_is_no_free_name() {
+    use pgark_archiver::storage::{Key, Put};
+    let directory = TestDirectory::new("t433_taken");
+    let server = S3Server::moto(&directory);
+    server.create_locked_bucket("locked");
+    let keys = section(&directory, &server.endpoint(), "locked");
+    let keys = format!("{keys}object_lock = \"governance\"\nobject_lock_days = 3\n");
+    let storage = pgark_regress::s3_server::storage(&keys);
+    let name = "wal/1/00000001/00000000/000000010000000000000001";
+    server.boto(&format!(
+        "s3.put_object(Bucket='locked', Key='{name}', Body=b'poison')\ns3.delete_object(Bucket='locked', Key='{name}')"
+    ));
+    let key = Key::new(name).unwrap();
+    assert_eq!(storage.put_if_absent(&key, b"good").unwrap(), Put::Exists);
+    assert_eq!(storage.get(&key, 100).unwrap(), b"poison");
+    // And a name of its own is what it was at first, whatever comes on top.
+    let key = Key::new("clusters/main.json.000001").unwrap();
+    assert_eq!(storage.put_if_absent(&key, b"first").unwrap(), Put::Created);
+    assert_eq!(storage.put_if_absent(&key, b"first").unwrap(), Put::Exists);
+    server.boto(&format!(
+        "s3.put_object(Bucket='locked', Key='{key}', Body=b'second!')"
+    ));
+    assert_eq!(storage.get(&key, 100).unwrap(), b"first");
+    assert_eq!(storage.get_range(&key, 1, 3).unwrap(), b"irs");
+    assert_eq!(storage.head(&key).unwrap().unwrap().size, 5);
+    assert_eq!(storage.list("clusters/").unwrap()[0].size, 5);
+    let covered = storage.bucket().unwrap().covered().unwrap();
+    assert_eq!(covered.len(), 2, "{covered:?}");
+    assert!(storage.delete(&key).is_err(), "it is locked");
+}
+
+#[test]
+fn locks_are_extended_and_a_bucket_without_them_is_refused() {
+    let directory = TestDirectory::new("t433_extend");
+    let server = S3Server::moto(&directory);
+    server.create_locked_bucket("locked");
+    server.create_bucket("plain");
+    let with = |bucket: &str, days: u32, name: &str| {
+        let keys = section(&directory, &server.endpoint(), bucket);
+        let lock = format!("object_lock = \"governance\"\nobject_lock_days = {days}\n");
+        installation(&directory, name, &(keys + &lock))
+    };
+    let plain = with("plain", 1, "plain")
+        .run(&["init", "--no-encryption"])
+        .expect(10);
+    assert!(
+        plain.stderr.contains("object_lock_unavailable"),
+        "{}",
+        plain.stderr
+    );
+    assert!(
+        plain.stderr.contains("--object-lock-enabled-for-bucket"),
+        "{}",
+        plain.stderr
+    );
+    let short = with("locked", 1, "short");
+    short.run(&["init", "--no-encryption"]).expect(0);
+    let before = json(&short, &["repo", "lock", "--dry-run"], 0);
+    let before = &before["repositories"][0]["locks"]["first_ends"];
+    // Half of ten days is more than the day that is left.
+    let long = with("locked", 10, "long");
+    let gc = json(&long, &["gc"], 0);
+    let locks = &gc["repositories"][0]["locks"];
+    assert_eq!(locks["extended"], locks["needed"], "{gc}");
+    assert!(
+        locks["first_ends"].as_str() > before.as_str(),
+        "{gc} {before}"
+    );
+    let again = json(&long, &["repo", "lock"], 0);
+    assert_eq!(again["repositories"][0]["locks"]["extended"], 0, "{again}");
+}
