@@ -430,18 +430,6 @@ CREATE TABLE pgark.catalog_restore_point (
 COMMENT ON TABLE pgark.catalog_restore_point IS 'restore points, from mark() and from what the agent found in WAL';
 CREATE INDEX catalog_restore_point_name ON pgark.catalog_restore_point (name, marked_at DESC);
 
-CREATE TABLE pgark.catalog_archiver (
-    repository text PRIMARY KEY,
-    archived_count bigint NOT NULL,
-    last_archived_wal text,
-    last_archived_time timestamptz,
-    failed_count bigint NOT NULL,
-    last_failed_wal text,
-    last_failed_time timestamptz,
-    stats_reset timestamptz
-);
-COMMENT ON TABLE pgark.catalog_archiver IS 'the agent''s counts of WAL files put into each repository, since it started';
-
 CREATE TABLE pgark.catalog_alert (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     code text NOT NULL,
@@ -1238,6 +1226,7 @@ CREATE FUNCTION pgark.request(action text, components text[], repository text, o
         id bigint;
     BEGIN
         PERFORM pgark.check_database();
+        PERFORM pgark.identity();
         PERFORM pgark.check_repository(repository);
         IF (SELECT count(*) FROM pgark.queue_job AS j WHERE j.state IN ('queued', 'running')) >= 10000 THEN
             RAISE EXCEPTION USING ERRCODE = 'program_limit_exceeded',
@@ -1437,7 +1426,7 @@ CREATE PROCEDURE pgark.wait_for(job_id bigint, timeout interval DEFAULT '1 hour'
             IF pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) deadline THEN
                 PERFORM pgark.wait_is_over(job_id, timeout);
             END IF;
-            -- Sleeps without a snapshot: vacuum goes on.
+            -- A new transaction for every look: vacuum goes on meanwhile.
             COMMIT;
             PERFORM pg_catalog.pg_sleep(0.2);
         END LOOP;
@@ -1515,6 +1504,7 @@ CREATE FUNCTION pgark.set_component(component text, backup_age_max interval) RET
     AS $$
     BEGIN
         PERFORM pgark.check_database();
+        PERFORM pgark.identity();
         PERFORM pgark.check_component(component);
         IF backup_age_max IS NULL THEN
             DELETE FROM pgark.config_component AS c WHERE c.component = set_component.component;
@@ -1763,7 +1753,8 @@ COMMENT ON FUNCTION pgark.restore_plan(timestamptz, pg_lsn, text, text) IS
     'which backups and which WAL a restore to a time, an LSN or a restore point would use, one row for each component; "pgark restore --dry-run" asks the repository itself';
 
 CREATE FUNCTION pgark.restore_command(target_time timestamptz DEFAULT NULL, target_lsn pg_lsn DEFAULT NULL,
-        target_name text DEFAULT NULL, target_dir text DEFAULT '/var/lib/postgresql/restored', repository text DEFAULT NULL)
+        target_name text DEFAULT NULL, target_dir text DEFAULT '/var/lib/postgresql/restored', repository text DEFAULT NULL,
+        backup text DEFAULT NULL)
     RETURNS text
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -1776,6 +1767,27 @@ CREATE FUNCTION pgark.restore_command(target_time timestamptz DEFAULT NULL, targ
                 MESSAGE = 'the directory to restore into is no absolute path',
                 DETAIL = format('It is "%s".', coalesce(left(target_dir, 80), 'NULL')),
                 HINT = 'Name a directory that is absent or empty.';
+        END IF;
+        IF backup IS NOT NULL THEN
+            IF num_nonnulls(target_time, target_lsn, target_name) > 0 THEN
+                RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+                    MESSAGE = 'only one recovery target is possible', DETAIL = 'A backup by itself is the moment at which it ended.',
+                    HINT = 'Leave the backup out to recover to another moment.';
+            END IF;
+            PERFORM pgark.check_database();
+            PERFORM pgark.check_repository(repository);
+            SELECT b.component INTO p FROM pgark.catalog_backup AS b
+                WHERE b.label = backup AND b.kind = 'postgres' AND b.state = 'live'
+                    AND (restore_command.repository IS NULL OR b.repository = restore_command.repository) LIMIT 1;
+            IF NOT FOUND THEN
+                RAISE EXCEPTION USING ERRCODE = 'undefined_object',
+                    MESSAGE = format('backup "%s" does not exist', left(backup, 80)),
+                    DETAIL = 'The catalog knows no live backup of the cluster by this label.',
+                    HINT = 'SELECT label, repository, state FROM pgark.backup WHERE kind = ''postgres'' ORDER BY stopped_at DESC;';
+            END IF;
+            RETURN concat_ws(' ', 'pgark restore --component', pgark.shell_quote(p.component),
+                '--target-dir', pgark.shell_quote(target_dir), '--backup', pgark.shell_quote(backup), '--target-immediate',
+                CASE WHEN repository IS NOT NULL THEN '--repository ' || pgark.shell_quote(repository) END);
         END IF;
         SELECT * INTO p FROM pgark.restore_plan(target_time, target_lsn, target_name, repository) AS x WHERE x.kind = 'postgres';
         IF NOT FOUND OR NOT p.complete THEN
@@ -1794,8 +1806,8 @@ CREATE FUNCTION pgark.restore_command(target_time timestamptz DEFAULT NULL, targ
             CASE WHEN repository IS NOT NULL THEN '--repository ' || pgark.shell_quote(repository) END);
     END
     $$;
-COMMENT ON FUNCTION pgark.restore_command(timestamptz, pg_lsn, text, text, text) IS
-    'the line for a shell that restores the cluster to a time, an LSN or a restore point, into another directory';
+COMMENT ON FUNCTION pgark.restore_command(timestamptz, pg_lsn, text, text, text, text) IS
+    'the line for a shell that restores the cluster to a time, an LSN, a restore point or the end of a backup, into another directory';
 
 ----------------------------------------------------------------------------------------------------
 -- Views. Where core has a view of the kind, the columns come in its order.
@@ -1874,10 +1886,20 @@ CREATE VIEW pgark.restore_point AS
 COMMENT ON VIEW pgark.restore_point IS 'restore points, from mark() and from WAL';
 
 CREATE VIEW pgark.stat_archiver AS
-    SELECT archived_count, last_archived_wal, last_archived_time, failed_count, last_failed_wal, last_failed_time,
-        stats_reset, repository
-    FROM pgark.catalog_archiver;
-COMMENT ON VIEW pgark.stat_archiver IS 'as pg_stat_archiver, for each repository';
+    SELECT s.archived_count, s.last_archived_wal, s.last_archived_time, s.failed_count, s.last_failed_wal,
+        s.last_failed_time, s.stats_reset, r.name AS repository, c.component, w.last_wal AS last_stored_wal,
+        t.newest_at AS last_stored_time, t.covered_until
+    FROM pg_stat_archiver AS s
+    CROSS JOIN pgark.catalog_repository AS r
+    LEFT JOIN pgark.catalog_cluster AS c ON c.repository = r.name AND c.is_current
+    LEFT JOIN LATERAL (SELECT x.* FROM pgark.catalog_timeline AS x
+        WHERE x.repository = r.name AND x.system_identifier = c.system_identifier
+        ORDER BY x.timeline DESC LIMIT 1) AS t ON true
+    LEFT JOIN LATERAL (SELECT x.last_wal FROM pgark.catalog_wal_range AS x
+        WHERE x.repository = r.name AND x.system_identifier = t.system_identifier AND x.timeline = t.timeline
+        ORDER BY x.first_wal DESC LIMIT 1) AS w ON true;
+COMMENT ON VIEW pgark.stat_archiver IS
+    'pg_stat_archiver, and beside it what each repository has of the newest timeline';
 
 CREATE VIEW pgark.stat_progress_backup AS
     SELECT j.id AS job_id, p.phase, p.backup_total, p.backup_streamed, p.tablespaces_total, p.tablespaces_streamed,
@@ -1947,9 +1969,12 @@ CREATE FUNCTION pgark.health() RETURNS TABLE (name text, ok boolean, detail text
             AND current_setting('pgark.worker')::boolean;
         IF EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_cron') THEN
             EXECUTE $q$ SELECT EXISTS (SELECT FROM cron.job WHERE jobname = 'pgark' AND active AND database = current_database()) $q$ INTO ok;
-            detail := CASE WHEN ok THEN 'pg_cron evaluates the schedules' ELSE 'pg_cron is installed and has no job for pgark' END;
-            hint := CASE WHEN NOT ok THEN 'SELECT pgark.use_pg_cron();' END;
-            ok := ok OR n = 0 OR seen;
+            detail := CASE WHEN NOT ok THEN 'pg_cron is installed and has no job for pgark'
+                WHEN current_setting('shared_preload_libraries') NOT LIKE '%pg_cron%' THEN 'pg_cron is installed and does not run'
+                ELSE 'pg_cron evaluates the schedules' END;
+            hint := CASE WHEN NOT ok THEN 'SELECT pgark.use_pg_cron();'
+                WHEN detail LIKE '%not run' THEN 'Add pg_cron to shared_preload_libraries and restart.' END;
+            ok := ok AND detail NOT LIKE '%not run' OR n = 0 OR seen;
         ELSE
             detail := CASE WHEN seen THEN 'the background worker evaluates the schedules'
                 ELSE 'neither pg_cron nor the background worker is there: the agent evaluates the schedules while it is connected' END;
@@ -2077,7 +2102,7 @@ GRANT SELECT ON pgark.component, pgark.backup, pgark.backup_set, pgark.job, pgar
 -- Functions that views call are called with the rights of who asks.
 GRANT EXECUTE ON FUNCTION pgark.version(), pgark.progress(), pgark.schedule_next(text, timestamptz), pgark.is_preloaded(),
     pgark.health(), pgark.doctor(), pgark.preview_expire(text, jsonb, text), pgark.restore_plan(timestamptz, pg_lsn, text, text),
-    pgark.restore_command(timestamptz, pg_lsn, text, text, text) TO pg_monitor, pgark_operator, pgark_agent;
+    pgark.restore_command(timestamptz, pg_lsn, text, text, text, text) TO pg_monitor, pgark_operator, pgark_agent;
 
 GRANT EXECUTE ON FUNCTION pgark.request_backup(text[], text), pgark.request_verify(text, text, text, text),
     pgark.request_expire(text, text, boolean), pgark.request_gc(text, boolean),
@@ -2097,6 +2122,5 @@ GRANT EXECUTE ON FUNCTION pgark.register_agent(text, text, timestamptz), pgark.c
 GRANT SELECT ON pgark.queue_policy, pgark.queue_job, pgark.queue_occurrence, pgark.config_schedule, pgark.config_retention TO pgark_agent;
 GRANT SELECT, INSERT, UPDATE, DELETE ON pgark.catalog_repository, pgark.catalog_component, pgark.catalog_cluster,
     pgark.catalog_timeline, pgark.catalog_wal_range, pgark.catalog_backup, pgark.catalog_backup_set,
-    pgark.catalog_recovery_window, pgark.catalog_restore_point, pgark.catalog_archiver, pgark.catalog_alert,
-    pgark.catalog_audit TO pgark_agent;
+    pgark.catalog_recovery_window, pgark.catalog_restore_point, pgark.catalog_alert, pgark.catalog_audit TO pgark_agent;
 GRANT USAGE ON SEQUENCE pgark.catalog_alert_id_seq TO pgark_agent;

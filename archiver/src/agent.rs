@@ -1,7 +1,7 @@
 //! The agent: the long-running companion on a database host.
 //!
 //! It stores and fetches WAL for the archive module and the one-shot verbs, ahead of being asked,
-//! and samples the database's clock. Plain threads: every one blocks on storage most of the time.
+//! samples the database's clock, and runs the jobs that SQL asks for. Plain threads: every one blocks on storage most of the time.
 //! It holds no state that the repository or Postgres does not have; it may be killed at any time.
 
 pub mod client;
@@ -9,6 +9,7 @@ pub mod protocol;
 
 mod catch_up;
 mod host;
+mod jobs;
 mod leftovers;
 mod names;
 mod pusher;
@@ -62,9 +63,10 @@ pub fn run(config: Config) -> Result<()> {
     sampler::start(&agent.config, &agent.host, &agent.stats)?;
     let (host, stats) = (Arc::clone(&agent.host), Arc::clone(&agent.stats));
     names::start(&agent.config, &agent.host)?;
+    jobs::start(&agent.config, &agent.host)?;
     server::start(socket, Arc::new(agent))?;
     // The archive module failed as long as nobody listened, and Postgres may sleep for a minute.
-    if host.backlog().is_ok_and(|(ready, _)| ready > 0) {
+    if host.room().is_ok_and(|room| room.ready > 0) {
         wake::wake_archiver(&host, &stats);
     }
     tracing::info!(

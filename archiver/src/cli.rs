@@ -97,6 +97,9 @@ pub enum Command {
     /// Check configuration, server and repositories; switch WAL and wait until it is archived.
     #[command(after_help = examples::CHECK)]
     Check(commands::check::Args),
+    /// Say what is wrong with the extension, its jobs and the server's settings. Exit code 3 then.
+    #[command(after_help = examples::DOCTOR)]
+    Doctor(commands::doctor::Args),
     /// List backups, WAL, and the window that a restore can reach.
     #[command(after_help = examples::INFO)]
     Info(commands::info::Args),
@@ -148,6 +151,9 @@ pub enum Command {
     /// Remove what nothing refers to: expired backups, their WAL, what crashes left.
     #[command(after_help = examples::GC)]
     Gc(commands::gc::Args),
+    /// The tables of the extension, a cache of the repositories.
+    #[command(subcommand)]
+    Catalog(commands::catalog::Command),
     /// Search the archived WAL: gaps, and what happened to a table.
     Wal(commands::wal::Args),
     /// Tell the repositories about a pg_upgrade.

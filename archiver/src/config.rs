@@ -7,6 +7,7 @@ use crate::repository::crypto::source::{KeySource, PassphraseSource};
 use crate::storage::SharedStorage;
 use crate::storage::posix::PosixStorage;
 use crate::storage::s3::{self, S3Storage};
+use crate::storage::sftp::{self, SftpStorage};
 use crate::{Error, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -68,7 +69,8 @@ pub struct Cluster {
     pub conninfo: String,
     /// The data directory; asked from the server when absent.
     pub data_directory: Option<PathBuf>,
-    /// The database where the extension lives. Not used yet.
+    /// The database where the extension lives: jobs, schedules and the catalog. conninfo's own database
+    /// serves for everything else.
     #[serde(default = "default_database")]
     pub database: String,
     /// For backups from a standby: how to reach the primary, to switch its WAL segment.
@@ -101,6 +103,9 @@ pub struct Agent {
     pub state_dir: PathBuf,
     /// Where metrics and the status page will be served. Not used yet.
     pub http: String,
+    /// How often the extension's catalog is compared with the repositories, in seconds; less often while
+    /// that takes long.
+    pub catalog_refresh_seconds: u64,
 }
 
 impl Default for Agent {
@@ -109,6 +114,7 @@ impl Default for Agent {
             socket: PathBuf::from("/run/pgark/agent.sock"),
             state_dir: PathBuf::from("/var/lib/pgark"),
             http: "127.0.0.1:8320".to_owned(),
+            catalog_refresh_seconds: 60,
         }
     }
 }
@@ -191,7 +197,7 @@ pub struct Restore {
 pub struct RepositoryConfig {
     /// The kind of storage.
     pub kind: RepositoryKind,
-    /// The directory, an absolute path; a posix repository must have it.
+    /// The directory, an absolute path; a posix or SFTP repository must have it.
     pub path: Option<PathBuf>,
     /// Whether WAL is acknowledged only when this repository has it.
     #[serde(default = "yes")]
@@ -252,13 +258,30 @@ pub struct RepositoryConfig {
     /// does not honour that. See docs/guide/s3.md.
     #[serde(default = "probed_put")]
     pub conditional_put: ConditionalPut,
-    /// S3: bandwidth limit in bytes per second, in each direction; 0 = none.
+    /// SFTP: name or address of the server.
+    pub host: Option<String>,
+    /// SFTP: its port; without it 22.
+    pub port: Option<u16>,
+    /// SFTP: who logs in.
+    pub user: Option<String>,
+    /// SFTP: the server's public key, `ssh-ed25519 AAAA…`. This or `host_key_sha256` is needed: no server
+    /// is trusted unseen.
+    pub host_key: Option<String>,
+    /// SFTP: the fingerprint of the server's public key, `SHA256:…`.
+    pub host_key_sha256: Option<String>,
+    /// SFTP: the file with the user's private key, mode 0600. This or `ssh_agent` is needed.
+    pub key_file: Option<PathBuf>,
+    /// SFTP: where the passphrase of `key_file` stands: `file:/path` or `env:NAME`.
+    pub key_passphrase: Option<String>,
+    /// SFTP: the socket of an ssh-agent that holds the user's key: its path, or `env:SSH_AUTH_SOCK`.
+    pub ssh_agent: Option<String>,
+    /// S3, SFTP: bandwidth limit in bytes per second, in each direction; 0 = none.
     #[serde(default = "no_limit")]
     pub bytes_per_second_max: u64,
-    /// S3: how long one attempt of a request may take, in seconds; what has a body may take longer.
+    /// S3, SFTP: how long one attempt of a request may take, in seconds; what has a body may take longer.
     #[serde(default = "default_attempt_timeout")]
     pub attempt_timeout_seconds: u64,
-    /// S3: how long a request may take with all its attempts, in seconds; what has a body may take longer.
+    /// S3, SFTP: how long a request may take with all its attempts, in seconds; what has a body may take longer.
     #[serde(default = "default_deadline")]
     pub deadline_seconds: u64,
     /// How the repository is encrypted. An encrypted one without this section can be listed and its
@@ -388,6 +411,8 @@ pub enum RepositoryKind {
     Posix,
     /// An S3 bucket, or the part of one below a prefix.
     S3,
+    /// A directory of an SSH server.
+    Sftp,
 }
 
 /// Encryption by an S3 server.
@@ -575,6 +600,9 @@ impl Config {
                 (RepositoryKind::S3, _) => {
                     s3::Settings::from_config(name, repository)?;
                 }
+                (RepositoryKind::Sftp, _) => {
+                    sftp::Settings::from_config(name, repository)?;
+                }
             }
             if let Some(encryption) = &repository.encryption {
                 encryption.source()?;
@@ -612,6 +640,9 @@ impl Config {
                 RepositoryKind::S3 => {
                     PathBuf::from(s3::Settings::from_config(name, repository)?.describe())
                 }
+                RepositoryKind::Sftp => {
+                    PathBuf::from(sftp::Settings::from_config(name, repository)?.describe())
+                }
             };
             if let Some(other) = places.insert(place, name) {
                 return invalid(format!(
@@ -634,6 +665,21 @@ impl Config {
     #[must_use]
     pub fn cluster_name(&self) -> &str {
         self.cluster.as_ref().map_or("main", |c| &c.name)
+    }
+
+    /// The components that `names` mean: groups stand for their members.
+    #[must_use]
+    pub fn members(&self, names: &[String]) -> Vec<String> {
+        let mut members: Vec<String> = Vec::new();
+        for name in names {
+            match self.group.get(name) {
+                Some(group) => members.extend(group.components.iter().cloned()),
+                None => members.push(name.clone()),
+            }
+        }
+        members.sort_unstable();
+        members.dedup();
+        members
     }
 
     /// The `[cluster]` section.
@@ -668,6 +714,9 @@ impl Config {
                     }
                     RepositoryKind::S3 => {
                         Arc::new(S3Storage::new(s3::Settings::from_config(name, config)?))
+                    }
+                    RepositoryKind::Sftp => {
+                        Arc::new(SftpStorage::new(sftp::Settings::from_config(name, config)?))
                     }
                 };
                 Ok((

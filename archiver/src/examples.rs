@@ -44,16 +44,6 @@ Examples:
   pgark repo copy --from local --to far --since 2026-11-20T00:00:00Z --output json
   pgark repo copy --from local --to far --backup 20261120T201015Z-5RJ9";
 
-pub(crate) const ASSESS: &str = "\
-Examples:
-  pgark assess
-  pgark assess --output json";
-
-pub(crate) const RECONCILE: &str = "\
-Examples:
-  pgark reconcile --component vectors
-  pgark reconcile --component vectors --into-table rag.reingest";
-
 pub(crate) const REPO_LOCK: &str = "\
 Examples:
   pgark repo lock
@@ -64,6 +54,16 @@ Examples:
   pgark repo lifecycle
   pgark repo lifecycle --apply --coldest standard-ia
   pgark repo lifecycle --repository far --output json";
+
+pub(crate) const ASSESS: &str = "\
+Examples:
+  pgark assess
+  pgark assess --output json";
+
+pub(crate) const RECONCILE: &str = "\
+Examples:
+  pgark reconcile --component vectors
+  pgark reconcile --component vectors --into-table rag.reingest";
 
 pub(crate) const RESTORE_SET: &str = "\
 Examples:
@@ -177,3 +177,13 @@ pub(crate) const GC: &str = "\
 Examples:
   pgark gc --dry-run
   pgark gc";
+
+pub(crate) const CATALOG_REBUILD: &str = "\
+Examples:
+  pgark catalog rebuild
+  pgark catalog rebuild --output json";
+
+pub(crate) const DOCTOR: &str = "\
+Examples:
+  pgark doctor
+  pgark doctor --output json";

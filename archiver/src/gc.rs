@@ -42,6 +42,8 @@ pub struct Settings {
     pub planning_max: TimeDelta,
     /// Records of what was done and verified go after this time.
     pub records_age_max: TimeDelta,
+    /// Claims of a schedule's occurrences go after this time: nobody runs one that is so late.
+    pub occurrences_age_max: TimeDelta,
     /// Objects that one plan names.
     pub candidates_max: usize,
 }
@@ -56,6 +58,7 @@ impl Default for Settings {
             silence_with_manifest_max: TimeDelta::days(7),
             planning_max: TimeDelta::hours(1),
             records_age_max: TimeDelta::days(400),
+            occurrences_age_max: TimeDelta::days(60),
             candidates_max: 200_000,
         }
     }

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod backup;
 pub mod cancel;
+pub mod catalog;
 pub mod cli;
 pub mod clock;
 pub mod commands;
@@ -25,6 +26,7 @@ pub mod progress;
 pub mod repository;
 pub mod restore;
 pub mod retention;
+pub mod schedule;
 pub mod signals;
 pub mod storage;
 pub mod transfer;

@@ -87,9 +87,15 @@ fn run(cli: &Cli) -> Result<u8> {
         Command::Gc(args) => {
             commands::gc::run(&Config::load(path)?, args, output, &cancel_on_signal()?)?;
         }
+        Command::Catalog(args) => {
+            return commands::catalog::run(&Config::load(path)?, args, output);
+        }
         Command::Check(args) => {
             let cancel = cancel_on_signal()?;
             return commands::check::run(&Config::load(path)?, args, output, &cancel);
+        }
+        Command::Doctor(args) => {
+            return commands::doctor::run(&Config::load(path)?, args, output);
         }
         Command::Repo(args) => {
             return commands::repo::run(&Config::load(path)?, args, output, &cancel_on_signal()?);

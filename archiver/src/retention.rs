@@ -9,8 +9,9 @@ mod policy;
 
 pub use expire::{Expired, Request, expire, preview};
 pub(crate) use expire::{decisions, suspended};
+pub(crate) use history::newest_by_timeline;
 pub use history::{Loaded, load};
-pub use policy::{Kept, current, set};
+pub use policy::{Change, Kept, change_policy, current, numbers, set};
 
 #[cfg(test)]
 mod tests;

@@ -9,8 +9,10 @@ pub mod conformance;
 pub mod faulty;
 mod key;
 pub mod memory;
+mod policy;
 pub mod posix;
 pub mod s3;
+pub mod sftp;
 
 pub use bucket::Bucket;
 pub use key::Key;

@@ -236,10 +236,11 @@ fn unsafe_code_stands_in_one_crate() {
         concat!("unsafe", " extern"),
     ];
     assert_none(
-        "unsafe code stands in extension/archive alone",
+        "unsafe code stands in extension/archive and extension/src/server.rs alone",
         sources()
             .iter()
             .filter(|source| !source.path.starts_with("extension/archive/"))
+            .filter(|source| source.path != "extension/src/server.rs")
             .flat_map(|source| lines_with(source, &words)),
     );
 }

@@ -13,10 +13,13 @@ case $want in
 demo) ;;
 test)
     packages="$packages postgresql-server-dev-15 libclang-14-dev binutils debootstrap"
-    packages="$packages postgresql-15-cron python3-venv python3-zstandard openssl"
+    packages="$packages postgresql-15-cron python3-venv python3-zstandard openssl openssh-server openssh-client"
     ;;
-conformance) packages="$packages debootstrap python3-venv" ;;
-bench) packages="$packages postgresql-server-dev-15 libclang-14-dev binutils pgbackrest" ;;
+conformance) packages="$packages debootstrap python3-venv openssh-server openssh-client" ;;
+bench)
+    packages="$packages postgresql-server-dev-15 libclang-14-dev binutils pgbackrest"
+    packages="$packages debootstrap python3-venv openssl"
+    ;;
 *)
     echo "usage: install.sh [demo|test|conformance|bench]" >&2
     exit 2
@@ -49,6 +52,13 @@ if [ -n "$missing" ]; then
     if ! grep -qs '^[[:space:]]*create_main_cluster' "$conf"; then
         echo 'create_main_cluster = false' >>"$conf"
     fi
+    # Nor is a server for SSH to be started, now or at the next boot: tests run their own.
+    case $missing in
+    *openssh-server*)
+        mkdir -p /etc/ssh
+        touch /etc/ssh/sshd_not_to_be_run
+        ;;
+    esac
     export DEBIAN_FRONTEND=noninteractive
     {
         apt-get update
@@ -66,7 +76,7 @@ if [ "$want" = test ]; then
         "$(dirname "$0")/stores.sh" "$store" >/dev/null
     done
 fi
-if [ "$want" = conformance ]; then
+if [ "$want" = conformance ] || [ "$want" = bench ]; then
     "$(dirname "$0")/s3-servers.sh" moto >/dev/null
     "$(dirname "$0")/s3-servers.sh" radosgw >/dev/null
 fi

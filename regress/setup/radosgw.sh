@@ -34,7 +34,7 @@ log_file = /mnt/log/\$name.log
 mon_data = /mnt/mon
 osd_data = /mnt/osd
 osd_objectstore = memstore
-memstore_device_bytes = 2147483648
+memstore_device_bytes = 6442450944
 osd_pool_default_size = 1
 osd_pool_default_min_size = 1
 mon_allow_pool_size_one = true
@@ -65,7 +65,12 @@ run() { chroot "$root" env LC_ALL=C CEPH_CONF=/mnt/ceph.conf "$@"; }
     run radosgw-admin user create --uid test --display-name test --access-key "$access" --secret-key "$secret"
     run radosgw-admin user create --uid reader --display-name reader --access-key "$reader" --secret-key "$reader_secret"
 } >"$folder/setup.log" 2>&1 </dev/null
-run radosgw -n client.rgw.b -d --rgw-frontends="beast endpoint=127.0.0.1:$port" >"$folder/radosgw.log" 2>&1 </dev/null &
+# With a certificate and its key in the folder it speaks TLS.
+endpoint="endpoint=127.0.0.1:$port"
+if [ -e "$folder/tls.pem" ]; then
+    endpoint="ssl_endpoint=127.0.0.1:$port ssl_certificate=/mnt/tls.pem"
+fi
+run radosgw -n client.rgw.b -d --rgw-frontends="beast $endpoint" >"$folder/radosgw.log" 2>&1 </dev/null &
 gateway=$!
 for _ in $(seq 300); do
     if grep -qs "starting handler: beast" "$folder/radosgw.log"; then break; fi

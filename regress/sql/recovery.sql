@@ -24,6 +24,8 @@ SET timezone = 'UTC';
 SELECT first_wal, last_wal, segments, next_first_wal FROM pgark.wal_range ORDER BY first_wal;
 SELECT name, newest_backup, newest_backup_at FROM pgark.component ORDER BY name;
 
+SELECT archived_count, repository, component, last_stored_wal, last_stored_time, covered_until FROM pgark.stat_archiver;
+SELECT name, oldest_restorable_time, newest_restorable_time FROM pgark.stat_repository;
 -- The newest moment; a moment between; one in the gap.
 SELECT component, backup, timeline, first_wal, last_wal, segments, missing_wal, complete, note FROM pgark.restore_plan();
 SELECT component, backup, first_wal, last_wal, missing_wal, bytes, complete, note FROM pgark.restore_plan('2020-01-06 12:00+00');
@@ -33,6 +35,9 @@ SELECT component, backup, complete, note FROM pgark.restore_plan('2020-01-09 18:
 SELECT pgark.restore_command('2020-01-06 12:00+00');
 SELECT pgark.restore_command(target_lsn => '0/7000000', target_dir => '/srv/it''s $(here); rm -rf /', repository => 'local');
 SELECT pgark.restore_command();
+SELECT pgark.restore_command(backup => '20200101T000000Z-AAAA');
+SELECT pgark.restore_command(backup => '20200104T000000Z-DDDD');
+SELECT pgark.restore_command('2020-01-06 12:00+00', backup => '20200101T000000Z-AAAA');
 
 -- Restore points. The same name twice: which one?
 SELECT pgark.mark('before the migration') > '0/0' AS marked;

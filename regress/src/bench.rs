@@ -10,6 +10,7 @@ mod dataset;
 mod digest;
 mod measure;
 mod record;
+mod s3;
 mod settings;
 mod tool;
 mod wal;
@@ -45,6 +46,7 @@ pub fn run(settings: &Settings) {
     let mut bench = Bench::new(settings, &directory, &cluster);
     bench.backups_and_restores();
     bench.wal();
+    bench.s3();
     let record = Record {
         format: 1,
         commit: std::env::var("PGARK_BENCH_COMMIT").unwrap_or_else(|_| "unknown".to_owned()),
@@ -133,7 +135,16 @@ impl<'a> Bench<'a> {
     }
 
     fn record(&mut self, at: usize, cost: measure::Cost, about: About) {
-        let tool = &self.tools[at];
+        let run = self.run_of(self.tools[at].as_ref(), cost, about);
+        self.runs.push(run);
+    }
+
+    fn record_of(&mut self, tool: &dyn Tool, cost: measure::Cost, about: About) {
+        let run = self.run_of(tool, cost, about);
+        self.runs.push(run);
+    }
+
+    fn run_of(&self, tool: &dyn Tool, cost: measure::Cost, about: About) -> Run {
         let info = tool.info();
         eprintln!(
             "bench: {} {} {}, run {}: {:.2} s, cpu {:.2} s, {} MiB",
@@ -146,7 +157,7 @@ impl<'a> Bench<'a> {
             cost.max_rss_bytes >> 20
         );
         let told = tool.told_bytes(&info);
-        self.runs.push(Run {
+        Run {
             operation: about.operation,
             tool: tool.name(),
             variant: tool.variant(),
@@ -163,7 +174,7 @@ impl<'a> Bench<'a> {
             seed: self.settings.seed,
             digest: about.digest,
             info,
-        });
+        }
     }
 
     fn backups_and_restores(&mut self) {

@@ -78,6 +78,7 @@ pub struct TestDirectory {
     path: PathBuf,
     test: String,
     repository: OnceLock<String>,
+    encrypted: OnceLock<()>,
 }
 
 impl TestDirectory {
@@ -92,6 +93,7 @@ impl TestDirectory {
             path,
             test: test.to_owned(),
             repository: OnceLock::new(),
+            encrypted: OnceLock::new(),
         };
         directory.make(&directory.path);
         let pid = std::process::id().to_string();
@@ -103,6 +105,17 @@ impl TestDirectory {
     /// `[repository.local]` say, instead of in the folder `repository`.
     pub fn set_repository(&self, section: String) {
         self.repository.set(section).expect("set once");
+    }
+
+    /// From now on repositories of this test are encrypted.
+    pub fn set_encrypted(&self) {
+        self.encrypted.get_or_init(|| ());
+    }
+
+    /// Whether they are: see [`TestDirectory::set_encrypted`]; or all are, by `PGARK_TEST_ENCRYPTED` in
+    /// the environment.
+    pub fn is_encrypted(&self) -> bool {
+        self.encrypted.get().is_some() || std::env::var_os("PGARK_TEST_ENCRYPTED").is_some()
     }
 
     /// The keys of `[repository.local]`.

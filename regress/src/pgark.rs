@@ -65,6 +65,7 @@ pub struct Pgark {
     home: PathBuf,
     config: PathBuf,
     cluster_section: String,
+    agent_lines: String,
     more: String,
 }
 
@@ -76,6 +77,7 @@ impl Pgark {
         let pgark = Self {
             config: home.join("pgark.toml"),
             cluster_section: cluster.map(cluster_section).unwrap_or_default(),
+            agent_lines: String::new(),
             more: format!("[repository.local]\n{}", directory.repository()),
             home,
         };
@@ -87,6 +89,12 @@ impl Pgark {
     pub fn configure(&mut self, sections: &str) {
         self.more.push_str(sections);
         self.more.push('\n');
+        self.write();
+    }
+
+    /// Another repository from now on: the keys of its section. Sections added before are gone.
+    pub fn set_repository(&mut self, section: &str) {
+        self.more = format!("[repository.local]\n{section}");
         self.write();
     }
 
@@ -103,12 +111,20 @@ impl Pgark {
         self.write();
     }
 
+    /// Appends a line to the section `[agent]`.
+    pub fn in_agent(&mut self, line: &str) {
+        self.agent_lines.push_str(line);
+        self.agent_lines.push('\n');
+        self.write();
+    }
+
     fn write(&self) {
         let text = format!(
-            "{}\n[agent]\nsocket = \"{}\"\nstate_dir = \"{}\"\nhttp = \"127.0.0.1:0\"\n\n{}",
+            "{}\n[agent]\nsocket = \"{}\"\nstate_dir = \"{}\"\nhttp = \"127.0.0.1:0\"\n{}\n{}",
             self.cluster_section,
             self.socket().display(),
             self.state().display(),
+            self.agent_lines,
             self.more
         );
         // In one step: a server may be running commands with it.

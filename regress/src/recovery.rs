@@ -41,11 +41,11 @@ pub fn archived_encrypted<'a>(
     (cluster, pgark)
 }
 
-/// As [`archived`], without starting the cluster. With `PGARK_TEST_ENCRYPTED` in the environment it
-/// is encrypted: so every test of recovery runs on either.
+/// As [`archived`], without starting the cluster. Where the test's directory says so, or
+/// `PGARK_TEST_ENCRYPTED` in the environment, it is encrypted: so every test of recovery runs on either.
 #[track_caller]
 pub fn install(directory: &TestDirectory, cluster: &Cluster<'_>) -> Pgark {
-    if std::env::var_os("PGARK_TEST_ENCRYPTED").is_some() {
+    if directory.is_encrypted() {
         return install_encrypted(directory, cluster);
     }
     let pgark = Pgark::new(directory, "p", Some(cluster));

@@ -82,8 +82,21 @@ impl S3Server {
     /// Starts radosgw with its monitor and its OSD. Needs root. Its chroot is made when it is missing: that
     /// takes minutes.
     pub fn radosgw(directory: &TestDirectory) -> Self {
+        Self::start_radosgw(directory, None)
+    }
+
+    /// Starts radosgw behind TLS, with the certificate and the key in this file. [`S3Server::boto`] does not
+    /// reach it.
+    pub fn radosgw_tls(directory: &TestDirectory, certificate_and_key: &Path) -> Self {
+        Self::start_radosgw(directory, Some(certificate_and_key))
+    }
+
+    fn start_radosgw(directory: &TestDirectory, tls: Option<&Path>) -> Self {
         crate::cluster::run(Command::new(setup("s3-servers.sh")).arg("radosgw"));
         let folder = new_folder(directory, "rgw");
+        if let Some(tls) = tls {
+            std::fs::copy(tls, folder.join("tls.pem")).unwrap();
+        }
         let port = free_port();
         // Two in a row.
         let monitor = (0..100)
@@ -167,6 +180,26 @@ impl Drop for S3Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// An authority `<name>.pem` in the test's directory, and a certificate for loopback that it signed:
+/// `<name>-server.pem`, `<name>-server.key`.
+pub fn authority(directory: &TestDirectory, name: &str) -> [PathBuf; 3] {
+    let openssl = |arguments: &str| {
+        let mut command = Command::new("openssl");
+        command.args(arguments.split_whitespace());
+        crate::cluster::run(command.current_dir(directory.path()));
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
+    openssl(&format!(
+        "req -x509 {key} -keyout {name}.key -out {name}.pem -subj /CN={name}"
+    ));
+    openssl(&format!(
+        "req -x509 {key} -keyout {name}-server.key -out {name}-server.pem -subj /CN=localhost \
+         -addext subjectAltName=DNS:localhost,IP:127.0.0.1 \
+         -addext basicConstraints=critical,CA:FALSE -CA {name}.pem -CAkey {name}.key"
+    ));
+    [".pem", "-server.pem", "-server.key"].map(|end| directory.join(&format!("{name}{end}")))
 }
 
 fn new_folder(directory: &TestDirectory, what: &str) -> PathBuf {

@@ -193,8 +193,25 @@ fn no_acknowledged_segment_is_lost() {
     }
     // The store goes away altogether, and comes back.
     way.proxy.set_down(true);
-    workload.advance(30);
-    std::thread::sleep(Duration::from_secs(2));
+    let mut switches = 0;
+    wait_until(
+        "an alert says how long there is",
+        Duration::from_secs(90),
+        || {
+            workload.advance(5);
+            if switches < 20 {
+                cluster.psql("SELECT pg_switch_wal()");
+                switches += 1;
+            }
+            pgark.agent_log().contains("seconds_left=")
+        },
+    );
+    let check = pgark.run(&["check", "--no-switch"]).expect(3);
+    assert!(
+        check.stdout.contains("pg_wal will be full in about"),
+        "{}",
+        check.stdout
+    );
     way.proxy.set_down(false);
     let finished = workload.stop();
     way.proxy.calm();

@@ -150,3 +150,45 @@ fn wrong_settings() {
     let authority = installation(&directory, "f", &authority);
     assert_refused(&authority, &init, 10, "s3_ca_file", "PEM");
 }
+
+/// The bucket, or the key, of another repository.
+#[test]
+fn somebody_elses_repository() {
+    let directory = TestDirectory::new("t432_elsewhere");
+    let server = S3Server::moto(&directory);
+    server.create_bucket("backups");
+    let keys = section(&directory, &server.endpoint(), "backups");
+    let encrypted = |name: &str, prefix: &str, key: &str| {
+        let text = format!(
+            "{keys}prefix = \"{prefix}\"\n[repository.local.encryption]\nmode = \"key-file\"\nkey_file = \"{}\"\n",
+            directory.join(key).display()
+        );
+        installation(&directory, name, &text)
+    };
+    for name in ["a", "b"] {
+        let kit = directory.join(&format!("{name}.kit"));
+        let init = ["init", "--recovery-kit", kit.to_str().unwrap()];
+        let made = encrypted(name, name, &format!("{name}.key")).run(&init);
+        let _ = made.expect(0);
+    }
+    let count = "print(s3.list_objects_v2(Bucket='backups')['KeyCount'])";
+    let before = server.boto(count);
+    let swapped = encrypted("swapped", "a", "b.key");
+    assert_refused(&swapped, &["info"], 10, "key_wrong", "key");
+    let whole = std::fs::read_to_string(directory.join("a.key")).unwrap();
+    let private = |name: &str, text: &str| {
+        let path = directory.file(name, text);
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(path, mode).unwrap();
+    };
+    private("half.key", &whole[..whole.len() / 2]);
+    let half = encrypted("half", "a", "half.key");
+    assert_refused(&half, &["info"], 10, "key_file_malformed", "pgark key");
+    private("empty.key", "");
+    let empty = encrypted("empty", "a", "empty.key");
+    assert_refused(&empty, &["info"], 10, "key_file_malformed", "pgark key");
+    let plain = format!("{keys}prefix = \"a\"\n[repository.local.encryption]\nmode = \"none\"\n");
+    let plain = installation(&directory, "plain", &plain);
+    assert_refused(&plain, &["info"], 10, "encryption_mismatch", "encryption");
+    assert_eq!(server.boto(count), before, "nothing is written");
+}

@@ -12,45 +12,16 @@ use crate::t432_s3_bad_input::installation;
 use crate::t433_object_lock::full;
 use pgark_regress::recovery::archived;
 use pgark_regress::s3_proxy::Proxy;
-use pgark_regress::s3_server::{READER_KEY, READER_SECRET, S3Server, section};
+use pgark_regress::s3_server::{READER_KEY, READER_SECRET, S3Server, authority, section};
 use pgark_regress::{Cluster, Ledger, Major, Pgark, StopMode, TestDirectory, ledger};
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
-
-fn openssl(directory: &TestDirectory, arguments: &str) {
-    let mut command = Command::new("openssl");
-    command
-        .args(arguments.split(' '))
-        .current_dir(directory.path());
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-}
-
-/// An authority `<name>.pem`, and a certificate for loopback that it signed: `<name>-server.pem`, `.key`.
-fn authority(directory: &TestDirectory, name: &str) -> (PathBuf, PathBuf, PathBuf) {
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    openssl(
-        directory,
-        &format!("req -x509 {key} -keyout {name}.key -out {name}.pem -days 2 -subj /CN={name}"),
-    );
-    openssl(
-        directory,
-        &format!(
-            "req -x509 {key} -keyout {name}-server.key -out {name}-server.pem -days 2 -subj /CN=localhost \
-             -addext subjectAltName=DNS:localhost,IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE \
-             -CA {name}.pem -CAkey {name}.key"
-        ),
-    );
-    let made = |file: &str| directory.join(&format!("{name}{file}"));
-    (made(".pem"), made("-server.pem"), made("-server.key"))
-}
 
 #[test]
 fn tls_with_an_authority_of_ones_own() {
     let directory = TestDirectory::new("t435_tls");
-    let (ca, certificate, key) = authority(&directory, "ours");
-    let (other, ..) = authority(&directory, "theirs");
+    let [ca, certificate, key] = authority(&directory, "ours");
+    let [other, ..] = authority(&directory, "theirs");
     let server = S3Server::moto_tls(&directory, &certificate, &key);
     let endpoint = server.endpoint().replace("http://", "https://");
     let keys = section(&directory, &endpoint, "backups");

@@ -6,7 +6,7 @@
 //! cluster is recovered to the past: its jobs are orphans, and nothing runs twice.
 
 use crate::t600_extension_sql::cluster;
-use pgark_regress::{Cluster, Major, StopMode, TestDirectory, process};
+use pgark_regress::{Cluster, Major, StopMode, TestDirectory};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -216,11 +216,10 @@ fn somebody_waits_while_somebody_works() {
         "2",
         PATIENCE,
     );
-    // The procedure holds no snapshot, so vacuum can remove what dies meanwhile.
-    let free = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CALL pgark.wait_for%' AND backend_xmin IS NULL AND wait_event = 'PgSleep'";
-    process::wait_until("a look without a snapshot", PATIENCE, || {
-        cluster.psql(free) == "1"
-    });
+    // The procedure looks in a new transaction every time, so vacuum can remove what dies meanwhile.
+    let younger = "SELECT xact_start > query_start + interval '1 second' FROM pg_stat_activity
+        WHERE query LIKE 'CALL pgark.wait_for%'";
+    cluster.wait_for(younger, "t", PATIENCE);
     for _ in 0..2 {
         let (id, claimed) = claim(&cluster, "a");
         cluster.psql(&format!(
@@ -289,15 +288,9 @@ fn a_recovery_to_the_past_orphans_its_jobs() {
     // The restore point of a rolled back transaction stays, as the manual says.
     origin.psql("SELECT pgark.mark('before the accident')");
     origin.psql("UPDATE pgark.queue_job SET state = 'succeeded', claim = NULL, finished_at = now() WHERE state = 'running'");
+    let segment = origin.psql("SELECT pg_walfile_name(pg_current_wal_lsn())");
     origin.psql("SELECT pg_switch_wal()");
-    let name = "000000010000000000000004";
-    process::wait_until("the WAL is archived", PATIENCE, || {
-        origin.psql("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver")
-            >= name.to_owned()
-            || origin
-                .psql("SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'")
-                == "0"
-    });
+    origin.wait_archived(&segment, PATIENCE);
     std::fs::remove_file(copy.data().join("standby.signal")).unwrap();
     directory.file("b/data/recovery.signal", "");
     copy.configure(&format!(

@@ -3,8 +3,10 @@
 
 use super::protocol::FileId;
 use crate::config::Config;
+use crate::postgres::control_file::ControlFile;
 use crate::postgres::session::Session;
 use crate::wal::cluster::Identity;
+use crate::wal::room::Room;
 use crate::{Error, Result};
 use pgark_types::{ArchiveFile, SegmentName, SystemId};
 use rustix::fs::{Mode, OFlags};
@@ -158,15 +160,11 @@ impl Host {
         Ok(ready)
     }
 
-    /// How many segments wait for being archived, and the bytes free beside them.
-    pub(super) fn backlog(&self) -> Result<(usize, u64)> {
-        let path = self.data_directory()?.join("pg_wal");
-        let stat = rustix::fs::statvfs(&path)
-            .map_err(|e| Error::io("could not measure the disk of pg_wal", e.into()))?;
-        Ok((
-            self.ready()?.len(),
-            stat.f_bavail.saturating_mul(stat.f_frsize),
-        ))
+    /// How many segments wait for being archived, and for how long there is room for more.
+    pub(super) fn room(&self) -> Result<Room> {
+        let directory = self.data_directory()?;
+        let (control, _) = ControlFile::read(&directory)?;
+        Room::measure(&directory, control.wal_segment_size)
     }
 
     fn ready(&self) -> Result<Vec<SegmentName>> {

@@ -410,7 +410,7 @@ impl Pusher {
             }
             drop(tasks);
             outage
-                .get_or_insert_with(|| Outage::begin(&self.host))
+                .get_or_insert_with(Outage::begin)
                 .alert(&self.host, key);
         }
     }
@@ -428,37 +428,44 @@ type Pushed = (
 /// A time without acknowledgements: pg_wal grows.
 struct Outage {
     began: Instant,
-    free_bytes: Option<u64>,
     alerted: Option<Instant>,
+    /// Whether an alert has said how long there is.
+    told_time: bool,
 }
 
 impl Outage {
-    fn begin(host: &Host) -> Self {
+    fn begin() -> Self {
         Self {
             began: Instant::now(),
-            free_bytes: host.backlog().ok().map(|(_, free)| free),
             alerted: None,
+            told_time: false,
         }
     }
 
+    /// Once a minute, and as soon as it is known how long there is.
     fn alert(&mut self, host: &Host, key: FileKey) {
-        if self.alerted.is_some_and(|at| at.elapsed() < ALERT_EVERY) {
+        let recently = self.alerted.is_some_and(|at| at.elapsed() < ALERT_EVERY);
+        if recently && self.told_time {
+            return;
+        }
+        let Ok(room) = host.room() else {
+            return;
+        };
+        if recently && room.seconds_left.is_none() {
             return;
         }
         self.alerted = Some(Instant::now());
-        let Ok((ready, free)) = host.backlog() else {
-            return;
-        };
-        let used = self.free_bytes.unwrap_or(free).saturating_sub(free);
-        let seconds = self.began.elapsed().as_secs().max(1);
-        let left = match used / seconds {
-            0 => "unknown".to_owned(),
-            rate => format!("{} min", free / rate / 60),
+        self.told_time |= room.seconds_left.is_some();
+        let left = match room.seconds_left {
+            None => "unknown".to_owned(),
+            Some(seconds @ 0..=119) => format!("{seconds} s"),
+            Some(seconds) => format!("{} min", seconds / 60),
         };
         tracing::error!(
             alert = "archiving_blocked",
-            ready,
-            free_bytes = free,
+            ready = room.ready,
+            free_bytes = room.free_bytes,
+            seconds_left = room.seconds_left,
             "WAL is not being archived: {} waits; time until the disk of pg_wal is full: {left}",
             key.file
         );

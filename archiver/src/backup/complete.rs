@@ -9,7 +9,8 @@ use crate::postgres::backup_label::BackupLabelFile;
 use crate::postgres::control_file::ControlFile;
 use crate::repository::format::layer::Method;
 use crate::repository::format::manifest::{
-    CorruptPage, FileEntry, FileKind, Label, Manifest, ObjectUse, PostgresInfo, Slice, Tablespace,
+    CorruptPage, FileEntry, FileKind, Label, Manifest, OWN_ANNOTATIONS, ObjectUse, PostgresInfo,
+    Slice, Tablespace,
 };
 use crate::repository::format::{FrameClass, ObjectKind};
 use crate::repository::frame::FrameEncoder;
@@ -91,7 +92,8 @@ pub(super) fn put_label(
     let mut label = label_record(manifest, digest);
     if repository.is_encrypted() {
         // The record is in clear; what the user noted is his own affair.
-        label.annotations.clear();
+        let own = |key: &String| key.starts_with(OWN_ANNOTATIONS);
+        label.annotations.retain(|key, _| own(key));
     }
     let key = layout::label(&manifest.component, &manifest.label)?;
     put_record(repository, &key, &label)?;

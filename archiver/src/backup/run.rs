@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::postgres::backup_label::BackupLabelFile;
 use crate::postgres::control_file::ControlFile;
 use crate::postgres::session::Session as SqlSession;
-use crate::progress::Progress;
+use crate::progress::{Meter, Progress};
 use crate::repository::Repository;
 use crate::repository::format::manifest::{FileKind, Label, PathText};
 use crate::repository::session::{Session, WalPin};
@@ -43,6 +43,8 @@ pub struct Options {
     pub parallel: Option<usize>,
     /// Overrides `backup.read_bytes_per_second_max`.
     pub read_bytes_per_second_max: Option<u64>,
+    /// Shows to another thread how far it is.
+    pub meter: Option<Meter>,
 }
 
 /// A backup that exists in at least one repository.
@@ -177,6 +179,7 @@ struct Job<'a> {
 impl Job<'_> {
     fn take(&mut self, outlets: &mut Outlets, label: &BackupLabel) -> Result<()> {
         let fast = !self.options.spread_checkpoint;
+        self.phase("waiting for checkpoint to finish");
         let started = self.start_on_server(label, fast)?;
         let pin = WalPin {
             system_identifier: self.control.system_identifier,
@@ -185,7 +188,9 @@ impl Job<'_> {
         };
         outlets.each(|outlet| outlet.session()?.pin_wal(&pin))?;
         crate::fault::point("backup:started");
+        self.phase("estimating backup size");
         let scan = scan_all(&self.server, &self.control)?;
+        self.phase("streaming database files");
         self.copy(&scan, outlets)?;
         crate::fault::point("backup:copied");
         // pg_control comes last: on a standby its minRecoveryPoint is where the copy becomes
@@ -218,6 +223,7 @@ impl Job<'_> {
             lsn: stopped.lsn,
         };
         let give_up = deadline(self.archive_timeout());
+        self.phase("waiting for wal archiving to finish");
         outlets.each(|outlet| {
             let (repository, copy) = outlet.take_copy()?;
             self.wait_for_wal(&repository, &label_file, last, switched, give_up)?;
@@ -241,6 +247,13 @@ impl Job<'_> {
             outlet.written(record);
             Ok(())
         })
+    }
+
+    /// In the words of `pg_stat_progress_basebackup`.
+    fn phase(&self, phase: &'static str) {
+        if let Some(meter) = &self.options.meter {
+            meter.phase(phase);
+        }
     }
 
     /// `pg_backup_start` may wait for a checkpoint for minutes: Ctrl-C cancels it on the server.
@@ -274,7 +287,7 @@ impl Job<'_> {
             clock: SharedClock::clone(self.clock),
             cancel: cancel.clone(),
             throttle: Throttle::new(limit.unwrap_or(self.config.backup.read_bytes_per_second_max)),
-            progress: Progress::start("backup", total),
+            progress: Progress::start_metered("backup", total, self.options.meter.clone()),
             data_checksums: self.control.data_checksum_version != 0,
             segment_blocks: self.control.segment_blocks,
             compression_level: self.config.backup.compression_level,

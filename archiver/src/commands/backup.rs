@@ -2,6 +2,7 @@
 
 mod set;
 
+use super::mark::parse_annotation;
 use super::output::{Output, human_bytes, open_repository, print_json, print_text};
 use crate::backup::Spread;
 use crate::cancel::CancelToken;
@@ -46,13 +47,6 @@ pub struct Args {
     pub read_bytes_per_second_max: Option<u64>,
 }
 
-fn parse_annotation(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("write it as KEY=VALUE".to_owned()),
-    }
-}
-
 /// Takes the backup, prints its label, and returns the exit code.
 ///
 /// # Errors
@@ -67,6 +61,7 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
         spread_checkpoint: args.spread_checkpoint,
         parallel: args.parallel,
         read_bytes_per_second_max: args.read_bytes_per_second_max,
+        meter: None,
     };
     if components != [config.cluster_name()] || config.cluster.is_none() {
         let request = host::Request {

@@ -5,6 +5,7 @@ use crate::agent::client;
 use crate::backup::server::{check_layout, same_directory};
 use crate::backup::wal_wait::{self, Needed};
 use crate::cancel::CancelToken;
+use crate::catalog::Connection;
 use crate::clock::{Clock as _, SystemClock};
 use crate::component::{drivers, health};
 use crate::config::{Cluster, Config};
@@ -27,6 +28,9 @@ use serde_json::json;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// A queue that nobody looks at for this long has no agent.
+const QUEUE_WAIT_SECONDS_MAX: i64 = 60;
 
 /// Checks configuration, repositories, server and archiving; forces a WAL switch and waits for it.
 #[derive(Debug, Clone, clap::Args)]
@@ -113,7 +117,13 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
     }
     checks.add("agent", agent(config));
     if let Some(section) = &config.cluster {
-        server(section, (&repositories, down), args, &mut checks, cancel);
+        server(
+            (config, section),
+            (&repositories, down),
+            args,
+            &mut checks,
+            cancel,
+        );
     }
     components(config, cancel, &mut checks);
     for repository in &repositories {
@@ -298,7 +308,7 @@ fn agent(config: &Config) -> Result<((), String)> {
 }
 
 fn server(
-    section: &Cluster,
+    (config, section): (&Config, &Cluster),
     (repositories, down): (&[Repository], bool),
     args: &Args,
     checks: &mut Checks,
@@ -316,6 +326,7 @@ fn server(
         return;
     };
     checks.add("archiving", archiving(&mut session));
+    checks.add("extension", extension(config));
     if down {
         checks.add("pg_wal", room(section, &mut session, &control));
     }
@@ -350,6 +361,40 @@ fn server(
             checks.add(format!("wal arrives in {}", repository.name()), arrived);
         }
     }
+}
+
+/// The extension is optional; where it is, somebody must run its jobs.
+fn extension(config: &Config) -> Result<((), String)> {
+    let mut connection = match Connection::open(config, "pgark check") {
+        Ok(connection) => connection,
+        Err(error) if matches!(error.code(), "extension_missing" | "in_recovery") => {
+            return Ok(((), format!("not used: {error}")));
+        }
+        Err(error) => return Err(error),
+    };
+    let state = connection.queue_state()?;
+    if state.waiting_seconds > QUEUE_WAIT_SECONDS_MAX && state.running == 0 {
+        return Err(Error::unavailable(
+            "queue_stands",
+            format!(
+                "{} jobs are queued, the first for {}, and none runs",
+                state.queued,
+                human_seconds(state.waiting_seconds.unsigned_abs())
+            ),
+        )
+        .with_hint("Start \"pgark agent\" on this host, or look into its log."));
+    }
+    let pending = match state.policy_pending {
+        true => "; a change of schedules or retention waits for the agent",
+        false => "",
+    };
+    Ok((
+        (),
+        format!(
+            "version {}, {} jobs queued, {} running{pending}",
+            state.version, state.queued, state.running
+        ),
+    ))
 }
 
 fn data_directory(section: &Cluster, session: &mut Session) -> Result<(ControlFile, String)> {

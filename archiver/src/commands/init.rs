@@ -9,6 +9,7 @@ use crate::repository::crypto::source::KeySource;
 use crate::repository::{Repository, layout};
 use crate::storage::SharedStorage;
 use crate::storage::posix::PosixStorage;
+use crate::storage::sftp::{self, SftpStorage};
 use crate::{Error, Result, places, repository};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -60,6 +61,7 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
         let (storage, place) = match section.kind {
             RepositoryKind::Posix => directory(config, section)?,
             RepositoryKind::S3 => bucket(storage)?,
+            RepositoryKind::Sftp => server(name, section, storage)?,
         };
         let created = match (&source, &args.recovery_kit) {
             (Some(source), Some(kit)) => {
@@ -173,6 +175,27 @@ fn directory(config: &Config, section: &RepositoryConfig) -> Result<(SharedStora
     places::outside_data_directories(&path, data_directory)?;
     let place = path.display().to_string();
     Ok((Arc::new(PosixStorage::create(path)?), place))
+}
+
+/// Makes the directory on the server, and tries whether names can be given there without replacing.
+fn server(
+    name: &str,
+    section: &RepositoryConfig,
+    storage: &SharedStorage,
+) -> Result<(SharedStorage, String)> {
+    let settings = sftp::Settings::from_config(name, section)?;
+    SftpStorage::new(settings).create_directory()?;
+    if !storage.probe()?.exclusive_put {
+        return Err(Error::unavailable(
+            "storage_too_weak",
+            format!(
+                "of several files that are given one name in {} not exactly one gets it",
+                storage.describe()
+            ),
+        )
+        .with_hint("Use a server with OpenSSH's extensions and a file system that has hard links: docs/guide/sftp.md."));
+    }
+    Ok((SharedStorage::clone(storage), storage.describe()))
 }
 
 /// Tries whether the server keeps what a repository is built on, before one is made there.

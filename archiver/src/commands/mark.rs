@@ -3,6 +3,7 @@
 use super::output::{Output, each_repository, print_json, print_text};
 use crate::clock::SystemClock;
 use crate::config::Config;
+use crate::repository::format::manifest::OWN_ANNOTATIONS;
 use crate::repository::notes::{self, Note};
 use crate::repository::{Repository, audit, tombs};
 use crate::{Error, Result};
@@ -49,10 +50,14 @@ pub struct Annotate {
     pub notes: Vec<(String, String)>,
 }
 
-fn parse_annotation(text: &str) -> Result<(String, String), String> {
+/// `KEY=VALUE`; keys of pgark's own are not for users.
+pub(super) fn parse_annotation(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
+        Some((key, _)) if key.starts_with(OWN_ANNOTATIONS) => Err(format!(
+            "keys that begin with \"{OWN_ANNOTATIONS}\" are pgark's own"
+        )),
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("expected KEY=VALUE".to_owned()),
+        _ => Err("write it as KEY=VALUE".to_owned()),
     }
 }
 

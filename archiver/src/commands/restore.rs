@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "component")]
     pub target_dir: Option<PathBuf>,
     #[command(flatten)]
-    component_args: component::Args,
+    component_args: component::ComponentArgs,
     /// Keep every transaction committed up to this instant (RFC 3339, with a zone).
     #[arg(long, value_name = "TIME", group = "target")]
     pub target_time: Option<String>,

@@ -4,6 +4,7 @@ pub mod chroma;
 pub mod files;
 pub mod grafana;
 mod http;
+pub mod postgres_dump;
 pub mod prometheus;
 pub mod redis;
 
@@ -25,6 +26,9 @@ pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Dr
             name, settings,
         )?)?)),
         "redis" => Ok(Box::new(redis::Redis::new(parse(name, settings)?)?)),
+        "postgres_dump" => Ok(Box::new(postgres_dump::PostgresDump::new(parse(
+            name, settings,
+        )?)?)),
         _ => Err(Error::invalid(
             "component_kind_unknown",
             format!("component \"{name}\" is of the unknown kind \"{kind}\""),

@@ -48,7 +48,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let hand = Arc::new(HandClock(AtomicI64::new(1_790_000_000), AtomicU64::new(0)));
-        let clock: SharedClock = hand.clone();
+        let clock: SharedClock = Arc::<HandClock>::clone(&hand);
         let memory = MemoryStorage::with_clock(SharedClock::clone(&clock));
         let storage: SharedStorage = Arc::new(memory);
         crate::repository::create(&storage, clock.as_ref()).unwrap();

@@ -219,8 +219,7 @@ impl Kept {
                     Found::Committed(record) => {
                         let keys = record.objects().iter().map(|object| object.key.clone());
                         kept.objects.extend(keys);
-                        let session = layout::session(record.session(), "")?;
-                        kept.places.push(session.to_string());
+                        kept.places.push(layout::session_prefix(record.session()));
                         record.label().clone()
                     }
                     Found::Damaged(label, _) => {

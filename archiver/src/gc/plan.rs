@@ -231,9 +231,14 @@ fn sets_gone(
 
 /// Records of what was done long ago.
 fn outdated(run: &Run<'_>, candidates: &mut Vec<Candidate>) -> Result<()> {
-    for prefix in [layout::audit_prefix(), layout::verify_prefix()] {
+    let records = run.settings.records_age_max;
+    for (prefix, age_max) in [
+        (layout::audit_prefix(), records),
+        (layout::verify_prefix(), records),
+        (layout::OCCURRENCES_PREFIX, run.settings.occurrences_age_max),
+    ] {
         for object in run.repository.storage().list(prefix)? {
-            if object.modified + run.settings.records_age_max <= run.now {
+            if object.modified + age_max <= run.now {
                 candidates.push(candidate(object, Why::Superseded));
             }
         }

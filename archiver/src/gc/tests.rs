@@ -1,5 +1,6 @@
 //! gc over a repository in memory whose clock is set by hand.
 
+mod lock;
 mod model;
 mod sets;
 mod steps;

@@ -16,6 +16,15 @@ pub struct HistoryEntry {
     pub reason: String,
 }
 
+impl HistoryEntry {
+    /// Whether the child began where this timeline ended (a promotion, or a recovery to the end of WAL),
+    /// not at a target in its past. The words are not translated.
+    #[must_use]
+    pub fn is_promotion(&self) -> bool {
+        self.reason.trim() == "no recovery target specified"
+    }
+}
+
 /// A timeline and its ancestors, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TimelineHistory {

@@ -9,11 +9,13 @@ use self::password::Environment;
 use crate::{Error, Result};
 use std::fmt;
 use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinHandle;
 use tokio_postgres::config::Host;
-use tokio_postgres::{CancelToken, Client, Config, NoTls};
+use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, Connection, NoTls};
 
 pub use tokio_postgres::Row;
 pub use tokio_postgres::types::{FromSql, PgLsn, ToSql};
@@ -51,6 +53,8 @@ struct Live {
     runtime: Runtime,
     client: Client,
     connection: JoinHandle<()>,
+    /// One entry when a notification came since the last look: which one does not matter.
+    notified: Receiver<()>,
 }
 
 impl fmt::Debug for Session {
@@ -72,7 +76,20 @@ impl Session {
     /// Kind Unavailable, code `server_unreachable`: no server, refused, not authenticated, starting
     /// up, too many connections. Kind Invalid, code `invalid_conninfo` or `passfile_ambiguous`.
     pub fn connect(conninfo: &str, application_name: &str) -> Result<Self> {
+        Self::open(parse_conninfo(conninfo, application_name)?)
+    }
+
+    /// The same with another database than the connection string's.
+    ///
+    /// # Errors
+    /// As [`Session::connect`].
+    pub fn connect_to(conninfo: &str, database: &str, application_name: &str) -> Result<Self> {
         let mut config = parse_conninfo(conninfo, application_name)?;
+        config.dbname(database);
+        Self::open(config)
+    }
+
+    fn open(mut config: Config) -> Result<Self> {
         password::fill(&mut config, &Environment::of_process(), default_host())?;
         let target = describe(&config);
         let runtime = Builder::new_multi_thread()
@@ -87,17 +104,14 @@ impl Session {
             .map_err(|e| unreachable(&target, e))?;
         let version = connection.parameter("server_version").unwrap_or_default();
         let server_version_num = parse_server_version(version);
-        let connection = runtime.spawn(async move {
-            // The error reaches the caller through the client; here it only ends the task.
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "an SQL session ended");
-            }
-        });
+        let (notify, notified) = sync_channel(1);
+        let connection = runtime.spawn(drive(connection, notify));
         let mut session = Self {
             live: Some(Live {
                 runtime,
                 client,
                 connection,
+                notified,
             }),
             target,
             server_version_num,
@@ -164,6 +178,18 @@ impl Session {
             .is_some_and(|live| !live.client.is_closed() && !live.connection.is_finished())
     }
 
+    /// Waits until a notification comes on a channel that this session LISTENs to, at most `timeout`;
+    /// whether one came since the last call. Ends early, with false, when the connection is lost.
+    ///
+    /// # Errors
+    /// Kind Internal when the session is closed.
+    pub fn wait_notified(&self, timeout: Duration) -> Result<bool> {
+        match self.live()?.notified.recv_timeout(timeout) {
+            Ok(()) => Ok(true),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Ok(false),
+        }
+    }
+
     /// Asks the server for an empty answer.
     ///
     /// # Errors
@@ -223,6 +249,27 @@ impl Session {
             Some(server) if !is_connection_state(server.code()) => from_server(server),
             _ if error.is_closed() || is_lost(&error) => lost(&self.target, error),
             _ => Error::internal("sql_client", "could not run a query").with_source(error),
+        }
+    }
+}
+
+/// Reads the connection until it ends. Errors reach the caller through the client.
+async fn drive<S, T>(mut connection: Connection<S, T>, notify: SyncSender<()>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    loop {
+        match std::future::poll_fn(|context| connection.poll_message(context)).await {
+            // A full channel holds a wake-up already.
+            Some(Ok(AsyncMessage::Notification(_))) => drop(notify.try_send(())),
+            Some(Ok(AsyncMessage::Notice(notice))) => tracing::debug!("{notice}"),
+            Some(Ok(_)) => {}
+            Some(Err(error)) => {
+                tracing::debug!(%error, "an SQL session ended");
+                return;
+            }
+            None => return,
         }
     }
 }

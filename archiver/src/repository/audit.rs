@@ -3,9 +3,11 @@
 
 use super::{Repository, layout, record};
 use crate::clock::{Clock, new_ulid};
+use crate::storage::Key;
 use crate::{Error, Result};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
+use ulid::Ulid;
 
 /// How far this host's clock may be from the storage's.
 const SKEW_SECONDS_MAX: i64 = 300;
@@ -26,9 +28,30 @@ pub struct Entry {
 /// This program and host.
 #[must_use]
 pub fn by() -> String {
+    format!("pgark {} on {}", env!("CARGO_PKG_VERSION"), node())
+}
+
+/// The name of this host.
+#[must_use]
+pub fn node() -> String {
     let system = rustix::system::uname();
-    let host = system.nodename().to_string_lossy();
-    format!("pgark {} on {host}", env!("CARGO_PKG_VERSION"))
+    system.nodename().to_string_lossy().into_owned()
+}
+
+/// The record under `key`; `None` when there is none.
+///
+/// # Errors
+/// Kind Data when it is damaged; or the storage's.
+pub fn read(repository: &Repository, key: &Key) -> Result<Option<Entry>> {
+    record::read(repository, key)
+}
+
+/// Puts a record that was made elsewhere under its own name. One that is there already stays.
+///
+/// # Errors
+/// The storage's.
+pub fn put(repository: &Repository, ulid: Ulid, entry: &Entry) -> Result<()> {
+    record::decide(repository, &layout::audit(ulid)?, entry).map(drop)
 }
 
 /// Writes a record; the storage's time.

@@ -9,7 +9,7 @@ use super::format::{FrameClass, from_hex};
 use super::reader::{ObjectTable, fetch_frame};
 use crate::{Error, Result};
 use pgark_types::BackupLabel;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Decoded frames of the entry table that are kept: neighbours are asked for one after the other.
 const TABLE_FRAMES_HELD: usize = 4;
@@ -101,7 +101,8 @@ impl ComponentBackup {
     /// # Errors
     /// Kind Data when it is damaged, or the storage's.
     pub fn table_frame(&self, number: usize) -> Result<Arc<Vec<Line>>> {
-        self.table.get(number, || self.read_table_frame(number))
+        self.table
+            .get_alone(number, || self.read_table_frame(number))
     }
 
     fn read_table_frame(&self, number: usize) -> Result<Vec<Line>> {
@@ -323,11 +324,22 @@ fn table_damaged(detail: &str) -> Error {
     )
 }
 
+/// The last asked for at the end.
+type Values<K, V> = Vec<(K, Arc<V>)>;
+
 /// The values that were asked for last.
 #[derive(Debug)]
 struct Held<K, V> {
     most: usize,
-    values: Mutex<Vec<(K, Arc<V>)>>,
+    values: Mutex<Values<K, V>>,
+}
+
+fn find<K: PartialEq, V>(values: &mut Values<K, V>, key: K) -> Option<Arc<V>> {
+    let at = values.iter().position(|(held, _)| *held == key)?;
+    let found = values.remove(at);
+    let value = Arc::clone(&found.1);
+    values.push(found);
+    Some(value)
 }
 
 impl<K: PartialEq + Copy, V> Held<K, V> {
@@ -338,22 +350,35 @@ impl<K: PartialEq + Copy, V> Held<K, V> {
         }
     }
 
+    fn lock(&self) -> MutexGuard<'_, Values<K, V>> {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The value of `key`, made by `make` when it is not held. Two who ask at once both make it.
     fn get(&self, key: K, make: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
-        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = values.iter().position(|(held, _)| *held == key) {
-            let found = values.remove(at);
-            let value = Arc::clone(&found.1);
-            values.push(found);
-            return Ok(value);
+        if let Some(found) = find(&mut self.lock(), key) {
+            return Ok(found);
         }
-        drop(values);
         let value = Arc::new(make()?);
-        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        self.keep(&mut self.lock(), key, &value);
+        Ok(value)
+    }
+
+    /// As [`Held::get`]; who asks meanwhile waits: threads that walk a tree want the same one next.
+    fn get_alone(&self, key: K, make: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
+        let mut values = self.lock();
+        if let Some(found) = find(&mut values, key) {
+            return Ok(found);
+        }
+        let value = Arc::new(make()?);
+        self.keep(&mut values, key, &value);
+        Ok(value)
+    }
+
+    fn keep(&self, values: &mut Values<K, V>, key: K, value: &Arc<V>) {
         if values.len() >= self.most {
             values.remove(0);
         }
-        values.push((key, Arc::clone(&value)));
-        Ok(value)
+        values.push((key, Arc::clone(value)));
     }
 }

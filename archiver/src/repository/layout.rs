@@ -233,6 +233,12 @@ pub fn session(ulid: Ulid, what: &str) -> Result<Key> {
     Key::new(format!("sessions/{ulid}/{what}"))
 }
 
+/// `sessions/<ulid>/`.
+#[must_use]
+pub fn session_prefix(ulid: Ulid) -> String {
+    format!("{}{ulid}/", sessions_prefix())
+}
+
 /// `components/<name>/notes/<label>/<n>.json`: pins and annotations that came after the backup.
 ///
 /// # Errors
@@ -254,6 +260,9 @@ pub fn notes_prefix(component: &str) -> String {
 pub fn policy(component: &str, n: u32) -> Result<Key> {
     Key::new(format!("policy/{component}/{n:06}.json"))
 }
+
+/// `policy/`.
+pub const POLICIES_PREFIX: &str = "policy/";
 
 /// `policy/<cluster>/`.
 #[must_use]
@@ -281,6 +290,30 @@ pub fn set_of(key: &Key) -> Option<BackupLabel> {
     let name = key.as_str().strip_prefix(sets_prefix())?;
     name.strip_suffix(".json")?.parse().ok()
 }
+
+/// `occurrences/<cluster>/<schedule>/<due>.json`: who runs this occurrence of a schedule; the time in UTC
+/// as `YYYYMMDDTHHMMSSZ`.
+///
+/// # Errors
+/// A name that is no key part; SQL lets none in.
+pub fn occurrence(
+    cluster: &str,
+    schedule: &str,
+    due_at: chrono::DateTime<chrono::Utc>,
+) -> Result<Key> {
+    let due = due_at.format("%Y%m%dT%H%M%SZ");
+    let prefix = occurrence_prefix(cluster);
+    Key::new(format!("{prefix}{schedule}/{due}.json"))
+}
+
+/// `occurrences/<cluster>/`.
+#[must_use]
+pub fn occurrence_prefix(cluster: &str) -> String {
+    format!("{OCCURRENCES_PREFIX}{cluster}/")
+}
+
+/// `occurrences/`.
+pub const OCCURRENCES_PREFIX: &str = "occurrences/";
 
 /// `tomb/<component>/<label>/<n>.json`: the backup is expired.
 ///

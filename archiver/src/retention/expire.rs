@@ -102,6 +102,7 @@ pub fn expire(
         Some(label) => format!("{component} {label}"),
         None => component.to_owned(),
     };
+    crate::fault::point("expire:begun");
     audit::write(repository, clock, "expire", &subject)?;
     if let Some(label) = &request.backup {
         return one(repository, clock, component, label);
@@ -115,7 +116,7 @@ pub fn expire(
         if !request.confirm {
             return Err(suspended(component, &unexplained));
         }
-        policy::confirm(repository, clock, component, policy, &unexplained)?;
+        policy::confirm(repository, clock, component, &unexplained)?;
     }
     let going: Vec<BackupLabel> = going(&outcome).collect();
     let reason = format!("policy {}: {}", policy.n, policy.retention);

@@ -17,9 +17,6 @@ use pgark_types::retention::{
 use pgark_types::{BackupLabel, Lsn, SegmentSize, SystemId, TimelineId};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What Postgres writes into the history file of a timeline that a promotion began.
-const PROMOTED: &str = "no recovery target specified";
-
 /// Everything that is known of one component.
 #[derive(Debug, Default)]
 pub struct Loaded {
@@ -218,7 +215,7 @@ impl Loaded {
                 Err(error) => return Err(error),
             };
             let reason = history.as_ref().and_then(|h| h.entries.last());
-            if current && reason.is_some_and(|entry| entry.reason.trim() != PROMOTED) {
+            if current && reason.is_some_and(|entry| !entry.is_promotion()) {
                 self.unexplained.push((system_id, timeline));
             }
             timelines.push(TimelineFacts {
@@ -259,7 +256,7 @@ fn runs(inventory: &Inventory, timeline: TimelineId, size: SegmentSize) -> Resul
 }
 
 /// When the newest segment of each timeline was stored.
-fn newest_by_timeline(
+pub(crate) fn newest_by_timeline(
     system_id: SystemId,
     objects: &[ObjectMeta],
 ) -> BTreeMap<TimelineId, DateTime<Utc>> {

@@ -7,6 +7,8 @@ use chrono::{DateTime, Utc};
 use pgark_types::retention::RetentionPolicy;
 use pgark_types::{SystemId, TimelineId};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// One record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +20,10 @@ struct Record {
     /// Timelines of a recovery to the past that an operator knows of.
     #[serde(default)]
     confirmed: Vec<Confirmed>,
+    /// The schedules of the cluster of this name, in the form that the extension checked; absent: none
+    /// were ever set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    schedules: Option<Vec<Value>>,
 }
 
 /// A timeline that an operator knows of.
@@ -38,6 +44,8 @@ pub struct Kept {
     pub by: String,
     /// What to keep.
     pub retention: RetentionPolicy,
+    /// The cluster's schedules, as `pgark_types::schedule` has them; `None`: none were ever set.
+    pub schedules: Option<Vec<Value>>,
     confirmed: Vec<Confirmed>,
 }
 
@@ -52,20 +60,60 @@ impl Kept {
     }
 }
 
+/// What to change; the rest stays.
+#[derive(Debug, Clone, Default)]
+pub struct Change {
+    /// What to keep.
+    pub retention: Option<RetentionPolicy>,
+    /// The schedules, all of them.
+    pub schedules: Option<Vec<Value>>,
+    /// Timelines that an operator knows of, added to those known.
+    confirmed: Vec<Confirmed>,
+}
+
+/// The number of the policy that counts, for every component that has one, by one listing.
+///
+/// # Errors
+/// The storage's.
+pub fn numbers(repository: &Repository) -> Result<BTreeMap<String, u32>> {
+    let mut numbers = BTreeMap::new();
+    for object in repository.storage().list(layout::POLICIES_PREFIX)? {
+        let rest = object.key.as_str().strip_prefix(layout::POLICIES_PREFIX);
+        let parts = rest.and_then(|rest| rest.split_once('/'));
+        let number = parts.and_then(|(component, file)| {
+            let n: u32 = file.strip_suffix(".json")?.parse().ok()?;
+            Some((component.to_owned(), n))
+        });
+        if let Some((component, n)) = number {
+            let newest = numbers.entry(component).or_insert(n);
+            *newest = n.max(*newest);
+        }
+    }
+    Ok(numbers)
+}
+
 /// The policy of `component` that counts; `None` when none was ever set.
 ///
 /// # Errors
 /// Kind Data when it is damaged or of a newer pgark; or the storage's.
 pub fn current(repository: &Repository, component: &str) -> Result<Option<Kept>> {
+    match newest_number(repository, component)? {
+        Some(n) => read(repository, component, n),
+        None => Ok(None),
+    }
+}
+
+fn newest_number(repository: &Repository, component: &str) -> Result<Option<u32>> {
     let prefix = layout::policy_prefix(component);
     let objects = repository.storage().list(&prefix)?;
     let numbers = objects.iter().filter_map(|object| {
         let name = object.key.as_str().strip_prefix(&prefix)?;
         name.strip_suffix(".json")?.parse::<u32>().ok()
     });
-    let Some(n) = numbers.max() else {
-        return Ok(None);
-    };
+    Ok(numbers.max())
+}
+
+fn read(repository: &Repository, component: &str, n: u32) -> Result<Option<Kept>> {
     let key = layout::policy(component, n)?;
     let record: Option<Record> = record::read(repository, &key).map_err(|error| {
         error.with_hint(
@@ -77,11 +125,12 @@ pub fn current(repository: &Repository, component: &str) -> Result<Option<Kept>>
         at: record.at,
         by: record.by,
         retention: record.retention,
+        schedules: record.schedules,
         confirmed: record.confirmed,
     }))
 }
 
-/// Sets the policy of `component`; its number.
+/// Sets what to keep of `component`; the policy's number.
 ///
 /// # Errors
 /// Kind Invalid, `policy_keeps_nothing`; or the storage's.
@@ -91,23 +140,11 @@ pub fn set(
     component: &str,
     retention: RetentionPolicy,
 ) -> Result<u32> {
-    if !retention.keeps_something() {
-        return Err(keeps_nothing());
-    }
-    // A damaged record is superseded: its number is taken all the same.
-    let (last, confirmed) = match current(repository, component) {
-        Ok(Some(kept)) => (kept.n, kept.confirmed),
-        Ok(None) => (0, Vec::new()),
-        Err(error) if error.kind() == crate::ErrorKind::Data => {
-            tracing::warn!(
-                code = error.code(),
-                "the former policy cannot be read: {error}"
-            );
-            (1, Vec::new())
-        }
-        Err(error) => return Err(error),
+    let change = Change {
+        retention: Some(retention),
+        ..Change::default()
     };
-    put(repository, clock, component, last, retention, confirmed)
+    change_policy(repository, clock, component, &change)
 }
 
 /// Notes that an operator knows of `timelines`.
@@ -118,46 +155,69 @@ pub(super) fn confirm(
     repository: &Repository,
     clock: &dyn Clock,
     component: &str,
-    kept: &Kept,
     timelines: &[(SystemId, TimelineId)],
 ) -> Result<u32> {
-    let mut confirmed = kept.confirmed.clone();
-    confirmed.extend(
-        timelines
-            .iter()
-            .map(|(system_identifier, timeline)| Confirmed {
-                system_identifier: *system_identifier,
-                timeline: *timeline,
-            }),
-    );
-    put(
-        repository,
-        clock,
-        component,
-        kept.n,
-        kept.retention,
-        confirmed,
-    )
+    let confirmed = timelines
+        .iter()
+        .map(|(system_identifier, timeline)| Confirmed {
+            system_identifier: *system_identifier,
+            timeline: *timeline,
+        });
+    let change = Change {
+        confirmed: confirmed.collect(),
+        ..Change::default()
+    };
+    change_policy(repository, clock, component, &change)
 }
 
-fn put(
+/// Puts the policy of `component` with `change` in it; its number. Whoever else changes it at the same
+/// time: the later one builds upon the earlier one's.
+///
+/// # Errors
+/// Kind Invalid, `policy_keeps_nothing`; or the storage's.
+pub fn change_policy(
     repository: &Repository,
     clock: &dyn Clock,
     component: &str,
-    last: u32,
-    retention: RetentionPolicy,
-    confirmed: Vec<Confirmed>,
+    change: &Change,
 ) -> Result<u32> {
-    let record = Record {
-        component: component.to_owned(),
-        at: clock.now(),
-        by: audit::by(),
-        retention,
-        confirmed,
-    };
-    record::append(repository, last.saturating_add(1), &record, |n| {
-        layout::policy(component, n)
-    })
+    if change.retention.is_some_and(|r| !r.keeps_something()) {
+        return Err(keeps_nothing());
+    }
+    let mut n = newest_number(repository, component)?.unwrap_or(0);
+    loop {
+        // A damaged record is superseded: its number is taken all the same.
+        let kept = match read(repository, component, n) {
+            Err(error) if error.kind() == crate::ErrorKind::Data => {
+                tracing::warn!(
+                    code = error.code(),
+                    "the former policy cannot be read: {error}"
+                );
+                None
+            }
+            kept => kept?,
+        };
+        let (retention, schedules, mut confirmed) = match kept {
+            Some(kept) => (kept.retention, kept.schedules, kept.confirmed),
+            None => (RetentionPolicy::default(), None, Vec::new()),
+        };
+        let new = |c: &&Confirmed| !confirmed.contains(c);
+        let added: Vec<Confirmed> = change.confirmed.iter().filter(new).copied().collect();
+        confirmed.extend(added);
+        let record = Record {
+            component: component.to_owned(),
+            at: clock.now(),
+            by: audit::by(),
+            retention: change.retention.unwrap_or(retention),
+            confirmed,
+            schedules: change.schedules.clone().or(schedules),
+        };
+        n = n.saturating_add(1);
+        crate::fault::point("policy:put");
+        if record::decide(repository, &layout::policy(component, n)?, &record)? {
+            return Ok(n);
+        }
+    }
 }
 
 pub(super) fn keeps_nothing() -> Error {

@@ -21,10 +21,9 @@ macro_rules! with_customer_key {
 mod client;
 mod content_md5;
 mod exclusive;
-mod failure;
+pub(super) mod failure;
 mod lifecycle;
 mod lock;
-mod policy;
 mod probe;
 mod requests;
 pub mod settings;
@@ -34,6 +33,7 @@ mod versions;
 pub use settings::Settings;
 
 use super::bucket::{Covered, Lifecycle, ObjectLock, ObjectState, Rule, Tier};
+use super::policy::{self, Attempt, Limiter, Operation};
 use super::{Bucket, Capabilities, Key, ObjectMeta, ObjectWriter, Put, Storage};
 use crate::repository::layout::{self, ObjectClass};
 use crate::{Error, Result};
@@ -43,11 +43,9 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use exclusive::Exclusiveness;
 use failure::Failure;
-use policy::{Attempt, Operation};
 use settings::CustomerKey;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use throttle::Limiter;
 use tokio::sync::Semaphore;
 
 /// Names below the prefix that are no objects of the repository: claims and probes. In no listing.
@@ -307,6 +305,8 @@ impl Inner {
             subject: subject.to_owned(),
             attempt: self.settings.attempt_timeout + allowance,
             deadline: self.settings.deadline + allowance * 2,
+            patience: self.settings.deadline,
+            attempt_patience: self.settings.attempt_timeout,
         }
     }
 
@@ -316,7 +316,7 @@ impl Inner {
         operation: &Operation,
         mut attempt: impl AsyncFnMut(&Client, Attempt) -> Result<T, Failure>,
     ) -> Result<T> {
-        let runtime = client::runtime()?;
+        let runtime = policy::runtime()?;
         let client = self.client()?;
         let result = runtime.block_on(policy::retrying(
             operation,
@@ -348,7 +348,7 @@ impl Inner {
         if let Some(client) = slot.as_ref() {
             return Ok(client.clone());
         }
-        let made = client::runtime()?.block_on(client::connect(&self.settings, &self.upload));
+        let made = policy::runtime()?.block_on(client::connect(&self.settings, &self.upload));
         let made = made.map_err(|e| e.context(&self.place))?;
         *slot = Some(made.clone());
         Ok(made)

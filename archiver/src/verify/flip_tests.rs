@@ -24,12 +24,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Every class; a flip test that lost one would pass for nothing.
-const CLASSES: [&str; 28] = [
+const CLASSES: [&str; 29] = [
     "audit",
     "final",
     "floor",
     "gc",
     "note",
+    "occurrence",
     "policy",
     "tomb",
     "verify",
@@ -157,6 +158,15 @@ fn retention(repository: &Repository, label: &Label, clock: &SharedClock) {
     notes::add(repository, clock, NAME, &label.label, note).unwrap();
     tombs::bury(repository, clock, NAME, &label.label, "a test").unwrap();
     tombs::undo(repository, clock, NAME, &label.label).unwrap();
+    let occurrence = crate::schedule::Occurrence {
+        cluster: NAME.to_owned(),
+        schedule: "nightly".to_owned(),
+        due_at: clock.now(),
+        job: crate::clock::new_ulid(clock),
+        node: "a".to_owned(),
+        claimed_at: clock.now(),
+    };
+    crate::schedule::claim(&[repository], &occurrence).unwrap();
     let floor = layout::wal_floor(wal::system_id(), TimelineId(1), 1).unwrap();
     for (key, record) in [
         (
@@ -192,6 +202,7 @@ fn class(key: &Key, bytes: &[u8]) -> &'static str {
         ["components", _, "relmap", _] => "relmap",
         ["components", _, "notes", ..] => "note",
         ["policy", ..] => "policy",
+        ["occurrences", ..] => "occurrence",
         ["audit", ..] => "audit",
         ["gc", ..] => "gc",
         ["verify", ..] => "verify",

@@ -60,6 +60,14 @@ pub(super) fn check_place(key: &Key, json: &[u8], backups: &BySession) -> Result
         }
         ["policy", component, _] => says("component", component),
         ["sets", file] => says("label", file.trim_end_matches(".json")),
+        ["occurrences", cluster, ..] => {
+            let due = field(&record, "due_at");
+            let name: Option<String> = field(&record, "schedule");
+            match (name, due) {
+                (Some(name), Some(due)) => layout::occurrence(cluster, &name, due)? == *key,
+                _ => true,
+            }
+        }
         ["wal", _, _, "floor", number] => says("number", number),
         ["sessions", session, what] => {
             let backup = Ulid::from_string(session)
@@ -122,8 +130,12 @@ impl Verification<'_> {
                 true => ("deleted", "deleted"),
                 false => ("overwritten", "overwritten"),
             };
+            let stands = match layout::is_locked_class(covered.key.as_str()) {
+                true => "what was put first is there and is what counts",
+                false => "it was not locked, and no restore depends on it",
+            };
             let detail = format!(
-                "somebody has {what} it, last at {at}, with {} later versions; what was put first is there and is what counts",
+                "somebody has {what} it, last at {at}, with {} later versions; {stands}",
                 covered.later_versions
             );
             self.report.find(covered.key.as_str(), kind, detail);
@@ -217,7 +229,7 @@ fn is_object_place(name: &str) -> bool {
         ["packs" | "meta" | "sessions" | "keys", _, _]
         | ["clusters" | "verify" | "audit" | "sets", _]
         | ["policy" | "gc", _, _]
-        | ["tomb", _, _, _]
+        | ["tomb" | "occurrences", _, _, _]
         | ["components", _, "notes", _, _]
         | ["components", _, "relmap", _]
         | ["wal", _, "history", _]

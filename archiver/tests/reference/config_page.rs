@@ -117,7 +117,7 @@ fn type_name(type_: &str, enums: &HashMap<String, String>) -> String {
         "Encryption" | "Reconcile" => "section".to_owned(),
         "PathBuf" => "path".to_owned(),
         "bool" => "boolean".to_owned(),
-        "i32" | "u32" | "u64" | "usize" => "integer".to_owned(),
+        "i32" | "u16" | "u32" | "u64" | "usize" => "integer".to_owned(),
         other => enums[other].clone(),
     }
 }

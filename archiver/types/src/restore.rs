@@ -1,7 +1,7 @@
 //! A restore planned from the facts alone: which backup, which timeline, which WAL. What the binary plans
 //! from the repository itself is the truth; this is what the catalog can say beforehand.
 
-use crate::retention::{BackupFacts, BackupState, ClusterFacts, Health, History, TimelineFacts};
+use crate::retention::{BackupFacts, BackupState, ClusterFacts, History, TimelineFacts};
 use crate::{BackupLabel, Lsn, SegmentName, TimelineId};
 use chrono::{DateTime, Utc};
 
@@ -70,8 +70,8 @@ pub fn plan(history: &History, target: &Target) -> Result<Plan, NoPlan> {
     if backups.is_empty() {
         return Err(NoPlan::NoBackup);
     }
-    // Sound ones first, then newest first.
-    backups.sort_by_key(|b| (b.health == Health::Good, b.stopped_at, b.label.clone()));
+    // Corrupt pages do not matter here: the binary takes the newest one as well, and a note tells.
+    backups.sort_by_key(|b| (b.stopped_at, b.label.clone()));
     let mut timelines: Vec<&TimelineFacts> = cluster.timelines.iter().collect();
     timelines.sort_by_key(|t| std::cmp::Reverse(t.timeline));
     if let Target::Point { timeline, .. } = target {

@@ -1,5 +1,6 @@
 //! The two tools behind one interface, each with the configuration that the fairness rules ask for.
 
+use super::s3::Buckets;
 use crate::pgark::{Agent, binary};
 use crate::{Cluster, Major, Pgark, TestDirectory, account};
 use serde_json::Value;
@@ -64,6 +65,7 @@ pub(super) struct PgarkTool {
     pgark: Pgark,
     repository: PathBuf,
     agent: Option<Agent>,
+    s3: Option<Buckets>,
 }
 
 impl PgarkTool {
@@ -72,6 +74,22 @@ impl PgarkTool {
             pgark: Pgark::new(directory, "pgark", Some(cluster)),
             repository: directory.join("repository"),
             agent: None,
+            s3: None,
+        }
+    }
+
+    /// The same in buckets.
+    pub(super) fn on_s3(
+        directory: &TestDirectory,
+        cluster: &Cluster<'_>,
+        name: &str,
+        s3: Buckets,
+    ) -> Self {
+        Self {
+            pgark: Pgark::new(directory, name, Some(cluster)),
+            repository: PathBuf::new(),
+            agent: None,
+            s3: Some(s3),
         }
     }
 
@@ -87,7 +105,10 @@ impl Tool for PgarkTool {
     }
 
     fn variant(&self) -> String {
-        "default".to_owned()
+        match self.s3 {
+            Some(_) => "s3".to_owned(),
+            None => "default".to_owned(),
+        }
     }
 
     fn config(&self) -> String {
@@ -102,7 +123,13 @@ impl Tool for PgarkTool {
 
     fn fresh(&mut self) {
         self.stop();
-        let _ = std::fs::remove_dir_all(&self.repository);
+        match &mut self.s3 {
+            Some(s3) => {
+                s3.fresh("pgark");
+                self.pgark.set_repository(&s3.pgark());
+            }
+            None => drop(std::fs::remove_dir_all(&self.repository)),
+        }
         self.pgark.run(&["init", "--no-encryption"]).expect(0);
         self.start();
     }
@@ -151,6 +178,9 @@ impl Tool for PgarkTool {
     }
 
     fn disk_bytes(&self) -> (u64, u64) {
+        if let Some(s3) = &self.s3 {
+            return s3.bytes("wal/");
+        }
         let wal = disk_bytes(&self.repository.join("wal"));
         (disk_bytes(&self.repository) - wal, wal)
     }
@@ -173,14 +203,31 @@ pub(super) struct PgBackRest {
     home: PathBuf,
     config: PathBuf,
     level: u32,
+    s3: Option<Buckets>,
 }
 
 const STANZA: &str = "--stanza=main";
 
 impl PgBackRest {
     pub(super) fn new(directory: &TestDirectory, cluster: &Cluster<'_>, level: u32) -> Self {
-        let name = format!("pgbackrest-{level}");
-        let home = directory.folder(&name);
+        Self::named(directory, cluster, &format!("pgbackrest-{level}"), level)
+    }
+
+    /// The same in buckets.
+    pub(super) fn on_s3(
+        directory: &TestDirectory,
+        cluster: &Cluster<'_>,
+        name: &str,
+        s3: Buckets,
+    ) -> Self {
+        Self {
+            s3: Some(s3),
+            ..Self::named(directory, cluster, name, 1)
+        }
+    }
+
+    fn named(directory: &TestDirectory, cluster: &Cluster<'_>, name: &str, level: u32) -> Self {
+        let home = directory.folder(name);
         for folder in ["log", "lock", "spool", "repository"] {
             directory.folder(&format!("{name}/{folder}"));
         }
@@ -199,7 +246,23 @@ impl PgBackRest {
             home,
             config,
             level,
+            s3: None,
         }
+    }
+
+    /// Where repository 1 is, from now on.
+    fn repoint(&self, lines: &str) {
+        let text = std::fs::read_to_string(&self.config).unwrap();
+        let rest = text.lines().filter(|line| {
+            !["repo1-path", "repo1-type", "repo1-s3", "repo1-storage"]
+                .iter()
+                .any(|key| line.starts_with(key))
+        });
+        let rest: Vec<&str> = rest.collect();
+        let text = rest
+            .join("\n")
+            .replacen("[global]\n", &format!("[global]\n{lines}"), 1);
+        std::fs::write(&self.config, text + "\n").unwrap();
     }
 
     fn command(&self, verb: &str) -> Command {
@@ -222,7 +285,10 @@ impl Tool for PgBackRest {
     }
 
     fn variant(&self) -> String {
-        format!("zst-{}", self.level)
+        match self.s3 {
+            Some(_) => format!("s3-zst-{}", self.level),
+            None => format!("zst-{}", self.level),
+        }
     }
 
     fn config(&self) -> String {
@@ -241,6 +307,11 @@ impl Tool for PgBackRest {
             let _ = std::fs::remove_dir_all(&path);
             std::fs::create_dir(&path).unwrap();
             account::give(&path);
+        }
+        if let Some(s3) = &mut self.s3 {
+            s3.fresh("pgbackrest");
+            let lines = s3.pgbackrest();
+            self.repoint(&lines);
         }
         crate::cluster::run(&mut self.command("stanza-create"));
     }
@@ -295,6 +366,9 @@ impl Tool for PgBackRest {
     }
 
     fn disk_bytes(&self) -> (u64, u64) {
+        if let Some(s3) = &self.s3 {
+            return s3.bytes("repository/archive/");
+        }
         let wal = disk_bytes(&self.repository().join("archive"));
         (disk_bytes(&self.repository()) - wal, wal)
     }

@@ -1,4 +1,5 @@
-//! `conformance`: the storage conformance suite on every storage: a directory, memory, moto, radosgw.
+//! `conformance`: the storage conformance suite on every storage: a directory, memory, sshd, moto,
+//! radosgw.
 //! Prints the number of cases of each; a failing case is a panic, a missing one an error.
 
 #![forbid(unsafe_code)]
@@ -11,6 +12,7 @@ use pgark_archiver::storage::posix::PosixStorage;
 use pgark_regress::TestDirectory;
 use pgark_regress::s3_proxy::{Fault, Proxy};
 use pgark_regress::s3_server::{S3Server, below_prefixes, section, storage};
+use pgark_regress::sftp_server::SftpServer;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -68,6 +70,15 @@ fn main() -> ExitCode {
         Arc::new(made.expect("a directory can be made"))
     });
     {
+        let folder = directory.folder("sftp");
+        let sshd = SftpServer::start(&directory, "");
+        results.run("sshd", &sshd.below(&folder));
+        // Without OpenSSH's extension: the rename of SFTP version 3.
+        let folder = directory.folder("sftp-rename");
+        let sshd = SftpServer::start(&directory, "-P hardlink");
+        results.run("sshd without hardlink@openssh.com", &sshd.below(&folder));
+    }
+    {
         let moto = S3Server::moto(&directory);
         moto.create_bucket("conformance");
         let section = section(&directory, &moto.endpoint(), "conformance");
@@ -86,10 +97,10 @@ fn main() -> ExitCode {
         results.run("radosgw", &below_prefixes(section.clone()));
         refusals(&directory, &radosgw, &section);
     }
-    println!("\n{:<32} cases", "storage");
+    println!("\n{:<34} cases", "storage");
     for (storage, cases) in &results.0 {
-        println!("{storage:<32} {cases}");
+        println!("{storage:<34} {cases}");
     }
-    let complete = results.0.len() == 5 && results.0.iter().all(|(_, cases)| *cases == CASES);
+    let complete = results.0.len() == 7 && results.0.iter().all(|(_, cases)| *cases == CASES);
     ExitCode::from(u8::from(!complete))
 }

@@ -16,7 +16,7 @@ use std::time::Instant;
 
 /// What only components beside the cluster have.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct ComponentArgs {
     /// Component: only this part (a path, keys by pattern, a collection, an index); may be repeated
     #[arg(long, value_name = "PATTERN", requires = "component")]
     select: Vec<String>,
@@ -44,7 +44,7 @@ fn parse_rename(text: &str) -> Result<(String, String), String> {
 }
 
 /// Refuses what means nothing for a cluster.
-pub(super) fn refuse_for_cluster(args: &Args) -> Result<()> {
+pub(super) fn refuse_for_cluster(args: &ComponentArgs) -> Result<()> {
     let given = [
         ("--select", !args.select.is_empty()),
         ("--to", args.to.is_some()),

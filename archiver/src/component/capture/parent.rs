@@ -32,11 +32,11 @@ pub(super) fn begin(
         let clock = SharedClock::clone(clock);
         Session::begin_pinning(repository, clock, component, label, parents)
     };
-    if let Some(parent) = if full {
-        None
-    } else {
-        find(repository, component, kind)?
-    } {
+    let found = match full {
+        true => None,
+        false => find(repository, component, kind)?,
+    };
+    if let Some(parent) = found {
         let name = parent.backup.manifest.label.clone();
         match begin(std::slice::from_ref(&name)) {
             // Looked at once more now that gc leaves it alone.

@@ -53,7 +53,7 @@ pub fn parse(text: &[u8]) -> Result<Secret> {
             "key_file_malformed",
             format!("this is no whole key: {what}"),
         )
-        .with_hint("A key has four lines \"1 xxxx xxxx xxxx xxxx cccc\"; lines with # are remarks.")
+        .with_hint("A key has four lines \"1 xxxx xxxx xxxx xxxx cccc\"; lines with # are remarks. Put a copy of it back, or use the recovery kit as key_file and make another key with \"pgark key add\".")
     };
     let mut key = Secret::zero(KEY_BYTES)?;
     let mut lines = text

@@ -206,6 +206,7 @@ impl Chunk {
 
 /// `label.json`, whatever it is of.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // Few are held at a time.
 pub enum Record {
     /// A Postgres cluster.
     Postgres(Label),
@@ -215,6 +216,7 @@ pub enum Record {
 
 /// A manifest, whatever it is of.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant)] // One is held for each backup that is read.
 pub enum AnyManifest {
     /// A Postgres cluster.
     Postgres(Manifest),
@@ -311,6 +313,12 @@ impl Record {
     }
 
     /// What the user noted.
+    #[must_use]
+    pub fn annotations(&self) -> &BTreeMap<String, String> {
+        both!(self, record => &record.annotations)
+    }
+
+    /// The same, to be changed.
     pub fn annotations_mut(&mut self) -> &mut BTreeMap<String, String> {
         both!(self, record => &mut record.annotations)
     }

@@ -7,6 +7,13 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use ulid::Ulid;
 
+/// Annotations that pgark itself makes begin with this; users' must not. They stand in clear.
+pub const OWN_ANNOTATIONS: &str = "pgark.";
+/// The job that took the backup.
+pub const JOB_ANNOTATION: &str = "pgark.job";
+/// The host that it ran on.
+pub const NODE_ANNOTATION: &str = "pgark.node";
+
 /// Where a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FrameRef {

@@ -2,8 +2,9 @@
 //! no look for credentials.
 
 use super::settings::{Credentials, Settings, secret};
-use super::throttle::{Limiter, Throttling};
+use super::throttle::Throttling;
 use crate::config::Checksums;
+use crate::storage::policy::Limiter;
 use crate::{Error, Result};
 use aws_config::profile::ProfileFileCredentialsProvider;
 #[allow(deprecated)] // Its new home is a crate that does not promise to be stable.
@@ -20,27 +21,11 @@ use aws_sdk_s3::config::{
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::runtime::{Builder, Runtime};
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The runtime of all S3 repositories of this process.
-pub(super) fn runtime() -> Result<&'static Runtime> {
-    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
-    if let Some(runtime) = RUNTIME.get() {
-        return Ok(runtime);
-    }
-    let made = Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("s3")
-        .enable_all()
-        .build()
-        .map_err(|e| Error::io("could not start the S3 client's threads", e))?;
-    Ok(RUNTIME.get_or_init(|| made))
-}
 
 /// The client of `settings`.
 ///

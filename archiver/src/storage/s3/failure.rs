@@ -1,8 +1,8 @@
 //! What went wrong in one attempt: whether to try again, whether it may have worked all the same,
 //! and what to tell the operator.
 
-use super::policy::Operation;
 use crate::Error;
+use crate::storage::policy::{Failed, Operation};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
@@ -14,7 +14,7 @@ const WORDS_MAX: usize = 300;
 
 /// Why an operation failed, as the operator must tell it apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cause {
+pub(in crate::storage) enum Cause {
     Unavailable,
     NotFound,
     /// `If-None-Match` found something.
@@ -47,7 +47,7 @@ pub(super) enum Cause {
 
 /// A failed attempt.
 #[derive(Debug, Clone)]
-pub(super) struct Failure {
+pub(in crate::storage) struct Failure {
     pub(super) cause: Cause,
     /// Whether trying again may help.
     pub(super) retry: bool,
@@ -69,14 +69,8 @@ impl Failure {
     }
 
     /// Nothing was sent, or nothing came of it.
-    pub(super) fn unavailable(text: impl Into<String>) -> Self {
+    pub(in crate::storage) fn unavailable(text: impl Into<String>) -> Self {
         Self::new(Cause::Unavailable, true, false, text)
-    }
-
-    /// No answer in time.
-    pub(super) fn timeout(limit: Duration) -> Self {
-        let text = format!("no answer within {:.1} s", limit.as_secs_f64());
-        Self::new(Cause::Unavailable, true, true, text)
     }
 
     /// A 2xx answer that no S3 server gives: an error in disguise, or a proxy's own page.
@@ -86,7 +80,7 @@ impl Failure {
 
     /// The same, possibly carried out.
     #[cfg(test)]
-    pub(super) fn ambiguous(mut self) -> Self {
+    pub(in crate::storage) fn ambiguous(mut self) -> Self {
         self.ambiguous = true;
         self
     }
@@ -145,9 +139,27 @@ impl Failure {
         }
         Self::new(Cause::Refused, false, false, chain(error))
     }
+}
 
-    /// The error for the operator.
-    pub(super) fn into_error(
+impl Failed for Failure {
+    fn timeout(limit: Duration) -> Self {
+        let text = format!("no answer within {:.1} s", limit.as_secs_f64());
+        Self::new(Cause::Unavailable, true, true, text)
+    }
+
+    fn may_retry(&self) -> bool {
+        self.retry
+    }
+
+    fn is_ambiguous(&self) -> bool {
+        self.ambiguous
+    }
+
+    fn text(&self) -> &str {
+        &self.text
+    }
+
+    fn into_error(
         self,
         operation: &Operation,
         place: &str,
@@ -385,6 +397,8 @@ mod tests {
             subject: "wal/1".to_owned(),
             attempt: Duration::from_secs(1),
             deadline: Duration::from_secs(1),
+            patience: Duration::from_secs(1),
+            attempt_patience: Duration::from_secs(1),
         };
         failure.into_error(&operation, "S3 bucket \"b\"", 1, Duration::ZERO)
     }

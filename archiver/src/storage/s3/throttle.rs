@@ -1,5 +1,6 @@
 //! The bandwidth limit: bytes leave and are taken in no faster than the configuration says.
 
+use crate::storage::policy::Limiter;
 use aws_sdk_s3::primitives::SdkBody;
 use aws_smithy_runtime_api::client::http::{
     HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
@@ -11,44 +12,12 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
 use tokio::time::Sleep;
 
 /// Bytes that leave at once.
 const CHUNK_BYTES: usize = 64 << 10;
-
-/// One direction.
-#[derive(Debug)]
-pub(super) struct Limiter {
-    bytes_per_second: u64,
-    /// When the bytes let through so far are all paid for.
-    free_at: Mutex<Option<Instant>>,
-}
-
-impl Limiter {
-    /// 0 = no limit.
-    pub(super) fn new(bytes_per_second: u64) -> Self {
-        Self {
-            bytes_per_second,
-            free_at: Mutex::new(None),
-        }
-    }
-
-    /// How long to wait after letting `bytes` through.
-    pub(super) fn pay(&self, bytes: usize) -> Duration {
-        if self.bytes_per_second == 0 {
-            return Duration::ZERO;
-        }
-        let now = Instant::now();
-        let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
-        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let until = free_at.map_or(now, |at| at.max(now)) + cost;
-        *free_at = Some(until);
-        until - now
-    }
-}
 
 /// An HTTP client whose requests' bodies are held to a limit, after they were signed.
 #[derive(Debug)]
@@ -60,7 +29,7 @@ pub(super) struct Throttling {
 impl Throttling {
     /// `inner` behind `limiter`, if that limits anything.
     pub(super) fn before(inner: SharedHttpClient, limiter: &Arc<Limiter>) -> SharedHttpClient {
-        if limiter.bytes_per_second == 0 {
+        if !limiter.limits() {
             return inner;
         }
         SharedHttpClient::new(Self {
@@ -138,20 +107,5 @@ impl Body for Slow {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.left.len() as u64)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_are_paid_for_once() {
-        let limiter = Limiter::new(1000);
-        let first = limiter.pay(500);
-        let second = limiter.pay(500);
-        assert!((450..=500).contains(&first.as_millis()), "{first:?}");
-        assert!((900..=1000).contains(&second.as_millis()), "{second:?}");
-        assert_eq!(Limiter::new(0).pay(1 << 40), Duration::ZERO);
     }
 }

@@ -99,7 +99,7 @@ fn grow(tree: &Path) {
     std::os::unix::fs::FileExt::write_all_at(&sparse, b"end", 40 << 20).unwrap();
     rustix::fs::mknodat(
         rustix::fs::CWD,
-        &tree.join("pipe"),
+        tree.join("pipe").as_path(),
         rustix::fs::FileType::Fifo,
         rustix::fs::Mode::from_raw_mode(0o620),
         0,
@@ -127,7 +127,7 @@ fn a_tree_comes_back_with_all_it_had() {
     let (tree, driver) = (world.path("tree"), world.driver(""));
     grow(&tree);
     let supports_xattrs = rustix::fs::setxattr(
-        &tree.join("a/small"),
+        tree.join("a/small").as_path(),
         "user.origin",
         b"\x00here",
         rustix::fs::XattrFlags::empty(),
@@ -167,7 +167,8 @@ fn a_tree_comes_back_with_all_it_had() {
     }
     if supports_xattrs {
         let mut value = vec![0; 64];
-        let len = rustix::fs::getxattr(&at("a/small"), "user.origin", &mut *value).unwrap();
+        let len =
+            rustix::fs::getxattr(at("a/small").as_path(), "user.origin", &mut *value).unwrap();
         assert_eq!(&value[..len], b"\x00here");
     }
     // A difference is seen, whatever it is.

@@ -1,9 +1,10 @@
-//! The one retry policy of S3: attempts with a limit each, a deadline for all, pauses that grow and
-//! are drawn at random. The SDK's own retries are off.
+//! The one retry policy of storages on a network: attempts with a limit each, a deadline for all, pauses
+//! that grow and are drawn at random. The clients' own retries are off.
 
-use super::failure::Failure;
-use crate::Result;
+use crate::{Error, Result};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::runtime::{Builder, Runtime};
 
 /// The first pause.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
@@ -18,7 +19,7 @@ const BYTES_PER_SECOND_MIN: u64 = 256 << 10;
 pub(super) struct Operation {
     /// "put", "get", …
     pub(super) verb: &'static str,
-    /// The permission it needs.
+    /// The permission it needs, in the storage's words.
     pub(super) permission: &'static str,
     /// The object or prefix.
     pub(super) subject: String,
@@ -26,6 +27,31 @@ pub(super) struct Operation {
     pub(super) attempt: Duration,
     /// For all.
     pub(super) deadline: Duration,
+    /// What may be spent on attempts that fail, bytes apart: a server that is not there is not waited for
+    /// as long as a large body would take.
+    pub(super) patience: Duration,
+    /// The most of `patience` that one attempt uses up.
+    pub(super) attempt_patience: Duration,
+}
+
+/// How an attempt failed.
+pub(super) trait Failed {
+    /// It ran into its limit.
+    fn timeout(limit: Duration) -> Self;
+    /// Whether trying again may help.
+    fn may_retry(&self) -> bool;
+    /// Whether it may have done its work all the same.
+    fn is_ambiguous(&self) -> bool;
+    /// What happened, in words without secrets.
+    fn text(&self) -> &str;
+    /// The error for the operator.
+    fn into_error(
+        self,
+        operation: &Operation,
+        place: &str,
+        attempts: u32,
+        elapsed: Duration,
+    ) -> Error;
 }
 
 /// What an attempt knows of those before it.
@@ -46,27 +72,31 @@ pub(super) fn allowance(bytes: u64, bytes_per_second_max: u64) -> Duration {
 }
 
 /// Runs `attempt` until it succeeds, fails for good, or the deadline is near.
-pub(super) async fn retrying<T>(
+pub(super) async fn retrying<T, F: Failed>(
     operation: &Operation,
     place: &str,
-    mut attempt: impl AsyncFnMut(Attempt) -> Result<T, Failure>,
+    mut attempt: impl AsyncFnMut(Attempt) -> Result<T, F>,
 ) -> Result<T> {
     let started = Instant::now();
     let mut ambiguous = false;
     let mut count = 0_u32;
+    let mut spent = Duration::ZERO;
     loop {
         count += 1;
+        let began = Instant::now();
         let left = operation.deadline.saturating_sub(started.elapsed());
         let limit = operation.attempt.min(left);
         let failure = match tokio::time::timeout(limit, attempt(Attempt { ambiguous })).await {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(failure)) => failure,
-            Err(_) => Failure::timeout(limit),
+            Err(_) => F::timeout(limit),
         };
-        ambiguous |= failure.ambiguous;
+        ambiguous |= failure.is_ambiguous();
         let pause = pause(count, random_fraction());
         let elapsed = started.elapsed();
-        if !failure.retry || elapsed + pause >= operation.deadline {
+        spent += began.elapsed().min(operation.attempt_patience) + pause;
+        let over = elapsed + pause >= operation.deadline || spent >= operation.patience;
+        if !failure.may_retry() || over {
             return Err(failure.into_error(operation, place, count, elapsed));
         }
         tracing::debug!(
@@ -74,7 +104,7 @@ pub(super) async fn retrying<T>(
             "could not {} \"{}\" at {place}: {}; trying again",
             operation.verb,
             operation.subject,
-            failure.text
+            failure.text()
         );
         tokio::time::sleep(pause).await;
     }
@@ -95,10 +125,72 @@ pub(super) fn random_fraction() -> f64 {
     f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
 }
 
+/// Bytes in one direction, no faster than the configuration says.
+#[derive(Debug)]
+pub(super) struct Limiter {
+    bytes_per_second: u64,
+    /// When the bytes let through so far are all paid for.
+    free_at: Mutex<Option<Instant>>,
+}
+
+impl Limiter {
+    /// 0 = no limit.
+    pub(super) fn new(bytes_per_second: u64) -> Self {
+        Self {
+            bytes_per_second,
+            free_at: Mutex::new(None),
+        }
+    }
+
+    /// Whether it holds anything back.
+    pub(super) fn limits(&self) -> bool {
+        self.bytes_per_second > 0
+    }
+
+    /// How long to wait after letting `bytes` through.
+    pub(super) fn pay(&self, bytes: usize) -> Duration {
+        if !self.limits() {
+            return Duration::ZERO;
+        }
+        let now = Instant::now();
+        let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = free_at.map_or(now, |at| at.max(now)) + cost;
+        *free_at = Some(until);
+        until - now
+    }
+}
+
+/// The runtime of all storages of this process that need one, made by the first of them.
+pub(super) fn runtime() -> Result<&'static Runtime> {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    if let Some(runtime) = RUNTIME.get() {
+        return Ok(runtime);
+    }
+    let made = Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("storage")
+        .enable_all()
+        .build()
+        .map_err(|e| Error::io("could not start the threads of a storage's client", e))?;
+    Ok(RUNTIME.get_or_init(|| made))
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::s3::failure::Failure;
     use super::*;
     use crate::ErrorKind;
+
+    #[test]
+    fn bytes_are_paid_for_once() {
+        let limiter = Limiter::new(1000);
+        let first = limiter.pay(500);
+        let second = limiter.pay(500);
+        assert!((450..=500).contains(&first.as_millis()), "{first:?}");
+        assert!((900..=1000).contains(&second.as_millis()), "{second:?}");
+        assert_eq!(Limiter::new(0).pay(1 << 40), Duration::ZERO);
+    }
 
     fn run<T>(
         deadline: Duration,
@@ -110,12 +202,37 @@ mod tests {
             subject: "x".to_owned(),
             attempt: Duration::from_millis(200),
             deadline,
+            patience: deadline,
+            attempt_patience: Duration::from_millis(200),
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
             .unwrap();
         runtime.block_on(retrying(&operation, "place", attempt))
+    }
+
+    /// A large body's deadline is far away; a server that is not there is given up long before.
+    #[test]
+    fn bytes_that_might_come_do_not_prolong_failing() {
+        let operation = Operation {
+            verb: "get",
+            permission: "s3:GetObject",
+            subject: "x".to_owned(),
+            attempt: Duration::from_secs(600),
+            deadline: Duration::from_secs(600),
+            patience: Duration::from_secs(1),
+            attempt_patience: Duration::from_millis(200),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let started = Instant::now();
+        let never = async |_| Err::<(), _>(Failure::unavailable("no connection"));
+        let failed = runtime.block_on(retrying(&operation, "place", never));
+        assert_eq!(failed.unwrap_err().code(), "s3_unavailable");
+        assert!(started.elapsed() < Duration::from_secs(20));
     }
 
     #[test]

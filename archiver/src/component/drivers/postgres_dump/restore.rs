@@ -1,0 +1,609 @@
+//! From a backup into a server: whole databases, beside what is there until they are complete, or single
+//! tables into a database that is there; and the comparison afterwards.
+
+use super::inspect::{self, Content};
+use super::manifest::{Database, GLOBALS, Manifest, Table, Wanted};
+use super::programs::{Programs, Run, Server};
+use super::roles;
+use super::wire::{Address, Purpose, Wire, identifier, literal};
+use super::{Format, PostgresDump};
+use crate::component::{Context, EntryKind, Evidence, EvidenceLine, Request, Source};
+use crate::{Error, Result};
+use flate2::read::GzDecoder;
+use std::fs::File;
+use std::io::{Read, Seek as _};
+use std::path::{Path, PathBuf};
+
+/// Restores what `request` asks for.
+///
+/// # Errors
+/// See [`crate::component::Driver::restore`].
+pub(super) fn restore(
+    driver: &PostgresDump,
+    context: &Context<'_>,
+    source: &dyn Source,
+    request: &Request,
+) -> Result<Vec<String>> {
+    let manifest = Manifest::read(source)?;
+    let wanted = manifest.wanted(request)?;
+    let address = driver.target(request)?;
+    let maintenance = &driver.settings.maintenance_database;
+    let mut wire = Wire::connect(&address, maintenance, Purpose::Query)?;
+    let programs = driver.programs(&wire)?;
+    for one in &wanted {
+        preflight(&mut wire, &address, &manifest, one, request)?;
+    }
+    let mut done = Vec::new();
+    if wanted.iter().any(|one| one.tables.is_empty()) {
+        done.extend(roles::restore(&mut wire, source)?);
+    }
+    for one in &wanted {
+        context.cancel.check()?;
+        let files = unpack(context, source, &one.from.path)?;
+        let restoring = Restoring {
+            driver,
+            context,
+            programs: &programs,
+            address: &address,
+            format: manifest.dump,
+            files: &files,
+        };
+        done.push(match one.tables.is_empty() {
+            true => restoring.database(&mut wire, one)?,
+            false => restoring.tables(one)?,
+        });
+        let _ = std::fs::remove_dir_all(&files);
+    }
+    Ok(done)
+}
+
+fn exists(wire: &mut Wire, database: &str) -> Result<bool> {
+    let query = format!(
+        "SELECT FROM pg_database WHERE datname = {}",
+        literal(database)
+    );
+    Ok(!wire.query(&query)?.is_empty())
+}
+
+/// Refuses before anything was changed.
+fn preflight(
+    wire: &mut Wire,
+    address: &Address,
+    manifest: &Manifest,
+    wanted: &Wanted<'_>,
+    request: &Request,
+) -> Result<()> {
+    let there = exists(wire, &wanted.name)?;
+    if wanted.tables.is_empty() {
+        return match there && !request.overwrite {
+            true => Err(Error::invalid(
+                "dump_database_exists",
+                format!("database \"{}\" exists already", wanted.name),
+            )
+            .with_hint(
+                "Restore it under another name, or allow it to be replaced: a safety backup is taken first.",
+            )),
+            false => Ok(()),
+        };
+    }
+    if manifest.dump == Format::Sql {
+        return Err(Error::invalid(
+            "dump_plain",
+            "a dump as plain SQL can be restored as a whole alone",
+        )
+        .with_hint("Restore the database under another name, and copy the table out of it."));
+    }
+    if !there {
+        return Err(Error::invalid(
+            "database_missing",
+            format!(
+                "there is no database \"{}\" to restore tables into",
+                wanted.name
+            ),
+        )
+        .with_hint("Create it, or rename to one that is there."));
+    }
+    let mut inside = Wire::connect(address, &wanted.name, Purpose::Query)?;
+    for table in &wanted.tables {
+        let found = inside.query(&format!("SELECT to_regclass({})", literal(table)))?;
+        if found
+            .first()
+            .is_some_and(|row| row.first().is_some_and(Option::is_some))
+        {
+            return Err(Error::invalid(
+                "dump_table_exists",
+                format!(
+                    "table {table} exists already in database \"{}\"",
+                    wanted.name
+                ),
+            )
+            .with_hint("Rename or drop it first, or restore into another database."));
+        }
+    }
+    Ok(())
+}
+
+/// Writes the dump of one database into the scratch directory.
+fn unpack(context: &Context<'_>, source: &dyn Source, path: &str) -> Result<PathBuf> {
+    let folder = context.scratch.join("restore");
+    let _ = std::fs::remove_dir_all(&folder);
+    let failed = |e| Error::io(format!("could not write below \"{}\"", folder.display()), e);
+    std::fs::create_dir(&folder).map_err(failed)?;
+    for entry in source.entries() {
+        context.cancel.check()?;
+        let entry = entry?;
+        let Some(rest) = entry.path.strip_prefix(path.as_bytes()) else {
+            continue;
+        };
+        let name = match rest.split_first() {
+            None => "dump.sql.gz",
+            Some((b'/', name)) => std::str::from_utf8(name).unwrap_or_default(),
+            Some(_) => continue,
+        };
+        if entry.kind != EntryKind::File || name.is_empty() || name.contains('/') {
+            continue;
+        }
+        let mut content = source.read(&entry.path)?;
+        let mut file = File::create(folder.join(name)).map_err(failed)?;
+        copy(context, &mut content, &mut file)?;
+    }
+    Ok(folder)
+}
+
+fn copy(context: &Context<'_>, from: &mut dyn Read, to: &mut File) -> Result<()> {
+    use std::io::Write as _;
+    let mut piece = vec![0; 1 << 20];
+    loop {
+        context.cancel.check()?;
+        let read = from
+            .read(&mut piece)
+            .map_err(|e| Error::io("could not read the dump", e))?;
+        if read == 0 {
+            return Ok(());
+        }
+        to.write_all(piece.get(..read).unwrap_or_default())
+            .map_err(|e| Error::io("could not write the dump", e))?;
+    }
+}
+
+/// What a restore of one database needs.
+struct Restoring<'a> {
+    driver: &'a PostgresDump,
+    context: &'a Context<'a>,
+    programs: &'a Programs,
+    address: &'a Address,
+    format: Format,
+    files: &'a Path,
+}
+
+impl Restoring<'_> {
+    fn run(
+        &self,
+        database: &str,
+        program: &'static str,
+        arguments: Vec<String>,
+        input: Option<&File>,
+    ) -> Result<()> {
+        let server = Server {
+            address: self.address,
+            database,
+        };
+        let run = Run {
+            program,
+            arguments,
+            input,
+            output: None,
+        };
+        self.programs.run(self.context, &server, &run)
+    }
+
+    /// A database under a name of its own, which gets the wanted one when it is complete.
+    fn database(&self, wire: &mut Wire, wanted: &Wanted<'_>) -> Result<String> {
+        let now = chrono::Utc::now().timestamp_micros();
+        let name = format!("pgark_restoring_{now:x}_{:x}", std::process::id());
+        let quoted = identifier(&name);
+        wire.query(&format!("CREATE DATABASE {quoted} {}", wanted.from.options))?;
+        let filled = self.fill(&name).and_then(|()| {
+            for statement in &wanted.from.statements {
+                wire.query(&statement.replacen('%', &quoted, 1))?;
+            }
+            Ok(())
+        });
+        if let Err(error) = filled {
+            let dropped = Wire::connect(
+                self.address,
+                &self.driver.settings.maintenance_database,
+                Purpose::Query,
+            )
+            .and_then(|mut wire| {
+                wire.query(&format!("DROP DATABASE IF EXISTS {quoted} WITH (FORCE)"))
+            });
+            if let Err(left) = dropped {
+                tracing::warn!(code = left.code(), "database {name} is left behind: {left}");
+            }
+            return Err(error);
+        }
+        let replaced = exists(wire, &wanted.name)?;
+        let old = format!("pgark_replaced_{now:x}");
+        if replaced {
+            move_away(wire, &wanted.name, &old)?;
+        }
+        let renamed = wire.query(&format!(
+            "ALTER DATABASE {quoted} RENAME TO {}",
+            identifier(&wanted.name)
+        ));
+        renamed.map_err(|error| {
+            error.with_hint(format!(
+                "The restored database is \"{name}\"; rename it to \"{}\".",
+                wanted.name
+            ))
+        })?;
+        if replaced {
+            wire.query(&format!("DROP DATABASE {} WITH (FORCE)", identifier(&old)))?;
+        }
+        Ok(format!(
+            "database {}: {} tables{}",
+            wanted.name,
+            wanted.from.tables.len(),
+            if replaced { ", replaced" } else { "" }
+        ))
+    }
+
+    fn fill(&self, database: &str) -> Result<()> {
+        match self.format {
+            Format::Directory => {
+                let arguments = vec![
+                    "--exit-on-error".to_owned(),
+                    "--no-password".to_owned(),
+                    format!("--jobs={}", self.driver.settings.jobs),
+                    // As conninfo, so that no name is taken for one.
+                    format!("--dbname=dbname={}", conninfo_value(database)),
+                    self.files.display().to_string(),
+                ];
+                self.run(database, "pg_restore", arguments, None)
+            }
+            Format::Sql => {
+                let failed = |e| Error::io("could not unpack the dump", e);
+                let packed = File::open(self.files.join("dump.sql.gz")).map_err(failed)?;
+                let path = self.files.join("dump.sql");
+                let mut plain = File::options()
+                    .read(true)
+                    .write(true)
+                    .create_new(true)
+                    .open(&path)
+                    .map_err(failed)?;
+                copy(self.context, &mut GzDecoder::new(packed), &mut plain)?;
+                plain.rewind().map_err(failed)?;
+                let arguments = [
+                    "--no-psqlrc",
+                    "--no-password",
+                    "--quiet",
+                    "--single-transaction",
+                ];
+                let mut arguments: Vec<String> = arguments.map(str::to_owned).to_vec();
+                arguments.push("--set=ON_ERROR_STOP=1".to_owned());
+                self.run(database, "psql", arguments, Some(&plain))
+            }
+        }
+    }
+
+    /// Tables into a database that is there, in one transaction: all or nothing.
+    fn tables(&self, wanted: &Wanted<'_>) -> Result<String> {
+        let failed = |e| Error::io("could not read the list of a dump", e);
+        let path = self.context.scratch.join("list");
+        let list = File::create(&path).map_err(failed)?;
+        let server = Server {
+            address: self.address,
+            database: &wanted.name,
+        };
+        let run = Run {
+            program: "pg_restore",
+            arguments: vec!["--list".to_owned(), self.files.display().to_string()],
+            input: None,
+            output: Some(&list),
+        };
+        self.programs.run(self.context, &server, &run)?;
+        let all = std::fs::read_to_string(&path).map_err(failed)?;
+        let tables: Vec<&Table> = wanted
+            .tables
+            .iter()
+            .filter_map(|key| wanted.from.tables.get(key))
+            .collect();
+        std::fs::write(&path, entries_of(&all, &tables)).map_err(failed)?;
+        let mut inside = Wire::connect(self.address, &wanted.name, Purpose::Query)?;
+        for table in &tables {
+            let schema = identifier(&table.schema);
+            inside.query(&format!("CREATE SCHEMA IF NOT EXISTS {schema}"))?;
+        }
+        let arguments = vec![
+            "--exit-on-error".to_owned(),
+            "--single-transaction".to_owned(),
+            "--no-password".to_owned(),
+            format!("--use-list={}", path.display()),
+            format!("--dbname=dbname={}", conninfo_value(&wanted.name)),
+            self.files.display().to_string(),
+        ];
+        self.run(&wanted.name, "pg_restore", arguments, None)?;
+        Ok(format!(
+            "database {}: tables {}",
+            wanted.name,
+            wanted.tables.join(", ")
+        ))
+    }
+}
+
+/// A database that is used gives its name up: nobody comes in any more, who is in is sent away.
+fn move_away(wire: &mut Wire, name: &str, to: &str) -> Result<()> {
+    let quoted = identifier(name);
+    wire.query(&format!("ALTER DATABASE {quoted} ALLOW_CONNECTIONS false"))?;
+    let mut attempts = 0;
+    loop {
+        wire.query(&format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {}",
+            literal(name)
+        ))?;
+        match wire.query(&format!(
+            "ALTER DATABASE {quoted} RENAME TO {}",
+            identifier(to)
+        )) {
+            Ok(_) => return Ok(()),
+            Err(error) if attempts >= 50 => {
+                // As it was: the caller has lost nothing but time.
+                wire.query(&format!("ALTER DATABASE {quoted} ALLOW_CONNECTIONS true"))?;
+                return Err(error.context(format!("could not replace database \"{name}\"")));
+            }
+            Err(_) => {
+                attempts += 1;
+                std::thread::sleep(std::time::Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+/// A value of a connection string.
+fn conninfo_value(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+/// The entries of `pg_restore --list` that belong to `tables`, in their order: definitions, data,
+/// sequences, defaults, indexes, constraints, triggers, policies, grants, comments; and the extensions,
+/// whose types the columns may have. Foreign keys are left out: what they refer to may not be there.
+///
+/// A line: `215; 1259 16385 TABLE public docs owner`.
+fn entries_of(list: &str, tables: &[&Table]) -> String {
+    const KINDS: [&str; 17] = [
+        "TABLE ATTACH",
+        "TABLE DATA",
+        "TABLE",
+        "SEQUENCE OWNED BY",
+        "SEQUENCE SET",
+        "SEQUENCE",
+        "DEFAULT",
+        "INDEX ATTACH",
+        "INDEX",
+        "CHECK CONSTRAINT",
+        "CONSTRAINT",
+        "TRIGGER",
+        "RULE",
+        "ROW SECURITY",
+        "POLICY",
+        "ACL",
+        "COMMENT",
+    ];
+    let mut kept = String::new();
+    for line in list.lines() {
+        let after = line
+            .split_once("; ")
+            .and_then(|(_, rest)| rest.splitn(3, ' ').nth(2));
+        let Some(entry) = after else { continue };
+        // "EXTENSION - vector": IF NOT EXISTS, and gone with nobody.
+        let extension = entry.starts_with("EXTENSION ");
+        let kind = KINDS.iter().find(|kind| {
+            entry
+                .strip_prefix(**kind)
+                .is_some_and(|rest| rest.starts_with(' '))
+        });
+        let ours = kind.is_some_and(|kind| {
+            let rest = entry.get(kind.len() + 1..).unwrap_or_default();
+            tables.iter().any(|table| belongs(kind, rest, table))
+        });
+        if extension || ours {
+            kept.push_str(line);
+            kept.push('\n');
+        }
+    }
+    kept
+}
+
+/// Whether `rest` (schema, name, owner) is of `table`.
+fn belongs(kind: &str, rest: &str, table: &Table) -> bool {
+    let Some(name) = rest.strip_prefix(&format!("{} ", table.schema)) else {
+        return false;
+    };
+    // Names may hold blanks; an owner follows, and a constraint's or a trigger's own name before it.
+    let is = |wanted: &str| {
+        name.strip_prefix(wanted)
+            .is_some_and(|rest| rest.starts_with(' '))
+    };
+    match kind {
+        "INDEX" | "INDEX ATTACH" => table.indexes.iter().any(|index| is(index)),
+        "SEQUENCE" | "SEQUENCE OWNED BY" | "SEQUENCE SET" => {
+            table.sequences.iter().any(|sequence| is(sequence))
+        }
+        "ACL" | "COMMENT" => {
+            let of = |what: &str, names: &[String]| {
+                names.iter().any(|name| is(&format!("{what} {name}")))
+            };
+            let own = [table.name.clone()];
+            of("TABLE", &own)
+                || is(&format!("COLUMN {}", table.name))
+                || name.starts_with(&format!("COLUMN {}.", table.name))
+                || of("SEQUENCE", &table.sequences)
+                || of("INDEX", &table.indexes)
+        }
+        _ => is(&table.name),
+    }
+}
+
+/// Compares a server with a backup: rows and digests of every table, extensions, grants.
+///
+/// # Errors
+/// The server's; the source's.
+pub(super) fn evidence(
+    driver: &PostgresDump,
+    context: &Context<'_>,
+    source: &dyn Source,
+    request: &Request,
+) -> Result<Evidence> {
+    let manifest = Manifest::read(source)?;
+    let address = driver.target(request)?;
+    let mut lines = Vec::new();
+    for wanted in manifest.wanted(request)? {
+        let digests = driver.settings.digests;
+        let found = Wire::connect(&address, &wanted.name, Purpose::Query).and_then(|mut wire| {
+            wire.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
+            inspect::content(&mut wire, digests, context.cancel)
+        });
+        match found {
+            Ok(found) => compare(&wanted, &found, &mut lines),
+            Err(error) if error.code() == "database_missing" => {
+                let what = format!("database {}", wanted.name);
+                push(&mut lines, what, "there", "missing");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Evidence {
+        ok: lines.iter().all(|line| line.ok),
+        lines,
+    })
+}
+
+fn push(
+    lines: &mut Vec<EvidenceLine>,
+    what: String,
+    expected: impl ToString,
+    found: impl ToString,
+) {
+    let (expected, found) = (expected.to_string(), found.to_string());
+    lines.push(EvidenceLine {
+        ok: expected == found,
+        what,
+        expected,
+        found,
+    });
+}
+
+fn compare(wanted: &Wanted<'_>, found: &Content, lines: &mut Vec<EvidenceLine>) {
+    let from: &Database = wanted.from;
+    let name = &wanted.name;
+    for (key, table) in &from.tables {
+        if !wanted.tables.is_empty() && !wanted.tables.contains(key) {
+            continue;
+        }
+        let show = |table: &Table| {
+            let parts = (table.indexes.len(), table.sequences.len());
+            format!(
+                "{} rows, digest {}, {} indexes, {} sequences",
+                table.rows, table.digest, parts.0, parts.1
+            )
+        };
+        let other = found.tables.get(key);
+        let shown = other.map_or_else(|| "missing".to_owned(), show);
+        push(lines, format!("table {key} of {name}"), show(table), shown);
+    }
+    for (extension, version) in &from.extensions {
+        let other = found
+            .extensions
+            .get(extension)
+            .map_or("missing", String::as_str);
+        push(
+            lines,
+            format!("extension {extension} of {name}"),
+            version,
+            other,
+        );
+    }
+    if wanted.tables.is_empty() {
+        let extra = |key: &&String| !from.tables.contains_key(*key);
+        let more: Vec<&str> = found
+            .tables
+            .keys()
+            .filter(extra)
+            .map(String::as_str)
+            .collect();
+        push(
+            lines,
+            format!("tables of {name} beyond the backup's"),
+            "",
+            more.join(", "),
+        );
+    }
+    let grants = from.grants.iter().filter(|(key, _)| {
+        let table = key.strip_prefix("table ");
+        wanted.tables.is_empty()
+            || table.is_some_and(|table| wanted.tables.iter().any(|one| one == table))
+    });
+    let different: Vec<String> = grants
+        .clone()
+        .filter(|(key, acl)| found.grants.get(*key) != Some(acl))
+        .map(|(key, acl)| {
+            let other = found.grants.get(key).map_or("missing", String::as_str);
+            format!("{key}: {other} instead of {acl}")
+        })
+        .take(5)
+        .collect();
+    let what = format!("{} grants of {name} that differ", grants.count());
+    push(lines, what, "", different.join("; "));
+}
+
+/// Whether a backup has roles at all.
+pub(super) fn has_globals(source: &dyn Source) -> Result<bool> {
+    for entry in source.entries() {
+        if entry?.path == GLOBALS.as_bytes() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tables_entries_are_found() {
+        let list = ";\n; Archive\n\
+            2; 3079 16384 EXTENSION - vector \n\
+            3300; 0 0 COMMENT - EXTENSION vector \n\
+            215; 1259 16385 TABLE public docs owner\n\
+            216; 1259 16386 TABLE public docs_more owner\n\
+            217; 1259 16387 SEQUENCE public docs_id_seq owner\n\
+            3310; 0 0 SEQUENCE OWNED BY public docs_id_seq owner\n\
+            3311; 2604 1 DEFAULT public docs id owner\n\
+            3312; 0 16385 TABLE DATA public docs owner\n\
+            3313; 0 16386 TABLE DATA public docs_more owner\n\
+            3314; 2606 1 CONSTRAINT public docs docs_pkey owner\n\
+            3315; 1259 2 INDEX public docs_idx owner\n\
+            3316; 1259 3 INDEX public docs_more_idx owner\n\
+            3317; 2606 4 FK CONSTRAINT public docs docs_fk owner\n\
+            3318; 0 0 ACL public TABLE docs owner\n\
+            3319; 0 0 ACL public TABLE docs_more owner\n\
+            3320; 0 0 TABLE other docs owner\n";
+        let table = Table {
+            schema: "public".to_owned(),
+            name: "docs".to_owned(),
+            rows: 0,
+            digest: String::new(),
+            indexes: vec!["docs_idx".to_owned()],
+            sequences: vec!["docs_id_seq".to_owned()],
+        };
+        let kept = entries_of(list, &[&table]);
+        let numbers: Vec<&str> = kept
+            .lines()
+            .filter_map(|line| line.split(';').next())
+            .collect();
+        let expected = "2 215 217 3310 3311 3312 3314 3315 3318";
+        assert_eq!(numbers.join(" "), expected);
+    }
+}

@@ -1,0 +1,201 @@
+//! gc where objects are locked.
+
+use super::world::{COMPONENT, HandClock, World};
+use super::{collect, expired};
+use crate::clock::Clock as _;
+use crate::repository::{backups, layout};
+use crate::storage::bucket::{
+    Bucket, Covered, Lifecycle, LockMode, ObjectLock, ObjectState, Rule, Shelf, Tier,
+};
+use crate::storage::{Capabilities, Key, ObjectMeta, ObjectWriter, Put, SharedStorage, Storage};
+use crate::{Error, Result};
+use chrono::{DateTime, TimeDelta, Utc};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+const DAYS: u16 = 30;
+
+/// A storage in which what was there at first, and is of a class that is locked, is locked; to remove
+/// it before its time is an error, which no test expects.
+struct Locked {
+    inner: SharedStorage,
+    clock: HandClock,
+    until: Mutex<BTreeMap<Key, DateTime<Utc>>>,
+}
+
+impl std::fmt::Debug for Locked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Locked")
+    }
+}
+
+impl Locked {
+    fn lock(&self, key: &Key) {
+        if layout::is_locked_class(key.as_str()) {
+            let until = self.clock.now() + TimeDelta::days(DAYS.into());
+            self.until.lock().unwrap().insert(key.clone(), until);
+        }
+    }
+}
+
+impl Storage for Locked {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+    fn put_if_absent(&self, key: &Key, bytes: &[u8]) -> Result<Put> {
+        self.lock(key);
+        self.inner.put_if_absent(key, bytes)
+    }
+    fn start_object(&self) -> Result<Box<dyn ObjectWriter>> {
+        self.inner.start_object()
+    }
+    fn get(&self, key: &Key, size_max: u64) -> Result<Vec<u8>> {
+        self.inner.get(key, size_max)
+    }
+    fn get_range(&self, key: &Key, offset: u64, length: u64) -> Result<Vec<u8>> {
+        self.inner.get_range(key, offset, length)
+    }
+    fn head(&self, key: &Key) -> Result<Option<ObjectMeta>> {
+        self.inner.head(key)
+    }
+    fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+    fn delete(&self, key: &Key) -> Result<()> {
+        let until = self.until.lock().unwrap().get(key).copied();
+        if until.is_some_and(|until| until > self.clock.now()) {
+            return Err(Error::unavailable("locked", format!("{key} is locked")));
+        }
+        self.inner.delete(key)
+    }
+    fn make_durable(&self, key: &Key) -> Result<()> {
+        self.inner.make_durable(key)
+    }
+    fn bucket(&self) -> Option<&dyn Bucket> {
+        Some(self)
+    }
+}
+
+impl Bucket for Locked {
+    fn object_lock(&self) -> Option<ObjectLock> {
+        Some(ObjectLock {
+            mode: LockMode::Governance,
+            days: DAYS,
+        })
+    }
+    fn locks(&self) -> bool {
+        true
+    }
+    fn check_object_lock(&self) -> Result<()> {
+        Ok(())
+    }
+    fn state(&self, key: &Key) -> Result<Option<ObjectState>> {
+        let until = self.until.lock().unwrap().get(key).copied();
+        Ok(self.inner.head(key)?.map(|_| ObjectState {
+            locked_until: until,
+            lock_mode: until.map(|_| LockMode::Governance),
+            shelf: Shelf::AtHand,
+            class: None,
+        }))
+    }
+    fn lock_until(&self, key: &Key, _: &ObjectState, until: DateTime<Utc>) -> Result<()> {
+        self.until.lock().unwrap().insert(key.clone(), until);
+        Ok(())
+    }
+    fn covered(&self) -> Result<Vec<Covered>> {
+        Ok(Vec::new())
+    }
+    fn archived(&self, _: &str) -> Result<Vec<(Key, String)>> {
+        Ok(Vec::new())
+    }
+    fn retrieve(&self, _: &Key, _: Tier, _: u16) -> Result<()> {
+        Ok(())
+    }
+    fn place(&self) -> (String, String) {
+        ("b".to_owned(), String::new())
+    }
+    fn lifecycle(&self) -> Result<Lifecycle> {
+        Ok(Lifecycle::default())
+    }
+    fn set_lifecycle(&self, _: &str, _: &[Rule]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Everything that is there is locked from now on.
+fn locked(mut world: World) -> (World, Arc<Locked>) {
+    let storage = Arc::new(Locked {
+        inner: SharedStorage::clone(world.repository.storage()),
+        clock: world.clock().clone(),
+        until: Mutex::default(),
+    });
+    for object in world.repository.storage().list("").unwrap() {
+        storage.lock(&object.key);
+    }
+    world.repository = world.repository.with_storage(storage.clone());
+    (world, storage)
+}
+
+#[test]
+fn what_is_locked_goes_when_its_lock_has_ended() {
+    let (world, labels) = expired();
+    let (world, storage) = locked(world);
+    let ends = world.now() + TimeDelta::days(DAYS.into());
+    let packs = world.keys("packs/");
+    // The time to undelete is over, and the day that a plan settles.
+    world.hours(24 * 9);
+    for _ in 0..2 {
+        let report = world.gc().unwrap();
+        let told = report
+            .left
+            .iter()
+            .filter(|line| line.contains("locked until"));
+        assert_eq!(told.count(), 2, "{report:?}");
+        let locks = report.locks.unwrap();
+        assert_eq!((locks.unlocked, locks.extended), (0, 0));
+        assert_eq!(locks.first_ends, Some(ends));
+        world.hours(25);
+    }
+    assert_eq!(world.keys("packs/"), packs);
+    // More than half of the time is over: what is needed is locked on, what is not is not.
+    world.hours(24 * 6);
+    let locks = world.gc().unwrap().locks.unwrap();
+    assert_eq!(locks.extended, locks.needed);
+    assert_eq!(locks.first_ends, Some(world.now() + TimeDelta::days(30)));
+    let of = |label| layout::manifest(COMPONENT, label).unwrap();
+    let until = |label| storage.until.lock().unwrap()[&of(label)];
+    assert_eq!(until(&labels[0]), ends);
+    assert!(until(&labels[2]) > ends);
+    world.hours(24 * 14);
+    let swept = collect(&world);
+    assert_eq!(swept.backups.len(), 2);
+    assert_eq!(world.keys("packs/").len(), 1);
+    let kept = backups::committed(&world.repository, COMPONENT).unwrap();
+    assert_eq!(kept[0].label, labels[2]);
+    world.verify();
+}
+
+/// A pack that a crash has left is garbage at once, and locked all the same.
+#[test]
+fn locked_garbage_is_counted_and_not_planned() {
+    let (world, _) = locked(World::new());
+    world.push_wal(1..=10);
+    world.backup(&[], 3);
+    let key = Key::new("packs/00/01ARZ3NDEKTSV4RRFFQ69G5FAV-0.pack").unwrap();
+    let put = world.repository.storage().put_if_absent(&key, b"left");
+    assert_eq!(put.unwrap(), Put::Created);
+    world.hours(72);
+    let report = world.gc().unwrap();
+    let planned = report.plan.iter().flat_map(|plan| &plan.candidates);
+    assert!(
+        !planned.into_iter().any(|c| c.key == key.as_str()),
+        "{report:?}"
+    );
+    assert!(report.locked.objects >= 1 && report.locked.first_ends.is_some());
+    world.hours(24 * 30);
+    world.settle();
+    assert_eq!(world.repository.storage().head(&key).unwrap(), None);
+}

@@ -1,0 +1,207 @@
+//! The catalog is a cache of the repository.
+//!
+//! What: a repository with backups, policy and audit, and an extension that knows nothing of it; rows that
+//! somebody changed or removed; a recovery to the past of the cluster that holds the tables.
+//! Trap: rows that outlive what they tell of; a policy that a rewound table brings back, and an expire that
+//! follows it; a job that runs again because the tables have forgotten that it ran.
+//! Expectation: after "catalog rebuild", or a moment of the agent's, the tables say what the repository says.
+
+use crate::t610_jobs::{committed, done, installed};
+use pgark_regress::recovery::PATIENCE;
+use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory};
+use std::time::Duration;
+
+const LONG: Duration = Duration::from_secs(90);
+
+const CATALOG: &str = "SELECT md5(string_agg(t::text, E'\\n' ORDER BY t::text)) FROM (
+    SELECT to_jsonb(b) AS t FROM pgark.catalog_backup AS b UNION ALL
+    SELECT to_jsonb(w) FROM pgark.catalog_wal_range AS w UNION ALL
+    SELECT to_jsonb(c) FROM pgark.catalog_cluster AS c UNION ALL
+    SELECT to_jsonb(l) FROM pgark.catalog_timeline AS l UNION ALL
+    SELECT to_jsonb(r) FROM pgark.catalog_recovery_window AS r UNION ALL
+    SELECT to_jsonb(k) FROM pgark.catalog_component AS k UNION ALL
+    SELECT jsonb_build_array(s.name, s.effective) FROM pgark.config_schedule AS s UNION ALL
+    SELECT jsonb_build_array(p.component, p.repository, p.effective) FROM pgark.config_retention AS p) AS x";
+
+#[test]
+fn it_comes_from_the_repository_alone() {
+    let directory = TestDirectory::new("t611_rebuild");
+    let (cluster, pgark) = installed(&directory, Major::Pg15);
+    let missing = pgark.run(&["catalog", "rebuild"]).expect(10).stderr;
+    assert!(missing.contains("extension_missing"), "{missing}");
+    pgark.backup();
+    pgark
+        .run(&["retention", "set", "--keep-last", "7", "--window", "7d"])
+        .expect(0);
+    cluster.psql("CREATE EXTENSION pgark");
+    let first = pgark
+        .run(&["--output", "json", "catalog", "rebuild"])
+        .expect(0)
+        .json();
+    assert_eq!(first["policy_rows"], 1, "{first}");
+    let retention = "SELECT component, coalesce(repository, 'all'), effective ->> 'keep_last', pending FROM pgark.retention";
+    assert_eq!(cluster.psql(retention), "main|all|7|f");
+    assert_eq!(cluster.psql("SELECT count(*) FROM pgark.backup"), "1");
+    // With schedules made in SQL, and another backup.
+    cluster.psql("SELECT pgark.schedule('nightly', '0 2 * * *', 'backup', options => '{\"time_zone\": \"Europe/Berlin\"}')");
+    let agent = pgark.agent(&[]);
+    assert_eq!(done(&cluster, "pgark.request_backup()"), "succeeded");
+    cluster.wait_for("SELECT bool_and(in_effect) FROM pgark.schedule", "t", LONG);
+    cluster.archive_all();
+    let segments = |n: &str| format!("SELECT sum(segments) >= {n} FROM pgark.wal_range");
+    let newest = cluster.psql("SELECT sum(segments) FROM pgark.wal_range");
+    cluster.wait_for(&segments(&newest), "t", LONG);
+    drop(agent);
+    pgark.run(&["catalog", "rebuild"]).expect(0);
+    let before = cluster.psql(CATALOG);
+    let audit = "SELECT count(*) > 1, bool_and(stored) FROM pgark.audit";
+    assert_eq!(cluster.psql(audit), "t|t");
+    // Everything is lost, and comes back.
+    cluster.psql("DROP EXTENSION pgark; CREATE EXTENSION pgark");
+    pgark.run(&["catalog", "rebuild"]).expect(0);
+    assert_eq!(cluster.psql(CATALOG), before);
+    assert_eq!(cluster.psql(audit), "t|t");
+    // A second time there is nothing to do.
+    let again = pgark
+        .run(&["--output", "json", "catalog", "rebuild"])
+        .expect(0)
+        .json();
+    for table in again["tables"].as_array().unwrap() {
+        // Each run of the command sees the repositories at a time of its own.
+        if table["name"] != "repository" {
+            assert_eq!(
+                (&table["written"], &table["removed"]),
+                (&0.into(), &0.into()),
+                "{table}"
+            );
+        }
+    }
+    drift(&cluster, &pgark, &before);
+}
+
+/// What somebody did to the tables is mended by the agent, and what is in order is not written.
+fn drift(cluster: &Cluster<'_>, pgark: &Pgark, before: &str) {
+    cluster.psql(
+        "DELETE FROM pgark.catalog_wal_range; UPDATE pgark.catalog_backup SET bytes_stored = 1 WHERE job_ulid IS NULL;
+         INSERT INTO pgark.catalog_backup SELECT component, 'x', repository, kind, state, started_at, stopped_at
+         FROM pgark.catalog_backup LIMIT 0;
+         UPDATE pgark.catalog_component SET kind = 'redis'",
+    );
+    assert_ne!(cluster.psql(CATALOG), before);
+    let agent = pgark.agent(&[]);
+    cluster.wait_for(CATALOG, before, LONG);
+    // Samples of the clock and the count of objects are news: they arrive each second here.
+    let written = "SELECT sum(n_tup_ins + n_tup_upd + n_tup_del) FROM pg_stat_user_tables WHERE schemaname = 'pgark'
+        AND relname NOT IN ('catalog_timeline', 'catalog_recovery_window', 'catalog_repository')";
+    let settle = || {
+        cluster.psql("SELECT pg_stat_clear_snapshot()");
+        std::thread::sleep(Duration::from_secs(3));
+        cluster.psql(written)
+    };
+    let first = settle();
+    assert_eq!(settle(), first, "a refresh without news writes");
+    drop(agent);
+    // A damaged backup is an alert; one that gc removed is gone.
+    let label = cluster.psql("SELECT min(label) FROM pgark.backup");
+    pgark.run(&["expire", "--backup", &label]).expect(0);
+    pgark.run(&["catalog", "rebuild"]).expect(0);
+    let state = format!("SELECT state FROM pgark.backup WHERE label = '{label}'");
+    assert_eq!(cluster.psql(&state), "expired");
+}
+
+#[test]
+fn a_recovery_to_the_past() {
+    let directory = TestDirectory::new("t611_rewound");
+    let (mut cluster, mut pgark) = installed(&directory, Major::Pg15);
+    cluster.psql("CREATE EXTENSION pgark");
+    let agent = pgark.agent(&[]);
+    assert_eq!(done(&cluster, "pgark.request_backup()"), "succeeded");
+    cluster.psql("SELECT pgark.schedule('nightly', '0 2 * * *', 'backup')");
+    cluster.psql("SELECT pgark.set_retention('main', '{\"keep_last\": 1}')");
+    let holds = |n: u32| {
+        format!("SELECT effective ->> 'keep_last' = '{n}' AND NOT pending FROM pgark.retention")
+    };
+    cluster.wait_for(&holds(1), "t", LONG);
+    drop(agent);
+    // To this moment it will go back: one job is queued, another will have run by then.
+    cluster.psql("SELECT pgark.request_backup()");
+    cluster.psql("SELECT pgark.set_retention('main', '{\"keep_last\": 2}')");
+    let lsn = cluster.psql("SELECT pg_current_wal_lsn()");
+    let agent = pgark.agent(&[]);
+    cluster.wait_for(
+        "SELECT count(*) FROM pgark.job WHERE state = 'succeeded'",
+        "2",
+        LONG,
+    );
+    cluster.psql("SELECT pgark.set_retention('main', '{\"keep_last\": 90}')");
+    cluster.psql("SELECT pgark.unschedule('nightly'); SELECT pgark.schedule('weekly', '0 2 * * 0', 'backup')");
+    cluster.wait_for(&holds(90), "t", LONG);
+    cluster.wait_for(
+        "SELECT string_agg(name, ' ') FROM pgark.schedule WHERE in_effect",
+        "weekly",
+        LONG,
+    );
+    assert_eq!(committed(&pgark), 2);
+    drop(agent);
+    cluster.archive_all();
+    cluster.stop(StopMode::Fast);
+    let mut there = Cluster::over(&directory, Major::Pg15, "b");
+    pgark.restore(&there, &["--target-lsn", &lsn, "--archive", "keep"]);
+    there.recover();
+    assert_eq!(
+        there.psql("SELECT policy ->> 'keep_last', pending FROM pgark.retention"),
+        "2|t"
+    );
+    assert_eq!(there.psql("SELECT name FROM pgark.schedule"), "nightly");
+    assert_eq!(there.psql("SELECT count(*) FROM pgark.backup"), "1");
+    pgark.attach(&there);
+    let _agent = pgark.agent(&[]);
+    // The job ran before the recovery: nothing runs twice.
+    there.wait_for(
+        "SELECT string_agg(state, ' ' ORDER BY id) FROM pgark.job",
+        "succeeded orphaned",
+        LONG,
+    );
+    // The repository's policy wins over what the tables remember, and over what they thought pending.
+    there.wait_for(&holds(90), "t", LONG);
+    let schedules = "SELECT string_agg(name || in_effect, ' ') FROM pgark.schedule";
+    there.wait_for(schedules, "weeklytrue", LONG);
+    there.wait_for(
+        "SELECT count(*) FROM pgark.backup WHERE state = 'live'",
+        "2",
+        LONG,
+    );
+    there.archive_all();
+    // Expire suspends itself, and says so where people look.
+    there.wait_for("SELECT count(*) FROM pgark.alert WHERE code = 'timeline_unexplained' AND cleared_at IS NULL", "1", LONG);
+    let job = there.psql("SELECT pgark.request_expire()");
+    assert_eq!(
+        there.psql(&format!("SELECT pgark.wait({job}, '90 s')")),
+        "failed"
+    );
+    let code = there.psql(&format!(
+        "SELECT error_code FROM pgark.job WHERE id = {job}"
+    ));
+    assert_eq!(code, "timeline_unexplained");
+    let confirmed = pgark
+        .run(&["--output", "json", "expire", "--confirm"])
+        .expect(0)
+        .json();
+    assert_eq!(
+        confirmed["repositories"][0]["expired"]
+            .as_array()
+            .unwrap()
+            .len(),
+        0
+    );
+    assert_eq!(committed(&pgark), 2);
+    assert_eq!(done(&there, "pgark.request_expire()"), "succeeded");
+    there.wait_for("SELECT count(*) FROM pgark.alert WHERE code = 'timeline_unexplained' AND cleared_at IS NULL", "0", PATIENCE);
+    // Confirming changed the policy's record, not what it says.
+    assert_eq!(
+        there.psql("SELECT effective ->> 'keep_last' FROM pgark.retention"),
+        "90"
+    );
+    assert_eq!(done(&there, "pgark.request_backup()"), "succeeded");
+    assert_eq!(committed(&pgark), 3);
+}
