@@ -275,6 +275,40 @@ pub struct CheckLine {
     pub hint: String,
 }
 
+impl CheckLine {
+    /// What is well.
+    #[must_use]
+    pub fn well(name: &str, detail: impl Into<String>) -> Self {
+        Self {
+            name: name.to_owned(),
+            ok: true,
+            detail: detail.into(),
+            hint: String::new(),
+        }
+    }
+
+    /// What is not, and how to mend it.
+    #[must_use]
+    pub fn wrong(name: &str, detail: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            name: name.to_owned(),
+            ok: false,
+            detail: detail.into(),
+            hint: hint.into(),
+        }
+    }
+
+    /// What failed; `hint` where the error has none.
+    #[must_use]
+    pub fn failed(name: &str, error: &crate::Error, hint: &str) -> Self {
+        let detail = match error.detail() {
+            Some(detail) => format!("{error}: {detail}"),
+            None => error.to_string(),
+        };
+        Self::wrong(name, detail, error.hint().unwrap_or(hint))
+    }
+}
+
 /// Holds a store's writers back, so that its capture is of one instant. Dropping it does nothing:
 /// the coordinator writes every lever to its ledger before it is used, and calls
 /// [`Driver::release`] with what the ledger says, after a crash as well.

@@ -149,11 +149,12 @@ fn serve(stream: TcpStream, state: &Mutex<State>) {
             answer
         };
         let text = answer.to_string();
-        let sent = write!(
-            reader.get_mut(),
+        // In one piece: small ones would wait for each other's acknowledgement.
+        let sent = format!(
             "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{text}",
             text.len()
         );
+        let sent = reader.get_mut().write_all(sent.as_bytes());
         if sent.is_err() {
             return;
         }
@@ -307,7 +308,7 @@ impl State {
                 (200, json!({"message": "Datasource added"}))
             }
             _ => {
-                let Some(now) = self.data_sources.get(path[4]) else {
+                let Some(now) = self.data_sources.get(path[3]) else {
                     return refuse(404, "Data source not found");
                 };
                 if now["readOnly"] == true {
@@ -444,7 +445,7 @@ impl State {
                 if !routes.iter().all(muted) {
                     return refuse(400, "mute time interval does not exist");
                 }
-                self.policies = value;
+                self.policies = call.body.clone();
                 (202, json!({}))
             }
             ["alert-rules", name @ ..] => {

@@ -251,6 +251,14 @@ fn every_kind_of_value_comes_back_whole_in_part_and_in_place() {
     bench.restore(into.as_ref(), &backup, &renamed);
     assert_eq!(part.ask(&["GET", "old:session:7"]), "7");
     assert!(bench.evidence(into.as_ref(), &backup, &renamed).ok);
+    // Two keys cannot get one name.
+    let clash = Request {
+        rename: vec![("session:1".to_owned(), "session:2".to_owned())],
+        overwrite: true,
+        ..select(&["session:*"])
+    };
+    let refused = bench.try_restore(into.as_ref(), &backup, &clash);
+    assert!(text(&refused.unwrap_err()).contains("several keys"));
     // In place: that key alone.
     part.ask(&["SET", "session:7", "wrong"]);
     part.ask(&["SET", "session:8", "stays"]);
@@ -457,6 +465,23 @@ fn the_append_only_file_is_captured_restored_under_and_mended() {
         );
         let refused = bench.try_restore(from.as_ref(), &backup, &request);
         assert_eq!(refused.unwrap_err().code(), "component_not_empty", "{name}");
+        // A changed byte is seen.
+        let files = ["appendonlydir/appendonly.aof.1.incr.aof", "dump.rdb"];
+        let file = files.into_iter().map(|file| place.join(file));
+        let file = file.into_iter().find(|file| file.exists()).unwrap();
+        let whole = std::fs::read(&file).unwrap();
+        let mut damaged = whole.clone();
+        let middle = damaged.len() / 2;
+        damaged[middle] ^= 1;
+        std::fs::write(&file, damaged).unwrap();
+        let found = pgark_archiver::component::Driver::evidence(
+            from.as_ref(),
+            &bench.context(),
+            &backup,
+            &request,
+        );
+        assert!(!found.is_ok_and(|found| found.ok), "{name}");
+        std::fs::write(&file, whole).unwrap();
         let mut restored = RedisServer::over(place, Make::Redis7, &arguments);
         restored.again(&[]);
         assert_eq!(own_digest(&restored), expected, "{name}");
@@ -487,6 +512,8 @@ fn the_append_only_file_is_captured_restored_under_and_mended() {
     let done = bench.restore(from.as_ref(), &backup, &select(&["@repair-aof"]));
     assert!(done[0].contains("cut 19 bytes"), "{done:?}");
     assert_eq!(std::fs::read(&file).unwrap(), whole);
+    let mended = bench.evidence(from.as_ref(), &backup, &select(&["@repair-aof"]));
+    assert!(mended.ok, "{mended:?}");
     source.again(&["--aof-load-truncated", "no"]);
     assert_eq!(own_digest(&source), expected);
     // In place while it is down: what is there is moved aside.

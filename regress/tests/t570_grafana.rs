@@ -19,7 +19,7 @@ fn grafana(bench: &Bench, url: &str, more: &str) -> Box<dyn Driver> {
 }
 
 /// A server with everything that refers to something else.
-fn filled() -> FakeGrafana {
+fn filled(dashboards: u64) -> FakeGrafana {
     let server = FakeGrafana::start();
     let mut state = server.state();
     // By name, children come before their parents.
@@ -38,7 +38,7 @@ fn filled() -> FakeGrafana {
         json!({"uid": "panel", "name": "Load", "kind": 1, "folderUid": "b-middle", "version": 4,
             "model": {"type": "graph", "title": "Load"}}),
     );
-    for n in 0..1100 {
+    for n in 0..dashboards {
         let uid = format!("d{n}");
         let dashboard = json!({"id": n, "uid": uid, "title": format!("Dashboard {n}"), "version": 9,
             "panels": [{"libraryPanel": {"uid": "panel"}, "datasource": {"uid": "prom"}}]});
@@ -76,13 +76,13 @@ fn filled() -> FakeGrafana {
 #[test]
 fn objects_come_back_in_order_whole_in_part_and_in_place() {
     let bench = Bench::new("grafana");
-    let source = filled();
+    let source = filled(30);
     let from = grafana(&bench, &source.url(), "");
     let lines = from.check(&bench.context()).unwrap();
     assert!(lines.iter().all(|line| line.ok), "{lines:?}");
     let backup = bench.capture(from.as_ref());
     let point = backup.point();
-    assert_eq!(point.evidence["dashboards"], 1100);
+    assert_eq!(point.evidence["dashboards"], 30);
     assert_eq!(point.evidence["alert-rules"], 2);
     assert!(
         format!("{:?}", point.notes).contains("2 data sources and contact points have secrets")
@@ -124,7 +124,7 @@ fn objects_come_back_in_order_whole_in_part_and_in_place() {
         );
         assert_ne!(state.contact_points["cp"]["settings"]["url"], "[REDACTED]");
         assert_eq!(state.folders["a-leaf"]["parentUid"], "b-middle");
-        assert_eq!(state.dashboards.len(), 1100);
+        assert_eq!(state.dashboards.len(), 30);
         assert_eq!(state.rules.len(), 3);
         assert_eq!(state.policies, source.state().policies);
         assert_eq!(
@@ -216,9 +216,11 @@ fn objects_come_back_in_order_whole_in_part_and_in_place() {
 #[test]
 fn what_goes_wrong_is_told() {
     let bench = Bench::new("grafana-wrong");
-    let source = filled();
+    // More than one page of a list.
+    let source = filled(1100);
     let from = grafana(&bench, &source.url(), "");
     let mut backup = bench.capture(from.as_ref());
+    assert_eq!(backup.point().evidence["dashboards"], 1100);
     // A wrong token; nobody there; a word that selects nothing; a secret that cannot be read.
     bench.directory.file("bad", "hunter2");
     let bad = format!(

@@ -136,9 +136,9 @@ impl Sink for MemorySink {
                 .bytes_max
                 .is_some_and(|most| held + bytes.len() as u64 > most)
             {
-                return Err(Error::unavailable(
-                    "disk_full",
-                    "the backup in memory is full",
+                return Err(Error::io(
+                    "could not write to the backup in memory",
+                    std::io::ErrorKind::StorageFull.into(),
                 ));
             }
         }

@@ -85,8 +85,9 @@ pub fn run(
             &[],
         )
         .map_err(|e| {
+            let kind = e.kind();
             Error::new(
-                e.kind(),
+                kind,
                 "reconcile_query",
                 format!("the query of [component.{component}.reconcile] failed"),
             )

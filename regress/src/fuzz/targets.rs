@@ -1,6 +1,7 @@
 //! One function per parser. They assert what must hold of whatever parses.
 
 mod repository;
+mod stores;
 
 use super::Target;
 use pgark_archiver::postgres::backup_label::BackupLabelFile;
@@ -37,6 +38,8 @@ pub const TARGETS: &[Target] = &[
     ("object", repository::object),
     ("wal_container", repository::wal_container),
     ("commit_index", repository::commit_index),
+    ("rdb", stores::rdb),
+    ("aof", stores::aof_commands),
 ];
 
 fn control_file(input: &[u8]) {

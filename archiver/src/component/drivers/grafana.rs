@@ -102,14 +102,18 @@ impl Driver for Grafana {
     }
 
     fn check(&self, context: &Context<'_>) -> Result<Vec<CheckLine>> {
+        const HINT: &str = "Look at url, and give the service account the role Admin.";
         let mut lines = Vec::new();
         let api = match self.api(None) {
             Ok(api) => api,
-            Err(error) => return Ok(vec![failure("server", &error)]),
+            Err(error) => return Ok(vec![CheckLine::failed("server", &error, HINT)]),
         };
         match api.version() {
-            Ok(version) => lines.push(well("server", format!("{version}, {}", api.name()))),
-            Err(error) => return Ok(vec![failure("server", &error)]),
+            Ok(version) => lines.push(CheckLine::well(
+                "server",
+                format!("{version}, {}", api.name()),
+            )),
+            Err(error) => return Ok(vec![CheckLine::failed("server", &error, HINT)]),
         }
         for (name, path) in [
             ("folders", "api/folders"),
@@ -121,8 +125,8 @@ impl Driver for Grafana {
             context.cancel.check()?;
             let segments: Vec<&str> = path.split('/').collect();
             match api.get(&segments, &[]) {
-                Ok(_) => lines.push(well(name, "can be read")),
-                Err(error) => lines.push(failure(name, &error)),
+                Ok(_) => lines.push(CheckLine::well(name, "can be read")),
+                Err(error) => lines.push(CheckLine::failed(name, &error, HINT)),
             }
         }
         Ok(lines)
@@ -162,26 +166,5 @@ impl Driver for Grafana {
 
     fn release(&self, _context: &Context<'_>, _lever: &Lever) -> Result<()> {
         Ok(())
-    }
-}
-
-fn well(name: &str, detail: impl Into<String>) -> CheckLine {
-    CheckLine {
-        name: name.to_owned(),
-        ok: true,
-        detail: detail.into(),
-        hint: String::new(),
-    }
-}
-
-fn failure(name: &str, error: &Error) -> CheckLine {
-    CheckLine {
-        name: name.to_owned(),
-        ok: false,
-        detail: format!("{error}: {}", error.detail().unwrap_or_default()),
-        hint: error
-            .hint()
-            .unwrap_or("Look at url, and give the service account the role Admin.")
-            .to_owned(),
     }
 }

@@ -104,11 +104,9 @@ fn text<'v>(value: &'v Value, key: &str) -> &'v str {
 }
 
 fn line(name: &str, ok: bool, detail: impl Into<String>, hint: &str) -> CheckLine {
-    CheckLine {
-        name: name.to_owned(),
-        ok,
-        detail: detail.into(),
-        hint: if ok { String::new() } else { hint.to_owned() },
+    match ok {
+        true => CheckLine::well(name, detail),
+        false => CheckLine::wrong(name, detail, hint),
     }
 }
 
@@ -132,11 +130,8 @@ impl Driver for Prometheus {
         });
         match asked {
             Err(error) => {
-                let hint = error
-                    .hint()
-                    .unwrap_or("Look whether it runs, and at url.")
-                    .to_owned();
-                lines.push(line("server", false, error.to_string(), &hint));
+                const HINT: &str = "Look whether it runs, and at url of the component.";
+                lines.push(CheckLine::failed("server", &error, HINT));
             }
             Ok((http, build, flags, runtime)) => {
                 let version = text(&build, "version");

@@ -170,7 +170,14 @@ impl Driver for Redis {
         request: &Request,
     ) -> Result<Evidence> {
         match self.target(request, context)? {
-            Target::Folder(folder) => evidence::compare_folder(&folder, context, source),
+            Target::Folder(folder) => {
+                let restored = match request.select.as_slice() {
+                    [one] if one == REPAIR => evidence::Restored::Mended,
+                    [one] if one == select::APPEND_ONLY => evidence::Restored::AppendOnly,
+                    _ => evidence::Restored::DataSet,
+                };
+                evidence::compare_folder(&folder, context, source, restored)
+            }
             Target::Server(address) => {
                 evidence::compare(&self.settings, &address, context, source, request)
             }

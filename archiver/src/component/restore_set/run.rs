@@ -6,14 +6,13 @@ use crate::cancel::CancelToken;
 use crate::clock::{SharedClock, deadline};
 use crate::component::hooks::Hook;
 use crate::component::source::OpenSource;
-use crate::component::{Driver, Evidence, Request, backup, health, restore};
+use crate::component::{Driver, Evidence, Request, health, restore};
 use crate::config::Config;
 use crate::config::component::Common;
 use crate::{Error, Result};
 use pgark_types::BackupLabel;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 const POLL: Duration = Duration::from_millis(500);
@@ -145,6 +144,13 @@ impl Execution<'_> {
         })
     }
 
+    fn source(&self, component: &str) -> Result<&OpenSource> {
+        self.sources.get(component).ok_or_else(|| {
+            let message = format!("the backup of \"{component}\" was not opened");
+            Error::internal("source_missing", message)
+        })
+    }
+
     /// While services still run: a store that is stopped cannot be captured.
     fn safety_backups(&self) -> Result<BTreeMap<String, BackupLabel>> {
         let mut taken = BTreeMap::new();
@@ -154,35 +160,18 @@ impl Execution<'_> {
         for step in &self.plan.steps {
             self.cancel.check()?;
             let name = &step.component;
-            let note = format!("before the restore of {}", step.choice.backup.label);
-            let options = backup::Options {
-                annotations: [(restore::SAFETY.to_owned(), note)].into(),
-                ..backup::Options::default()
-            };
-            let driver = self.driver(name)?;
-            let bytes = AtomicU64::new(0);
-            match backup::run(
+            let source = self.source(name)?;
+            let (driver, options) = (self.driver(name)?, in_place(false));
+            let saved = restore::save(
                 self.config,
                 name,
                 driver,
+                source,
                 &options,
                 self.clock,
                 self.cancel,
-                &bytes,
-            ) {
-                Ok(backup) => drop(taken.insert(name.clone(), backup.label.label)),
-                Err(error) if error.code() == "all_paths_missing" => {}
-                Err(error) if error.code() == "cancelled" => return Err(error),
-                Err(error) => {
-                    let kind = error.kind();
-                    let message = format!(
-                        "what is there of \"{name}\" could not be backed up: nothing was restored"
-                    );
-                    return Err(Error::new(kind, "safety_backup_failed", message)
-                        .with_source(error)
-                        .with_hint("Mend that, leave the component out with --component, or go without it: --no-safety-backup."));
-                }
-            }
+            )?;
+            taken.extend(saved.map(|label| (name.clone(), label)));
         }
         Ok(taken)
     }
@@ -274,21 +263,9 @@ impl Execution<'_> {
         self.cancel.check()?;
         let name = &step.component;
         let driver = self.driver(name)?;
-        let source = self.sources.get(name).ok_or_else(|| {
-            Error::internal(
-                "source_missing",
-                format!("the backup of \"{name}\" was not opened"),
-            )
-        })?;
-        let options = restore::Options {
-            request: Request {
-                overwrite: true,
-                ..Request::default()
-            },
-            // It was taken when services still ran.
-            without_safety: true,
-            ..restore::Options::default()
-        };
+        let source = self.source(name)?;
+        // The safety backup was taken when services still ran.
+        let options = in_place(true);
         tracing::info!(component = name, backup = %step.choice.backup.label, "restore begins");
         let restored = restore::run(
             self.config,
@@ -345,5 +322,17 @@ impl Execution<'_> {
         let lines = health::check(self.config, name, driver, self.cancel)?;
         let bad = lines.into_iter().find(|line| !line.ok);
         Ok(bad.map(|line| format!("{}: {}", line.name, line.detail)))
+    }
+}
+
+/// Everything, over what is there.
+fn in_place(without_safety: bool) -> restore::Options {
+    restore::Options {
+        request: Request {
+            overwrite: true,
+            ..Request::default()
+        },
+        without_safety,
+        ..restore::Options::default()
     }
 }

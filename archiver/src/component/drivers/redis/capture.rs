@@ -154,8 +154,10 @@ impl Read for Produced<'_> {
             match self.writer.take().map(ScopedJoinHandle::join) {
                 Some(Ok(Err(error))) => return Err(carry(error)),
                 Some(Err(_)) => {
-                    let text = "the reader of the keys ended early";
-                    return Err(carry(Error::internal("component_not_read", text)));
+                    return Err(carry(Error::internal(
+                        "component_not_read",
+                        "the reader of the keys ended early",
+                    )));
                 }
                 Some(Ok(Ok(()))) | None => {}
             }

@@ -4,38 +4,14 @@ use super::aof;
 use super::connection::{Connection, Reply};
 use super::server::Server;
 use super::settings::{Address, Method, Settings};
+use crate::Result;
 use crate::component::{CheckLine, Context};
-use crate::{Error, Result};
 use std::path::Path;
+
+const REACH: &str = "Look whether the server runs, and at url of the component.";
 
 /// What a restore sends.
 const RESTORE_COMMANDS: [&[&str]; 3] = [&["RESTORE", "k", "0", "v"], &["FLUSHALL"], &["DUMP", "k"]];
-
-fn well(name: &str, detail: impl Into<String>) -> CheckLine {
-    CheckLine {
-        name: name.to_owned(),
-        ok: true,
-        detail: detail.into(),
-        hint: String::new(),
-    }
-}
-
-fn wrong(name: &str, detail: impl Into<String>, hint: impl Into<String>) -> CheckLine {
-    CheckLine {
-        name: name.to_owned(),
-        ok: false,
-        detail: detail.into(),
-        hint: hint.into(),
-    }
-}
-
-fn failure(name: &str, error: &Error) -> CheckLine {
-    let detail = match error.detail() {
-        Some(detail) => format!("{error}: {detail}"),
-        None => error.to_string(),
-    };
-    wrong(name, detail, error.hint().unwrap_or_default())
-}
 
 /// Looks.
 ///
@@ -45,7 +21,7 @@ pub(super) fn check(settings: &Settings, context: &Context<'_>) -> Result<Vec<Ch
     let mut lines = Vec::new();
     match reach(settings, context) {
         Ok((mut connection, server)) => {
-            lines.push(well(
+            lines.push(CheckLine::well(
                 "server",
                 format!("{} at {}", server.version(), connection.address()),
             ));
@@ -63,7 +39,7 @@ pub(super) fn check(settings: &Settings, context: &Context<'_>) -> Result<Vec<Ch
         }
         Err(error) => {
             context.cancel.check()?;
-            lines.push(failure("server", &error));
+            lines.push(CheckLine::failed("server", &error, REACH));
             // What keeps it from starting may be there to see.
             if error.code() == "redis_unreachable"
                 && let Some(dir) = &settings.data_dir
@@ -106,7 +82,10 @@ fn replication(
 ) -> Result<CheckLine> {
     const NAME: &str = "snapshot";
     if settings.method == Method::Scan {
-        return Ok(well(NAME, "key by key, as method says: not of one instant"));
+        return Ok(CheckLine::well(
+            NAME,
+            "key by key, as method says: not of one instant",
+        ));
     }
     let refused = match connection.ask(&["REPLCONF", "capa", "eof"])? {
         Reply::Error(text) => Some(text),
@@ -117,15 +96,17 @@ fn replication(
     };
     Ok(match (refused, settings.method) {
         (None, _) => match server.field("loading") {
-            Some("1") => wrong(NAME, "the server loads its data", "Wait until it is done."),
-            _ => well(NAME, "as a replica: of one exact instant"),
+            Some("1") => {
+                CheckLine::wrong(NAME, "the server loads its data", "Wait until it is done.")
+            }
+            _ => CheckLine::well(NAME, "as a replica: of one exact instant"),
         },
-        (Some(why), Method::Psync) => wrong(
+        (Some(why), Method::Psync) => CheckLine::wrong(
             NAME,
             format!("the server lets us not replicate: {why}"),
             "ACL SETUSER <user> +psync +replconf +ping +info +time",
         ),
-        (Some(why), _) => well(NAME, format!("key by key, not of one instant: {why}")),
+        (Some(why), _) => CheckLine::well(NAME, format!("key by key, not of one instant: {why}")),
     })
 }
 
@@ -146,9 +127,9 @@ fn rights_to_restore(
         }
     }
     Ok(match missing.is_empty() {
-        true => Some(well(NAME, "restore, dump, flushall")),
+        true => Some(CheckLine::well(NAME, "restore, dump, flushall")),
         // A user for backups alone is a good thing.
-        false => Some(well(
+        false => Some(CheckLine::well(
             NAME,
             format!(
                 "the user may not {}: backups work, a restore over the network does not",
@@ -164,8 +145,11 @@ fn role(server: &Server) -> Option<CheckLine> {
         return None;
     }
     match server.field("master_link_status") {
-        Some("up") => Some(well(NAME, "a replica: a backup is of what it has received")),
-        link => Some(wrong(
+        Some("up") => Some(CheckLine::well(
+            NAME,
+            "a replica: a backup is of what it has received",
+        )),
+        link => Some(CheckLine::wrong(
             NAME,
             format!(
                 "a replica whose link to its primary is {}",
@@ -179,14 +163,14 @@ fn role(server: &Server) -> Option<CheckLine> {
 fn persistence(server: &Server) -> Vec<CheckLine> {
     let mut lines = Vec::new();
     if server.field("rdb_last_bgsave_status") == Some("err") {
-        lines.push(wrong(
+        lines.push(CheckLine::wrong(
             "server's own snapshots",
             "the last one failed",
             "Look at the server's log: its disk may be full, or vm.overcommit_memory must be 1.",
         ));
     }
     if server.field("aof_last_write_status") == Some("err") {
-        lines.push(wrong(
+        lines.push(CheckLine::wrong(
             "append-only file",
             "the last write failed",
             "Look at the server's disk: it takes no writes until that is mended.",
@@ -201,7 +185,7 @@ fn memory(server: &Server) -> Option<CheckLine> {
     let total = server.number("total_system_memory")?;
     let detail = format!("{used} of {total} bytes in use");
     (used > total / 2).then(|| {
-        wrong(
+        CheckLine::wrong(
             "memory",
             format!("{detail}: a snapshot under many writes may need as much again"),
             "Back up while little is written, give the host memory, and set vm.overcommit_memory = 1.",
@@ -212,8 +196,8 @@ fn memory(server: &Server) -> Option<CheckLine> {
 fn data_dir(dir: &Path, server: &Server) -> CheckLine {
     const NAME: &str = "data_dir";
     match (aof::Layout::find(dir), server.has_append_only()) {
-        (Err(error), _) => failure(NAME, &error),
-        (Ok(None), true) => wrong(
+        (Err(error), _) => CheckLine::failed(NAME, &error, ""),
+        (Ok(None), true) => CheckLine::wrong(
             NAME,
             format!(
                 "no append-only file in {}, though the server writes one",
@@ -221,11 +205,11 @@ fn data_dir(dir: &Path, server: &Server) -> CheckLine {
             ),
             "Set data_dir to the server's own directory: CONFIG GET dir.",
         ),
-        (Ok(None), false) => well(
+        (Ok(None), false) => CheckLine::well(
             NAME,
             format!("{}, without an append-only file", dir.display()),
         ),
-        (Ok(Some(layout)), _) => well(
+        (Ok(Some(layout)), _) => CheckLine::well(
             NAME,
             format!(
                 "{}, {} append-only files",
@@ -239,10 +223,10 @@ fn data_dir(dir: &Path, server: &Server) -> CheckLine {
 fn append_only(dir: &Path, context: &Context<'_>) -> CheckLine {
     const NAME: &str = "append-only file";
     match aof::check(dir, context.scratch) {
-        Err(error) => failure(NAME, &error),
-        Ok(aof::State::Absent) => well(NAME, "none"),
-        Ok(aof::State::Whole(bytes)) => well(NAME, format!("whole, {bytes} bytes")),
-        Ok(aof::State::Repairable(flaw)) => wrong(
+        Err(error) => CheckLine::failed(NAME, &error, ""),
+        Ok(aof::State::Absent) => CheckLine::well(NAME, "none"),
+        Ok(aof::State::Whole(bytes)) => CheckLine::well(NAME, format!("whole, {bytes} bytes")),
+        Ok(aof::State::Repairable(flaw)) => CheckLine::wrong(
             NAME,
             format!(
                 "\"{}\" is damaged ({}): it can be cut back to byte {}, {} bytes are lost",
@@ -253,7 +237,7 @@ fn append_only(dir: &Path, context: &Context<'_>) -> CheckLine {
             ),
             "Restore with --select @repair-aof, which keeps the original, or restore a backup.",
         ),
-        Ok(aof::State::Lost(flaw)) => wrong(
+        Ok(aof::State::Lost(flaw)) => CheckLine::wrong(
             NAME,
             format!(
                 "\"{}\" is damaged beyond repair: {}",

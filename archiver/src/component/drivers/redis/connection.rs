@@ -5,7 +5,7 @@ use super::settings::{Address, Settings};
 use super::stream::Stream;
 use crate::cancel::CancelToken;
 use crate::storage::s3::settings::secret;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
 use std::io::{ErrorKind as Io, Read, Write};
 use std::time::{Duration, Instant};
 
@@ -275,58 +275,57 @@ impl<'a> Connection<'a> {
 
     /// The error for a command that was refused with `text`.
     pub(super) fn refused(&self, command: &str, text: &str) -> Error {
+        const AUTH: &str = "Look at username and password of the component.";
+        let at = &self.address;
         let word = text.split(' ').next().unwrap_or_default();
-        let (kind, code, hint) = match word {
-            "NOAUTH" | "WRONGPASS" => (
-                ErrorKind::Invalid,
+        let error = match word {
+            "NOAUTH" | "WRONGPASS" => Error::invalid(
                 "redis_auth",
-                "Look at username and password of the component.",
-            ),
-            "NOPERM" => (
-                ErrorKind::Invalid,
+                format!("the Redis server at {at} refused {command}"),
+            )
+            .with_hint(AUTH),
+            "NOPERM" => Error::invalid(
                 "redis_rights",
-                "Give the ACL user the rights that docs/guide/components/redis.md lists.",
-            ),
-            "LOADING" => (
-                ErrorKind::Unavailable,
+                format!("the Redis server at {at} does not allow {command}"),
+            )
+            .with_hint("Give the ACL user the rights that docs/guide/components/redis.md lists."),
+            "LOADING" => Error::unavailable(
                 "redis_loading",
-                "The server loads its data; try again when it is done.",
-            ),
-            "OOM" => (
-                ErrorKind::Unavailable,
+                format!("the Redis server at {at} loads its data: it refused {command}"),
+            )
+            .with_hint("Try again when it is done."),
+            "OOM" => Error::unavailable(
                 "redis_full",
-                "Raise maxmemory of the server, then run the command again.",
-            ),
-            "READONLY" => (
-                ErrorKind::Invalid,
+                format!("the Redis server at {at} is full: it refused {command}"),
+            )
+            .with_hint("Raise maxmemory of the server, then run the command again."),
+            "READONLY" => Error::invalid(
                 "redis_read_only",
-                "It is a replica: restore into its primary.",
-            ),
+                format!("the Redis server at {at} is a replica: it refused {command}"),
+            )
+            .with_hint("Restore into its primary."),
             "NOMASTERLINK" | "MASTERDOWN" | "BUSY" | "TRYAGAIN" | "CLUSTERDOWN" => {
-                (ErrorKind::Unavailable, "redis_busy", "")
+                Error::unavailable(
+                    "redis_busy",
+                    format!("the Redis server at {at} cannot do {command} now"),
+                )
             }
-            "MISCONF" => (
-                ErrorKind::Unavailable,
+            "MISCONF" => Error::unavailable(
                 "redis_cannot_save",
-                "The server cannot write its own snapshot: look at its disk and its log.",
-            ),
-            _ if text.contains("AUTH") || text.contains("invalid password") => (
-                ErrorKind::Invalid,
+                format!("the Redis server at {at} cannot write to its disk: it refused {command}"),
+            )
+            .with_hint("Look at the server's disk and its log."),
+            _ if text.contains("AUTH") || text.contains("invalid password") => Error::invalid(
                 "redis_auth",
-                "Look at username and password of the component.",
+                format!("the Redis server at {at} refused {command}"),
+            )
+            .with_hint(AUTH),
+            _ => Error::invalid(
+                "redis_refused",
+                format!("the Redis server at {at} refused {command}"),
             ),
-            _ => (ErrorKind::Invalid, "redis_refused", ""),
         };
-        let error = Error::new(
-            kind,
-            code,
-            format!("the Redis server at {} refused {command}", self.address),
-        )
-        .with_detail(format!("It said: {text}"));
-        match hint {
-            "" => error,
-            hint => error.with_hint(hint),
-        }
+        error.with_detail(format!("It said: {text}"))
     }
 }
 

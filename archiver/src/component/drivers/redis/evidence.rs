@@ -1,16 +1,21 @@
 //! The proof of a restore: every key of the backup compared with what the server answers for it, value and
 //! expiry, not counted.
 
+use super::capture::SNAPSHOT;
 use super::connection::{Connection, Reply, command};
+use super::psync::uncarry;
 use super::rdb::{self, Digest, Head, Item};
 use super::restore::{open, shown};
 use super::select::Selection;
 use super::server::Server;
 use super::settings::{Address, Settings};
-use crate::Result;
+use super::{aof, offline, summary};
 use crate::component::{Context, Evidence, EvidenceLine, Request, Source};
+use crate::{Error, Result};
 use chrono::Utc;
 use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
 use std::time::Duration;
 
 /// Keys that are asked for at once.
@@ -288,41 +293,39 @@ fn line(what: String, expected: String, found: String) -> EvidenceLine {
     }
 }
 
+/// What was restored into a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Restored {
+    /// The data set.
+    DataSet,
+    /// The append-only file as it was captured.
+    AppendOnly,
+    /// Nothing: an append-only file was mended.
+    Mended,
+}
+
 /// Compares a directory with the backup: its files are read again.
 ///
 /// # Errors
 /// Those of the source; kind Unavailable when a file cannot be read.
 pub(super) fn compare_folder(
-    folder: &std::path::Path,
+    folder: &Path,
     context: &Context<'_>,
     source: &dyn Source,
+    restored: Restored,
 ) -> Result<Evidence> {
-    use super::capture::SNAPSHOT;
-    let expected = super::summary::read(source.read(SNAPSHOT.as_bytes())?, context.scratch)?;
-    let mut lines = Vec::new();
-    let path = folder.join(SNAPSHOT);
-    if path.exists() {
-        let file = std::fs::File::open(&path)
-            .map_err(|e| crate::Error::io(format!("could not read \"{}\"", path.display()), e))?;
-        let found = super::summary::read(file, context.scratch)?;
-        for (db, content) in &expected.databases {
-            let there = found.databases.get(db).cloned().unwrap_or_default();
-            lines.push(line(
-                format!("content of db {db} in {SNAPSHOT}"),
-                content.digest.to_string(),
-                there.digest.to_string(),
-            ));
+    let mut lines = match restored {
+        Restored::DataSet => data_set(folder, context, source)?,
+        Restored::AppendOnly => captured_files(folder, source)?,
+        Restored::Mended => Vec::new(),
+    };
+    let state = match aof::check(folder, context.scratch)? {
+        // A server without one has none.
+        aof::State::Absent if restored != Restored::DataSet || lines.is_empty() => {
+            "absent".to_owned()
         }
-        lines.push(line(
-            format!("databases in {SNAPSHOT}"),
-            expected.databases.len().to_string(),
-            found.databases.len().to_string(),
-        ));
-    }
-    let state = match super::aof::check(folder, context.scratch)? {
-        super::aof::State::Absent if lines.is_empty() => "absent".to_owned(),
-        super::aof::State::Absent | super::aof::State::Whole(_) => "whole".to_owned(),
-        super::aof::State::Repairable(flaw) | super::aof::State::Lost(flaw) => flaw.why,
+        aof::State::Absent | aof::State::Whole(_) => "whole".to_owned(),
+        aof::State::Repairable(flaw) | aof::State::Lost(flaw) => flaw.why,
     };
     lines.push(line(
         "append-only file".to_owned(),
@@ -333,4 +336,53 @@ pub(super) fn compare_folder(
         ok: lines.iter().all(|line| line.ok),
         lines,
     })
+}
+
+fn open_file(path: &Path) -> Result<std::fs::File> {
+    std::fs::File::open(path)
+        .map_err(|e| Error::io(format!("could not read \"{}\"", path.display()), e))
+}
+
+/// The contents of the RDB file: every value.
+fn data_set(
+    folder: &Path,
+    context: &Context<'_>,
+    source: &dyn Source,
+) -> Result<Vec<EvidenceLine>> {
+    let expected = summary::read(source.read(SNAPSHOT.as_bytes())?, context.scratch)?;
+    let found = summary::read(open_file(&folder.join(SNAPSHOT))?, context.scratch)?;
+    let mut lines = vec![line(
+        format!("databases in {SNAPSHOT}"),
+        expected.databases.len().to_string(),
+        found.databases.len().to_string(),
+    )];
+    for (db, content) in &expected.databases {
+        let there = found.databases.get(db).cloned().unwrap_or_default();
+        lines.push(line(
+            format!("content of db {db} in {SNAPSHOT}"),
+            content.digest.to_string(),
+            there.digest.to_string(),
+        ));
+    }
+    Ok(lines)
+}
+
+/// Every byte of the captured append-only file.
+fn captured_files(folder: &Path, source: &dyn Source) -> Result<Vec<EvidenceLine>> {
+    let digest = |from: &mut dyn Read, what: &str| {
+        let mut hasher = blake3::Hasher::new();
+        std::io::copy(from, &mut hasher).map_err(|e| uncarry(e, what))?;
+        Ok::<_, Error>(hasher.finalize().to_hex().to_string())
+    };
+    let mut lines = Vec::new();
+    for path in offline::captured_append_only(source)? {
+        let name = offline::in_folder(&path);
+        let expected = digest(&mut source.read(&path)?, &name)?;
+        let found = match open_file(&folder.join(&name)) {
+            Ok(mut file) => digest(&mut file, &name)?,
+            Err(error) => error.to_string(),
+        };
+        lines.push(line(format!("content of {name}"), expected, found));
+    }
+    Ok(lines)
 }

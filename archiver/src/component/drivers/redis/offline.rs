@@ -198,7 +198,7 @@ fn occupied(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// The paths of the append-only file within the backup.
-fn captured_append_only(source: &dyn Source) -> Result<Vec<Vec<u8>>> {
+pub(super) fn captured_append_only(source: &dyn Source) -> Result<Vec<Vec<u8>>> {
     let prefix = format!("{APPEND_ONLY}/");
     let mut paths = Vec::new();
     for entry in source.entries() {
@@ -211,7 +211,7 @@ fn captured_append_only(source: &dyn Source) -> Result<Vec<Vec<u8>>> {
 }
 
 /// Where a file of the backup's append-only file goes.
-fn in_folder(path: &[u8]) -> String {
+pub(super) fn in_folder(path: &[u8]) -> String {
     let name = path.strip_prefix(APPEND_ONLY.as_bytes()).unwrap_or(path);
     let name = String::from_utf8_lossy(name);
     match name.trim_start_matches('/') {

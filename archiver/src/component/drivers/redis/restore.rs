@@ -10,7 +10,7 @@ use super::server::Server;
 use super::settings::{Address, Settings};
 use crate::component::{Context, Request, Source};
 use crate::{Error, Result};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::Read;
 
 /// Redis's own limit of one argument, unless it was raised.
@@ -164,6 +164,7 @@ fn plan(context: &Context<'_>, source: &dyn Source, selection: &Selection) -> Re
         ..Plan::default()
     };
     let mut before = reader.offset();
+    let mut names = HashSet::new();
     while let Some(item) = reader.next(|_| false).map_err(whole_only)? {
         context.cancel.check()?;
         let bytes = reader.offset() - before;
@@ -177,6 +178,17 @@ fn plan(context: &Context<'_>, source: &dyn Source, selection: &Selection) -> Re
             Item::Module(name) => drop(plan.modules.insert(name)),
             Item::Key(key) if selection.takes(&key.head) => {
                 *plan.keys.entry(key.head.db).or_default() += 1;
+                // Only new names can meet.
+                if selection.renames() && !names.insert(name_hash(&key.head, selection)) {
+                    return Err(Error::invalid(
+                        "component_select",
+                        format!(
+                            "several keys of the backup would be called {}",
+                            shown(&selection.name(&key.head.name))
+                        ),
+                    )
+                    .with_hint("Select fewer keys, or choose another new name."));
+                }
                 if bytes > plan.largest.0 {
                     plan.largest = (bytes, key.head.name);
                 }
@@ -185,6 +197,14 @@ fn plan(context: &Context<'_>, source: &dyn Source, selection: &Selection) -> Re
         }
     }
     Ok(plan)
+}
+
+fn name_hash(key: &Head, selection: &Selection) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&key.db.to_le_bytes());
+    hasher.update(&selection.name(&key.name));
+    let hash = hasher.finalize();
+    hash.as_bytes().first_chunk().copied().unwrap_or_default()
 }
 
 fn whole_only(error: Error) -> Error {

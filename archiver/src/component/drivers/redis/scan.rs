@@ -2,6 +2,7 @@
 //! different instants. What comes out is an RDB file like any other.
 
 use super::connection::{Connection, Reply, command};
+use super::psync::uncarry;
 use super::rdb::write::Writer;
 use super::rdb::{self, FOOTER_BYTES};
 use super::server::Server;
@@ -57,8 +58,9 @@ pub(super) fn write(
     for (db, _) in server.databases() {
         scan.database(context, db, version, &mut writer)?;
     }
-    writer.finish()?;
-    Ok(())
+    // A buffer that is merely dropped would keep its failure to itself.
+    let flushed = writer.finish()?.flush();
+    flushed.map_err(|e| uncarry(e, "could not hand on the snapshot"))
 }
 
 struct Scan<'a> {

@@ -81,6 +81,12 @@ impl Selection {
         self.patterns.is_empty()
     }
 
+    /// Whether keys may get other names.
+    #[must_use]
+    pub(super) fn renames(&self) -> bool {
+        !self.rename.is_empty()
+    }
+
     /// Whether this key is meant.
     #[must_use]
     pub(super) fn takes(&self, key: &Head) -> bool {
