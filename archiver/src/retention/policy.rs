@@ -19,7 +19,7 @@ struct Record {
     retention: RetentionPolicy,
     /// Timelines of a recovery to the past that an operator knows of.
     #[serde(default)]
-    pub(super) confirmed: Vec<Confirmed>,
+    confirmed: Vec<Confirmed>,
     /// The schedules of the cluster of this name, in the form that the extension checked; absent: none
     /// were ever set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -46,7 +46,7 @@ pub struct Kept {
     pub retention: RetentionPolicy,
     /// The cluster's schedules, as `pgark_types::schedule` has them; `None`: none were ever set.
     pub schedules: Option<Vec<Value>>,
-    pub(super) confirmed: Vec<Confirmed>,
+    confirmed: Vec<Confirmed>,
 }
 
 impl Kept {
