@@ -37,12 +37,12 @@ mod t435_s3_access;
 mod t440_several_repositories;
 mod t441_failover;
 mod t500_files;
+mod t530_chroma;
+mod t540_postgres_dump;
 mod t600_extension_sql;
 mod t601_extension_rights;
 mod t602_extension_queue;
 mod t603_extension_schedules;
-mod t530_chroma;
-mod t540_postgres_dump;
 // A part of the full tier of its own.
 #[cfg(feature = "pg18")]
 mod t400_postgres_18;

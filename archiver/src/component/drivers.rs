@@ -1,7 +1,7 @@
 //! The drivers, one file each, and which kind is whose.
 
-pub mod files;
 pub mod chroma;
+pub mod files;
 mod http;
 pub mod postgres_dump;
 

@@ -227,7 +227,8 @@ impl Kept {
                         let (manifest, _) =
                             backups::committed_manifest(run.repository, &component, &label)?;
                         let objects = manifest.objects().iter();
-                        kept.objects.extend(objects.map(|object| object.key.clone()));
+                        kept.objects
+                            .extend(objects.map(|object| object.key.clone()));
                         label
                     }
                     // Its first lock is young.
