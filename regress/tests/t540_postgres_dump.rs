@@ -313,6 +313,16 @@ fn pgvector_comes_back_with_its_indexes() {
     let copy = request(&["rag"], &[("rag", "rag2")], false);
     setting.restore(&*driver, &backup, &copy).unwrap();
     setting.assert_agrees(&*driver, &backup, &copy);
+    // All of it into an empty server, whose own "postgres" holds nothing and gives way.
+    let empty = Cluster::builder(&setting.directory, Major::Pg17, "b").start();
+    let target = self::driver(&empty, "");
+    setting
+        .restore(&*target, &backup, &Request::default())
+        .unwrap();
+    setting.assert_agrees(&*target, &backup, &Request::default());
+    let again = setting.restore(&*target, &backup, &Request::default());
+    assert_eq!(again.unwrap_err().code(), "dump_database_exists");
+    assert_eq!(names(&empty), "postgres rag template0 template1");
     cluster.psql("CREATE DATABASE part");
     let table = request(&["rag/public.items"], &[("rag", "part")], false);
     setting.restore(&*driver, &backup, &table).unwrap();
@@ -424,7 +434,7 @@ fn passwords_tls_and_plain_sql() {
     assert_eq!(full.unwrap_err().code(), "disk_full");
     let mut locker = cluster.session("shop");
     locker
-        .query("BEGIN; LOCK TABLE docs IN ACCESS EXCLUSIVE MODE")
+        .query("BEGIN; LOCK TABLE docs IN ACCESS EXCLUSIVE MODE;")
         .unwrap();
     let slow = driver(
         &cluster,

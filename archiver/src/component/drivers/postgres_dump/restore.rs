@@ -27,8 +27,8 @@ pub(super) fn restore(
     let manifest = Manifest::read(source)?;
     let wanted = manifest.wanted(request)?;
     let address = driver.target(request)?;
-    let maintenance = &driver.settings.maintenance_database;
-    let mut wire = Wire::connect(&address, maintenance, Purpose::Query)?;
+    let outside = outside(driver, &wanted);
+    let mut wire = Wire::connect(&address, outside, Purpose::Query)?;
     let programs = driver.programs(&wire)?;
     for one in &wanted {
         preflight(&mut wire, &address, &manifest, one, request)?;
@@ -45,6 +45,7 @@ pub(super) fn restore(
             context,
             programs: &programs,
             address: &address,
+            outside,
             format: manifest.dump,
             files: &files,
         };
@@ -55,6 +56,32 @@ pub(super) fn restore(
         let _ = std::fs::remove_dir_all(&files);
     }
     Ok(done)
+}
+
+/// The database to work from: one that is not replaced itself.
+fn outside<'a>(driver: &'a PostgresDump, wanted: &[Wanted<'_>]) -> &'a str {
+    let maintenance = driver.settings.maintenance_database.as_str();
+    match wanted.iter().any(|one| one.name == maintenance) {
+        true => "template1",
+        false => maintenance,
+    }
+}
+
+/// Whether a database holds nothing of its own, as a new server's `postgres` does.
+fn is_empty(address: &Address, database: &str) -> Result<bool> {
+    let mut wire = Wire::connect(address, database, Purpose::Query)?;
+    let count = wire.value(
+        "SELECT (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+           WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_toast%' \
+           AND n.nspname NOT LIKE 'pg\\_temp%') \
+         + (SELECT count(*) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
+           WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')) \
+         + (SELECT count(*) FROM pg_extension WHERE extname <> 'plpgsql') \
+         + (SELECT count(*) FROM pg_namespace WHERE nspname NOT IN ('pg_catalog', 'information_schema', 'public') \
+           AND nspname NOT LIKE 'pg\\_toast%' AND nspname NOT LIKE 'pg\\_temp%') \
+         + (SELECT count(*) FROM pg_largeobject_metadata)",
+    )?;
+    Ok(count == "0")
 }
 
 fn exists(wire: &mut Wire, database: &str) -> Result<bool> {
@@ -75,7 +102,8 @@ fn preflight(
 ) -> Result<()> {
     let there = exists(wire, &wanted.name)?;
     if wanted.tables.is_empty() {
-        return match there && !request.overwrite {
+        let in_the_way = there && !request.overwrite && !is_empty(address, &wanted.name)?;
+        return match in_the_way {
             true => Err(Error::invalid(
                 "dump_database_exists",
                 format!("database \"{}\" exists already", wanted.name),
@@ -172,6 +200,8 @@ struct Restoring<'a> {
     context: &'a Context<'a>,
     programs: &'a Programs,
     address: &'a Address,
+    /// The database to work from.
+    outside: &'a str,
     format: Format,
     files: &'a Path,
 }
@@ -210,14 +240,9 @@ impl Restoring<'_> {
             Ok(())
         });
         if let Err(error) = filled {
-            let dropped = Wire::connect(
-                self.address,
-                &self.driver.settings.maintenance_database,
-                Purpose::Query,
-            )
-            .and_then(|mut wire| {
-                wire.query(&format!("DROP DATABASE IF EXISTS {quoted} WITH (FORCE)"))
-            });
+            let drop = format!("DROP DATABASE IF EXISTS {quoted} WITH (FORCE)");
+            let dropped = Wire::connect(self.address, self.outside, Purpose::Query)
+                .and_then(|mut wire| wire.query(&drop));
             if let Err(left) = dropped {
                 tracing::warn!(code = left.code(), "database {name} is left behind: {left}");
             }
@@ -232,12 +257,18 @@ impl Restoring<'_> {
             "ALTER DATABASE {quoted} RENAME TO {}",
             identifier(&wanted.name)
         ));
-        renamed.map_err(|error| {
-            error.with_hint(format!(
+        if let Err(error) = renamed {
+            if replaced {
+                // The old one back under its name; the new one waits under its own.
+                let (old, name) = (identifier(&old), identifier(&wanted.name));
+                let _ = wire.query(&format!("ALTER DATABASE {old} RENAME TO {name}"));
+                let _ = wire.query(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true"));
+            }
+            return Err(error.with_hint(format!(
                 "The restored database is \"{name}\"; rename it to \"{}\".",
                 wanted.name
-            ))
-        })?;
+            )));
+        }
         if replaced {
             wire.query(&format!("DROP DATABASE {} WITH (FORCE)", identifier(&old)))?;
         }

@@ -105,7 +105,7 @@ fn statements(text: &str) -> Vec<String> {
             continue;
         }
         current.push_str(line);
-        let even = |quote: char| current.matches(quote).count() % 2 == 0;
+        let even = |quote: char| current.matches(quote).count().is_multiple_of(2);
         if line.ends_with(';') && even('\'') && even('"') {
             current.pop();
             found.push(std::mem::take(&mut current));
