@@ -24,7 +24,7 @@ const TEMPORARY_DAYS: u16 = 7;
 const NONCURRENT_DAYS: u16 = 30;
 
 /// How cold data may get.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Coldest {
     /// Nothing is moved.
     None,

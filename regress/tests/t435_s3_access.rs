@@ -13,7 +13,7 @@ use crate::t433_object_lock::full;
 use pgark_regress::recovery::archived;
 use pgark_regress::s3_proxy::Proxy;
 use pgark_regress::s3_server::{READER_KEY, READER_SECRET, S3Server, authority, section};
-use pgark_regress::{Cluster, Ledger, Major, Pgark, StopMode, TestDirectory, ledger};
+use pgark_regress::{Cluster, Ledger, Major, StopMode, TestDirectory, ledger};
 use std::process::Command;
 use std::time::Duration;
 

@@ -81,7 +81,7 @@ pub struct Args {
     /// Ask an archive (storage class GLACIER, DEEP_ARCHIVE) for what the restore needs, and say when to
     /// come back. The plan shows how much that is.
     #[arg(long, value_enum, value_name = "TIER")]
-    pub retrieve: Option<Tier>,
+    pub retrieve: Option<TierArg>,
     /// For how many days what was asked for is kept at hand.
     #[arg(long, value_name = "DAYS", default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=365))]
     pub retrieve_days: u16,
@@ -103,6 +103,27 @@ pub enum ArchiveArg {
     Off,
     /// This is the original's successor.
     Keep,
+}
+
+/// `--retrieve`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum TierArg {
+    /// The cheapest: hours, up to two days.
+    Bulk,
+    /// Hours.
+    Standard,
+    /// Minutes, not from a deep archive.
+    Expedited,
+}
+
+impl From<TierArg> for Tier {
+    fn from(tier: TierArg) -> Self {
+        match tier {
+            TierArg::Bulk => Self::Bulk,
+            TierArg::Standard => Self::Standard,
+            TierArg::Expedited => Self::Expedited,
+        }
+    }
 }
 
 pub(super) fn parse_map(text: &str) -> Result<(String, PathBuf), String> {
@@ -218,7 +239,8 @@ fn retrieve(
     args: &Args,
     cancel: &CancelToken,
 ) -> Result<()> {
-    match args.retrieve {
+    let tier = args.retrieve.map(Tier::from);
+    match tier {
         Some(tier) => {
             let asked = archived::retrieve(repository, archived, tier, args.retrieve_days, cancel)?;
             tracing::info!("asked the archive for {asked} objects");
@@ -234,7 +256,7 @@ fn retrieve(
     // Some archives answer at once.
     match archived::look(repository, plan, cancel)? {
         Some(again) if !again.is_at_hand() => {
-            let tier = args.retrieve.unwrap_or(Tier::Standard);
+            let tier = tier.unwrap_or(Tier::Standard);
             Err(archived::come_back(&again, tier, SystemClock.now()))
         }
         _ => Ok(()),

@@ -71,7 +71,7 @@ pub struct Covered {
 }
 
 /// How fast an archive gives back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
     /// The cheapest: hours, up to two days.

@@ -18,10 +18,34 @@ pub struct Args {
     pub apply: bool,
     /// How cold data may get: the coldest storage class that a rule may move it to.
     #[arg(long, value_enum, default_value = "deep-archive")]
-    pub coldest: Coldest,
+    pub coldest: ColdestArg,
     /// Only this repository [default: all that are buckets]
     #[arg(long, value_name = "NAME")]
     pub repository: Option<String>,
+}
+
+/// `--coldest`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ColdestArg {
+    /// Nothing is moved.
+    None,
+    /// Cheaper to keep, dearer to read, at hand at once.
+    StandardIa,
+    /// Must be asked for: hours.
+    Glacier,
+    /// Must be asked for: half a day and more.
+    DeepArchive,
+}
+
+impl From<ColdestArg> for Coldest {
+    fn from(coldest: ColdestArg) -> Self {
+        match coldest {
+            ColdestArg::None => Self::None,
+            ColdestArg::StandardIa => Self::StandardIa,
+            ColdestArg::Glacier => Self::Glacier,
+            ColdestArg::DeepArchive => Self::DeepArchive,
+        }
+    }
 }
 
 /// Proposes rules, and applies them when asked to.
@@ -35,7 +59,8 @@ pub(super) fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
         buckets += 1;
         let (name, place) = bucket.place();
         let policies = policies(repository)?;
-        let mut proposal = lifecycle::propose(&place, &policies, bucket.locks(), args.coldest);
+        let mut proposal =
+            lifecycle::propose(&place, &policies, bucket.locks(), args.coldest.into());
         let before = bucket.lifecycle()?;
         let others = before.rules.iter().map(|rule| &rule.id);
         let others = others.chain(&before.foreign);

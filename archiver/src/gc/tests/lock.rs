@@ -135,7 +135,9 @@ fn locked(mut world: World) -> (World, Arc<Locked>) {
     for object in world.repository.storage().list("").unwrap() {
         storage.lock(&object.key);
     }
-    world.repository = world.repository.with_storage(storage.clone());
+    world.repository = world
+        .repository
+        .with_storage(Arc::<Locked>::clone(&storage));
     (world, storage)
 }
 
