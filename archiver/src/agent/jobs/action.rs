@@ -9,9 +9,8 @@ use crate::component::{coordinator, host, levers};
 use crate::config::Config;
 use crate::gc::{self, Settings};
 use crate::progress::Meter;
-use crate::repository::format::manifest::{
-    JOB_ANNOTATION, Label, NODE_ANNOTATION, OWN_ANNOTATIONS,
-};
+use crate::repository::format::component::Record;
+use crate::repository::format::manifest::{JOB_ANNOTATION, NODE_ANNOTATION, OWN_ANNOTATIONS};
 use crate::repository::sets::{self, Set, SetOutcome};
 use crate::repository::{Repository, backups};
 use crate::schedule::{self, Occurrence};
@@ -97,7 +96,7 @@ impl Work {
         if let Some(label) = made_by(&repositories, self.config.cluster_name(), stands.job)? {
             let result = json!({"elsewhere": {"job": stands.job.to_string(), "node": stands.node}});
             return Ok(Some(Outcome::Succeeded {
-                label: Some(label.label),
+                label: Some(label.label().clone()),
                 result,
             }));
         }
@@ -198,11 +197,11 @@ impl Work {
         let found = match components {
             [component] => {
                 let made = made_by(open, component, self.job.ulid)?;
-                made.map(|label| {
+                made.map(|made| {
                     let result = json!({
-                        "bytes_source": label.bytes_source, "bytes_stored": label.bytes_stored,
+                        "bytes_source": made.bytes_source(), "bytes_stored": made.bytes_stored(),
                     });
-                    (label.label, result)
+                    (made.label().clone(), result)
                 })
             }
             _ => set_made_by(open, self.job.ulid)?.map(|set| (set.label.clone(), members(&set))),
@@ -339,12 +338,12 @@ fn told(spread: &Spread) -> Value {
 }
 
 /// The committed backup that the job `ulid` made.
-fn made_by(repositories: &[&Repository], component: &str, ulid: Ulid) -> Result<Option<Label>> {
+fn made_by(repositories: &[&Repository], component: &str, ulid: Ulid) -> Result<Option<Record>> {
     let wanted = ulid.to_string();
     for repository in repositories {
-        let labels = backups::committed(repository, component)?;
-        let mut labels = labels.into_iter().rev();
-        let found = labels.find(|label| label.annotations.get(JOB_ANNOTATION) == Some(&wanted));
+        let records = backups::records(repository, component)?;
+        let mut records = records.into_iter().rev();
+        let found = records.find(|r| r.annotations().get(JOB_ANNOTATION) == Some(&wanted));
         if found.is_some() {
             return Ok(found);
         }

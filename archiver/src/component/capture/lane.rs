@@ -9,7 +9,7 @@ use crate::backup::{PackStore, object_use, put_manifest, put_record};
 use crate::clock::SharedClock;
 use crate::component::{Entry, Point};
 use crate::repository::format::component::{Chunk, ComponentLabel, ComponentManifest, EntryLine};
-use crate::repository::format::manifest::ObjectUse;
+use crate::repository::format::manifest::{OWN_ANNOTATIONS, ObjectUse};
 use crate::repository::session::Session;
 use crate::repository::{Repository, layout};
 use crate::{Error, Result};
@@ -434,7 +434,8 @@ pub(crate) fn put_label(
     };
     if repository.is_encrypted() {
         // The record is in clear; what the user noted is his own affair.
-        record.annotations.clear();
+        let own = |key: &String| key.starts_with(OWN_ANNOTATIONS);
+        record.annotations.retain(|key, _| own(key));
     }
     put_record(
         repository,
