@@ -1154,29 +1154,35 @@ CREATE FUNCTION pgark.tick_at(now timestamptz, source text) RETURNS integer
         queued integer := 0;
     BEGIN
         FOR s IN SELECT * FROM pgark.config_schedule AS c WHERE c.effective IS NOT NULL ORDER BY c.name LOOP
-            -- Looks first and locks after: a minute without anything due writes nothing.
-            due := pgark.schedule_due(s.effective::text, greatest(s.effective_at, (SELECT max(o.due_at)
-                FROM pgark.queue_occurrence AS o WHERE o.schedule = s.name)), tick_at.now);
-            CONTINUE WHEN due IS NULL;
-            -- Two that evaluate at the same time must not both find no job running.
-            PERFORM FROM pgark.config_schedule AS c
-                WHERE c.id = s.id AND c.effective = s.effective FOR UPDATE SKIP LOCKED;
-            CONTINUE WHEN NOT FOUND;
-            outcome := CASE
-                WHEN tick_at.now - due > pgark.setting_interval('missed_after') AND s.effective ->> 'missed' = 'skip' THEN 'skipped'
-                WHEN EXISTS (SELECT FROM pgark.queue_job AS j
-                    WHERE j.state IN ('queued', 'running') AND j.schedule = s.name) THEN 'overlapped'
-                ELSE 'queued' END;
-            INSERT INTO pgark.queue_occurrence AS o (schedule, due_at, outcome, source, decided_at)
-                VALUES (s.name, due, outcome, tick_at.source, clock_timestamp())
-                ON CONFLICT ON CONSTRAINT queue_occurrence_pkey DO NOTHING;
-            CONTINUE WHEN NOT FOUND OR outcome <> 'queued';
-            job := pgark.enqueue(s.effective ->> 'action',
-                (SELECT array_agg(c) FROM jsonb_array_elements_text(s.effective -> 'components') AS c),
-                s.effective ->> 'repository', s.effective -> 'options', s.name, due,
-                (s.effective ->> 'attempts_max')::integer, s.changed_by);
-            UPDATE pgark.queue_occurrence AS o SET job_id = job WHERE o.schedule = s.name AND o.due_at = due;
-            queued := queued + 1;
+            BEGIN
+                -- Looks first and locks after: a minute without anything due writes nothing.
+                due := pgark.schedule_due(s.effective::text, greatest(s.effective_at, (SELECT max(o.due_at)
+                    FROM pgark.queue_occurrence AS o WHERE o.schedule = s.name)), tick_at.now);
+                CONTINUE WHEN due IS NULL;
+                -- Two that evaluate at the same time must not both find no job running.
+                PERFORM FROM pgark.config_schedule AS c
+                    WHERE c.id = s.id AND c.effective = s.effective FOR UPDATE SKIP LOCKED;
+                CONTINUE WHEN NOT FOUND;
+                outcome := CASE
+                    WHEN tick_at.now - due > pgark.setting_interval('missed_after') AND s.effective ->> 'missed' = 'skip' THEN 'skipped'
+                    WHEN EXISTS (SELECT FROM pgark.queue_job AS j
+                        WHERE j.state IN ('queued', 'running') AND j.schedule = s.name) THEN 'overlapped'
+                    ELSE 'queued' END;
+                INSERT INTO pgark.queue_occurrence AS o (schedule, due_at, outcome, source, decided_at)
+                    VALUES (s.name, due, outcome, tick_at.source, clock_timestamp())
+                    ON CONFLICT ON CONSTRAINT queue_occurrence_pkey DO NOTHING;
+                CONTINUE WHEN NOT FOUND OR outcome <> 'queued';
+                job := pgark.enqueue(s.effective ->> 'action',
+                    (SELECT array_agg(c) FROM jsonb_array_elements_text(s.effective -> 'components') AS c),
+                    s.effective ->> 'repository', s.effective -> 'options', s.name, due,
+                    (s.effective ->> 'attempts_max')::integer, s.changed_by);
+                UPDATE pgark.queue_occurrence AS o SET job_id = job WHERE o.schedule = s.name AND o.due_at = due;
+                queued := queued + 1;
+            EXCEPTION WHEN OTHERS THEN
+                -- One that this library does not understand must not stop the others.
+                RAISE WARNING USING MESSAGE = format('schedule "%s" could not be evaluated: %s', s.name, SQLERRM),
+                    HINT = 'Set it again: SELECT pgark.schedule(...);';
+            END;
         END LOOP;
         RETURN queued;
     END
@@ -1809,6 +1815,19 @@ CREATE FUNCTION pgark.restore_command(target_time timestamptz DEFAULT NULL, targ
 COMMENT ON FUNCTION pgark.restore_command(timestamptz, pg_lsn, text, text, text, text) IS
     'the line for a shell that restores the cluster to a time, an LSN, a restore point or the end of a backup, into another directory';
 
+-- Of one that this library does not understand nothing is known, and the view shows the others.
+CREATE FUNCTION pgark.next_due(definition text) RETURNS timestamptz
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        RETURN pgark.schedule_next(definition, clock_timestamp());
+    EXCEPTION WHEN OTHERS THEN
+        RETURN NULL;
+    END
+    $$;
+COMMENT ON FUNCTION pgark.next_due(text) IS 'when a schedule is due next, or NULL';
+
 ----------------------------------------------------------------------------------------------------
 -- Views. Where core has a view of the kind, the columns come in its order.
 ----------------------------------------------------------------------------------------------------
@@ -1857,7 +1876,7 @@ CREATE VIEW pgark.schedule AS
         s.version > p.stored_version AS pending, s.dropped, s.effective IS NOT NULL AS in_effect, s.effective,
         s.changed_by, s.changed_at, o.due_at AS last_due_at, o.outcome AS last_outcome, o.job_id AS last_job_id,
         o.source AS last_source,
-        CASE WHEN s.effective IS NOT NULL THEN pgark.schedule_next(s.effective::text, clock_timestamp()) END AS next_due_at
+        CASE WHEN s.effective IS NOT NULL THEN pgark.next_due(s.effective::text) END AS next_due_at
     FROM pgark.config_schedule AS s
     CROSS JOIN pgark.queue_policy AS p
     LEFT JOIN LATERAL (SELECT q.due_at, q.outcome, q.job_id, q.source FROM pgark.queue_occurrence AS q
@@ -2100,7 +2119,7 @@ GRANT SELECT ON pgark.component, pgark.backup, pgark.backup_set, pgark.job, pgar
     pgark.wal_range, pgark.recovery_window, pgark.restore_point, pgark.stat_archiver, pgark.stat_progress_backup,
     pgark.stat_repository, pgark.alert, pgark.audit TO pg_monitor, pgark_operator, pgark_agent;
 -- Functions that views call are called with the rights of who asks.
-GRANT EXECUTE ON FUNCTION pgark.version(), pgark.progress(), pgark.schedule_next(text, timestamptz), pgark.is_preloaded(),
+GRANT EXECUTE ON FUNCTION pgark.version(), pgark.progress(), pgark.schedule_next(text, timestamptz), pgark.next_due(text), pgark.is_preloaded(),
     pgark.health(), pgark.doctor(), pgark.preview_expire(text, jsonb, text), pgark.restore_plan(timestamptz, pg_lsn, text, text),
     pgark.restore_command(timestamptz, pg_lsn, text, text, text, text) TO pg_monitor, pgark_operator, pgark_agent;
 

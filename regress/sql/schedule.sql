@@ -37,6 +37,13 @@ UPDATE pgark.queue_job SET state = 'canceled', finished_at = now() WHERE finishe
 SELECT pgark.tick_at('2030-01-10 02:00:30+00', 'tick');
 SELECT last_due_at AT TIME ZONE 'UTC' AS due, last_outcome, last_source FROM pgark.schedule WHERE name = 'nightly';
 
+-- One that the library does not understand stops no other one.
+BEGIN;
+UPDATE pgark.config_schedule SET effective = '{"name": "nightly", "cron": "0 2 * * *", "action": "from the future"}' WHERE name = 'nightly';
+SELECT pgark.tick_at('2030-01-14 05:00:00+00', 'tick');
+SELECT name, next_due_at IS NULL AS unknown FROM pgark.schedule ORDER BY name;
+ROLLBACK;
+
 -- A change keeps what holds until it is stored; so does a removal.
 SELECT pgark.schedule('nightly', '0 4 * * *', 'backup') = (SELECT id FROM pgark.schedule WHERE name = 'nightly') AS same;
 SELECT pgark.unschedule('sweep');
