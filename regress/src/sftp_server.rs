@@ -30,7 +30,12 @@ fn keygen(folder: &Path, name: &str, kind: &str, passphrase: &str) {
     let mut command = account::command("/usr/bin/ssh-keygen");
     command
         .args(["-q", "-t", kind, "-C", name, "-N", passphrase])
-        .args((kind == "rsa").then_some(["-b", "2048"]).into_iter().flatten())
+        .args(
+            (kind == "rsa")
+                .then_some(["-b", "2048"])
+                .into_iter()
+                .flatten(),
+        )
         .arg("-f")
         .arg(folder.join(name));
     run(&mut command);
@@ -75,7 +80,9 @@ impl SftpServer {
         );
         directory.file(&in_folder("sshd_config"), &config);
         let mut command = account::command("/usr/sbin/sshd");
-        command.args(["-D", "-e", "-f"]).arg(folder.join("sshd_config"));
+        command
+            .args(["-D", "-e", "-f"])
+            .arg(folder.join("sshd_config"));
         let log = std::fs::File::create(folder.join("sshd.log")).unwrap();
         let child = command
             .current_dir("/")
@@ -155,7 +162,9 @@ pub fn made(section: &str) -> SharedStorage {
 
 /// The account's name.
 fn user() -> String {
-    run(account::command("/usr/bin/id").arg("-un")).trim().to_owned()
+    run(account::command("/usr/bin/id").arg("-un"))
+        .trim()
+        .to_owned()
 }
 
 impl Drop for SftpServer {

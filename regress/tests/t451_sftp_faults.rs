@@ -19,6 +19,10 @@ use pgark_regress::{Cluster, Ledger, Major, Pgark, TestDirectory, ledger};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+fn is_full() -> bool {
+    std::env::var_os("PGARK_TEST_TIER").is_some_and(|tier| tier == "full")
+}
+
 fn key(name: &str) -> Key {
     Key::new(name).unwrap()
 }
@@ -48,8 +52,7 @@ fn a_connection_lost_at_any_moment_of_a_put() {
         let storage = through(&server, &proxy, &path, "");
         let other = made(&server.section(server.port(), &path));
         let mut waiting = false;
-        let mut lost = 0_u64;
-        let started = Instant::now();
+        let (mut lost, mut rounds) = (0_u64, 0_u64);
         while !waiting {
             // A directory each: its making is part of it.
             let name = format!("answer/{lost}/object");
@@ -67,13 +70,17 @@ fn a_connection_lost_at_any_moment_of_a_put() {
             assert_eq!(put.unwrap(), Put::Exists, "{name}");
             proxy.calm();
             assert!(storage.get(&key(&name), 9999).unwrap() == content("other", 3000));
-            lost += 1;
+            // The full tier loses every one; else every fourth of those of a rename.
+            lost += match is_full() || arguments.is_empty() {
+                true => 1,
+                false => 4,
+            };
+            rounds += 1;
             assert!(lost < 200, "a put has no end");
-            eprintln!("{lost} {:?}", started.elapsed());
         }
         // Marker, open, write, fsync, close, name, three directories, remove, at the least.
         assert!(lost >= 10, "{lost} answers");
-        assert!(proxy.cuts() >= lost, "{} cuts", proxy.cuts());
+        assert!(proxy.cuts() >= rounds, "{} cuts", proxy.cuts());
         let large = content("large", 700_000);
         for bytes in [1, 40_000, 100_000, 300_000, 650_000] {
             let name = format!("bytes/{bytes}");
@@ -84,15 +91,14 @@ fn a_connection_lost_at_any_moment_of_a_put() {
             assert_eq!(writer.publish(&key(&name)).unwrap(), Put::Created, "{name}");
             assert_eq!(proxy.cuts(), before + 1, "{name}");
             assert!(storage.get(&key(&name), 1 << 20).unwrap() == large);
-            eprintln!("bytes {bytes} {:?}", started.elapsed());
         }
         assert_eq!(
             storage.list("").unwrap().len() as u64,
-            2 * lost + 5 + 1,
+            2 * rounds + 5 + 1,
             "nothing else appears"
         );
         // Every other operation.
-        for lost in 0..6_u64 {
+        for lost in (0..6_u64).step_by(if is_full() { 1 } else { 4 }) {
             let name = key(&format!("bytes/{}", if lost % 2 == 0 { 1 } else { 40_000 }));
             proxy.lose_answer_after(lost);
             assert!(storage.get(&name, 1 << 20).unwrap() == large);
@@ -110,7 +116,6 @@ fn a_connection_lost_at_any_moment_of_a_put() {
             storage.delete(&key(&format!("taken/{lost}"))).unwrap();
             proxy.calm();
             assert_eq!(storage.head(&key(&format!("taken/{lost}"))).unwrap(), None);
-            eprintln!("others {lost} {:?}", started.elapsed());
         }
     }
 }
@@ -130,7 +135,10 @@ fn a_lasting_fault_is_told_within_the_deadline() {
             false => proxy.stall(true),
         }
         for error in [
-            storage.put_if_absent(&key("never"), b"x").map(drop).unwrap_err(),
+            storage
+                .put_if_absent(&key("never"), b"x")
+                .map(drop)
+                .unwrap_err(),
             storage.list("").map(drop).unwrap_err(),
         ] {
             assert_eq!(error.kind(), ErrorKind::Unavailable);
@@ -144,7 +152,10 @@ fn a_lasting_fault_is_told_within_the_deadline() {
         proxy.cut_all();
         let started = Instant::now();
         let name = format!("after/{down}");
-        assert_eq!(storage.put_if_absent(&key(&name), b"x").unwrap(), Put::Created);
+        assert_eq!(
+            storage.put_if_absent(&key(&name), b"x").unwrap(),
+            Put::Created
+        );
         let took = started.elapsed();
         assert!(took < Duration::from_secs(10), "not back: {took:?}");
     }
@@ -184,13 +195,20 @@ fn no_acknowledged_segment_is_lost() {
     let last = cluster.psql("SELECT pg_walfile_name(pg_switch_wal())");
     cluster.wait_archived(&last, Duration::from_secs(90));
     assert!(proxy.cuts() >= 10, "{} cuts", proxy.cuts());
-    for line in ["(code agent_refused)", "(code agent_timeout)", "(code sftp_unavailable)"] {
+    for line in [
+        "(code agent_refused)",
+        "(code agent_timeout)",
+        "(code sftp_unavailable)",
+    ] {
         cluster.log_mut().allow(line);
     }
     cluster.kill();
     std::fs::remove_dir_all(cluster.data()).unwrap();
     let log = pgark.agent_log();
-    assert!(!log.contains("wal_conflict") && !log.contains("panicked"), "{log}");
+    assert!(
+        !log.contains("wal_conflict") && !log.contains("panicked"),
+        "{log}"
+    );
     assert_eq!(agent.terminate(), Some(0));
     let _ = pgark.run(&["verify"]).expect(0);
     let mut pgark = pgark;
@@ -219,7 +237,10 @@ fn refused(pgark: &Pgark, section: &str, exit: u8, code: &str, words: &[&str]) {
         for word in words {
             assert!(told.contains(word), "{verb:?}: {word}: {told}");
         }
-        assert!(!told.contains(PASSPHRASE) && !told.contains("panicked"), "{told}");
+        assert!(
+            !told.contains(PASSPHRASE) && !told.contains("panicked"),
+            "{told}"
+        );
         assert!(started.elapsed() < Duration::from_secs(10), "{told}");
     }
 }
@@ -238,26 +259,65 @@ fn wrong_keys_are_named() {
     // Another server's key, of the same kind and of another; a fingerprint that fits none.
     let (pinned, changed) = (server.public_key("host_ed25519"), "sftp_host_key_changed");
     let stranger = server.public_key("stranger");
-    refused(&pgark, &swap(&pinned, &stranger), 20, changed, &["nothing was sent", "SHA256:"]);
+    refused(
+        &pgark,
+        &swap(&pinned, &stranger),
+        20,
+        changed,
+        &["nothing was sent", "SHA256:"],
+    );
     let rsa = server.public_key("rsa");
-    refused(&pgark, &swap(&pinned, &rsa), 20, changed, &["ssh-rsa SHA256:"]);
+    refused(
+        &pgark,
+        &swap(&pinned, &rsa),
+        20,
+        changed,
+        &["ssh-rsa SHA256:"],
+    );
     let line = format!("host_key = \"{pinned}\"");
     let none = "host_key_sha256 = \"SHA256:mKYCbEskvHyg+6avpTZ+sJhfBn3+AUHEnJ0Qatj1joU\"";
     refused(&pgark, &swap(&line, none), 20, changed, &["mKYCbEskvHyg"]);
     refused(&pgark, &swap(&line, ""), 10, "config_invalid", &["unseen"]);
     let log = std::fs::read_to_string(server.file("sshd.log")).unwrap();
-    assert!(!log.contains("Accepted"), "it logged in all the same: {log}");
+    assert!(
+        !log.contains("Accepted"),
+        "it logged in all the same: {log}"
+    );
 
     // A key that the server does not know, that others can read, that is none, that is locked.
     let user = file("user");
     let failed = "sftp_authentication_failed";
-    refused(&pgark, &swap(&user, &file("stranger")), 20, failed, &["authorized_keys"]);
+    refused(
+        &pgark,
+        &swap(&user, &file("stranger")),
+        20,
+        failed,
+        &["authorized_keys"],
+    );
     let unreadable = "sftp_key_unreadable";
-    refused(&pgark, &swap(&user, "/nowhere/key"), 10, unreadable, &["key_file"]);
-    refused(&pgark, &swap(&user, &file("user.pub")), 10, unreadable, &["0600"]);
+    refused(
+        &pgark,
+        &swap(&user, "/nowhere/key"),
+        10,
+        unreadable,
+        &["key_file"],
+    );
+    refused(
+        &pgark,
+        &swap(&user, &file("user.pub")),
+        10,
+        unreadable,
+        &["0600"],
+    );
     let config = file("sshd_config");
     refused(&pgark, &swap(&user, &config), 10, unreadable, &["0600"]);
-    refused(&pgark, &swap(&user, &file("encrypted")), 10, unreadable, &["key_passphrase"]);
+    refused(
+        &pgark,
+        &swap(&user, &file("encrypted")),
+        10,
+        unreadable,
+        &["key_passphrase"],
+    );
     let locked = swap(&user, &file("encrypted"));
     let wrong = format!("{locked}key_passphrase = \"file:{config}\"\n");
     refused(&pgark, &wrong, 10, unreadable, &["passphrase is the key's"]);
@@ -331,7 +391,10 @@ fn wrong_places_are_named() {
     // A parent that is not there; a file in the way; a directory of root's.
     with_section(&pgark, &section(&folder.join("no/repository")));
     let told = pgark.run(&["init", "--no-encryption"]).expect(20).stderr;
-    assert!(told.contains("code not_found") && told.contains("parent"), "{told}");
+    assert!(
+        told.contains("code not_found") && told.contains("parent"),
+        "{told}"
+    );
     with_section(&pgark, &section(Path::new("/root/repository")));
     let told = pgark.run(&["init", "--no-encryption"]).expect(20).stderr;
     assert!(told.contains("code permission_denied"), "{told}");
@@ -351,7 +414,10 @@ fn wrong_places_are_named() {
         }
         let storage = storage(&section(&path));
         for error in [
-            storage.put_if_absent(&key("wal/x"), b"x").map(drop).unwrap_err(),
+            storage
+                .put_if_absent(&key("wal/x"), b"x")
+                .map(drop)
+                .unwrap_err(),
             storage.get(&key("wal/x"), 9).map(drop).unwrap_err(),
             storage.head(&key("wal/x")).map(drop).unwrap_err(),
             storage.list("").map(drop).unwrap_err(),
@@ -374,7 +440,10 @@ fn wrong_places_are_named() {
     std::fs::remove_file(path.join("link")).unwrap();
     let reader = SftpServer::start(&directory, "-R");
     let read_only = pgark_regress::s3_server::storage(&reader.section(reader.port(), &path));
-    assert_eq!(read_only.list("").unwrap().len(), storage.list("").unwrap().len());
+    assert_eq!(
+        read_only.list("").unwrap().len(),
+        storage.list("").unwrap().len()
+    );
     let error = read_only.put_if_absent(&key("wal/x"), b"x").unwrap_err();
     assert_eq!(error.code(), "permission_denied", "{error:?}");
 }

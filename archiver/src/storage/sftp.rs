@@ -251,7 +251,11 @@ impl Inner {
         let there = match connection.look(path).await {
             Ok(Some(_)) => format!("The directory \"{path}\" exists but holds no \"{MARKER}\"."),
             Ok(None) => format!("The directory \"{path}\" does not exist for this user."),
-            Err(fault) => return self.explain(connection, "could not look into", "", 0, fault).await,
+            Err(fault) => {
+                return self
+                    .explain(connection, "could not look into", "", 0, fault)
+                    .await;
+            }
         };
         let place = &self.place;
         Failure::Final(

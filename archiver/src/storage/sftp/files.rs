@@ -18,9 +18,14 @@ impl Inner {
                     return Err(Failure::Final(
                         Error::unavailable(
                             "not_found",
-                            format!("{what} \"{}\" in {}: no such directory above it", self.settings.path, self.place),
+                            format!(
+                                "{what} \"{}\" in {}: no such directory above it",
+                                self.settings.path, self.place
+                            ),
                         )
-                        .with_hint("Create its parent directory on the server, or mount it there, first."),
+                        .with_hint(
+                            "Create its parent directory on the server, or mount it there, first.",
+                        ),
                     ));
                 }
                 Err(fault) => return Err(self.explain(connection, what, "", 0, fault).await),

@@ -38,9 +38,7 @@ impl Inner {
             self.require_root(connection).await?;
             if names_some {
                 let visit = |key: Key, found: Attributes| match found.kind {
-                    Kind::Directory => {
-                        key.as_str() != TEMPORARY && may_hold(key.as_str(), prefix)
-                    }
+                    Kind::Directory => key.as_str() != TEMPORARY && may_hold(key.as_str(), prefix),
                     Kind::File if key.as_str().starts_with(prefix) => {
                         objects.push(meta(key, &found));
                         false

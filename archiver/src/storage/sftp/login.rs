@@ -253,10 +253,12 @@ async fn agent(
     let failed = |e: russh::keys::Error| unavailable(format!("\"{}\": {e}.", path.display()));
     let mut client = AgentClient::connect_uds(&path).await.map_err(failed)?;
     let identities = client.request_identities().await.map_err(failed)?;
-    let keys = identities.into_iter().filter_map(|identity| match identity {
-        AgentIdentity::PublicKey { key, .. } => Some(key),
-        AgentIdentity::Certificate { .. } => None,
-    });
+    let keys = identities
+        .into_iter()
+        .filter_map(|identity| match identity {
+            AgentIdentity::PublicKey { key, .. } => Some(key),
+            AgentIdentity::Certificate { .. } => None,
+        });
     let keys: Vec<_> = keys.take(IDENTITIES_MAX).collect();
     if keys.is_empty() {
         return Err(unavailable("The agent holds no key.".to_owned()));
@@ -266,10 +268,7 @@ async fn agent(
         let answer = session
             .authenticate_publickey_with(&settings.user, key, hash, &mut client)
             .await;
-        if answer
-            .map_err(|e| unavailable(format!("{e}.")))?
-            .success()
-        {
+        if answer.map_err(|e| unavailable(format!("{e}.")))?.success() {
             return Ok(());
         }
     }
@@ -299,7 +298,10 @@ fn private_key(path: &Path, passphrase: Option<&str>) -> Result<PrivateKey> {
     let text = zeroize::Zeroizing::new(text);
     if mode & 0o077 != 0 {
         return Err(unreadable(
-            format!("Its mode is {:04o}: others can read or write it.", mode & 0o7777),
+            format!(
+                "Its mode is {:04o}: others can read or write it.",
+                mode & 0o7777
+            ),
             "Give it to pgark's user and chmod it to 0600.",
         ));
     }

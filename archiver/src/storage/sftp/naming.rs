@@ -147,9 +147,9 @@ impl Inner {
         let fault = Fault::Refused(refusal);
         let what = "could not name file";
         match self.explain(connection, what, key.as_str(), 0, fault).await {
-            Failure::Final(error) if error.code() == "sftp_refused" => Failure::Final(
-                self.no_exclusive_put(&format!("The server answers \"{words}\".")),
-            ),
+            Failure::Final(error) if error.code() == "sftp_refused" => {
+                Failure::Final(self.no_exclusive_put(&format!("The server answers \"{words}\".")))
+            }
             Failure::Final(error) if denied && error.code() == "permission_denied" => {
                 Failure::Final(error.with_detail(
                     "A file system without hard links answers so, too: pgark needs them.",
