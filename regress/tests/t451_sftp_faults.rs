@@ -19,6 +19,10 @@ use pgark_regress::{Cluster, Ledger, Major, Pgark, TestDirectory, ledger};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+fn is_full() -> bool {
+    std::env::var_os("PGARK_TEST_TIER").is_some_and(|tier| tier == "full")
+}
+
 fn key(name: &str) -> Key {
     Key::new(name).unwrap()
 }
@@ -48,8 +52,7 @@ fn a_connection_lost_at_any_moment_of_a_put() {
         let storage = through(&server, &proxy, &path, "");
         let other = made(&server.section(server.port(), &path));
         let mut waiting = false;
-        let mut lost = 0_u64;
-        let started = Instant::now();
+        let (mut lost, mut rounds) = (0_u64, 0_u64);
         while !waiting {
             // A directory each: its making is part of it.
             let name = format!("answer/{lost}/object");
@@ -67,13 +70,17 @@ fn a_connection_lost_at_any_moment_of_a_put() {
             assert_eq!(put.unwrap(), Put::Exists, "{name}");
             proxy.calm();
             assert!(storage.get(&key(&name), 9999).unwrap() == content("other", 3000));
-            lost += 1;
+            // The full tier loses every one; else every fourth of those of a rename.
+            lost += match is_full() || arguments.is_empty() {
+                true => 1,
+                false => 4,
+            };
+            rounds += 1;
             assert!(lost < 200, "a put has no end");
-            eprintln!("{lost} {:?}", started.elapsed());
         }
         // Marker, open, write, fsync, close, name, three directories, remove, at the least.
         assert!(lost >= 10, "{lost} answers");
-        assert!(proxy.cuts() >= lost, "{} cuts", proxy.cuts());
+        assert!(proxy.cuts() >= rounds, "{} cuts", proxy.cuts());
         let large = content("large", 700_000);
         for bytes in [1, 40_000, 100_000, 300_000, 650_000] {
             let name = format!("bytes/{bytes}");
@@ -84,15 +91,14 @@ fn a_connection_lost_at_any_moment_of_a_put() {
             assert_eq!(writer.publish(&key(&name)).unwrap(), Put::Created, "{name}");
             assert_eq!(proxy.cuts(), before + 1, "{name}");
             assert!(storage.get(&key(&name), 1 << 20).unwrap() == large);
-            eprintln!("bytes {bytes} {:?}", started.elapsed());
         }
         assert_eq!(
             storage.list("").unwrap().len() as u64,
-            2 * lost + 5 + 1,
+            2 * rounds + 5 + 1,
             "nothing else appears"
         );
         // Every other operation.
-        for lost in 0..6_u64 {
+        for lost in (0..6_u64).step_by(if is_full() { 1 } else { 4 }) {
             let name = key(&format!("bytes/{}", if lost % 2 == 0 { 1 } else { 40_000 }));
             proxy.lose_answer_after(lost);
             assert!(storage.get(&name, 1 << 20).unwrap() == large);
@@ -110,7 +116,6 @@ fn a_connection_lost_at_any_moment_of_a_put() {
             storage.delete(&key(&format!("taken/{lost}"))).unwrap();
             proxy.calm();
             assert_eq!(storage.head(&key(&format!("taken/{lost}"))).unwrap(), None);
-            eprintln!("others {lost} {:?}", started.elapsed());
         }
     }
 }

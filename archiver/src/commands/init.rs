@@ -174,7 +174,18 @@ fn directory(config: &Config, section: &RepositoryConfig) -> Result<(SharedStora
     let data_directory = cluster.and_then(|c| c.data_directory.as_deref());
     places::outside_data_directories(&path, data_directory)?;
     let place = path.display().to_string();
-    Ok((Arc::new(PosixStorage::create(path)?), place))
+    let storage = PosixStorage::create(path)?;
+    // A share may lack what a repository is built on: before one is made there.
+    if !storage.probe()?.exclusive_put {
+        return Err(Error::invalid(
+            "exclusive_put_unsupported",
+            format!("the file system of \"{place}\" cannot create a file exclusively"),
+        )
+        .with_hint(
+            "Put the repository on another file system: docs/guide/shares.md says what it needs.",
+        ));
+    }
+    Ok((Arc::new(storage), place))
 }
 
 /// Makes the directory on the server, and tries whether names can be given there without replacing.

@@ -28,7 +28,7 @@ struct Record {
 
 /// A timeline that an operator knows of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Confirmed {
+pub(super) struct Confirmed {
     system_identifier: SystemId,
     timeline: TimelineId,
 }

@@ -87,11 +87,11 @@ impl PosixStorage {
     }
 
     /// Finds out by trying what the file system can do: link(2), renameat2(2) with
-    /// `RENAME_NOREPLACE`, fsync of a directory, and whether of two threads one wins. Works in
-    /// `<root>/tmp` and cleans up. Not cached: `capabilities` does that.
+    /// `RENAME_NOREPLACE`, fsync of a directory, whether of two threads one wins, and whether names that
+    /// differ in case are two. Works in `<root>/tmp` and cleans up. Not cached: `capabilities` does that.
     ///
     /// # Errors
-    /// [`Error::io`] when the file system cannot even be tried, code `storage_missing` when the
+    /// Kind Invalid, `case_insensitive`, when they are not; [`Error::io`] when the file system cannot even be tried, code `storage_missing` when the
     /// root is not there.
     pub fn probe(&self) -> Result<Capabilities> {
         self.inner.probe()
@@ -196,7 +196,8 @@ impl Inner {
             }
             Err(e) => return Err(failed(e)),
         }
-        self.fs.sync_dir(&self.root).map_err(failed)?;
+        self.sync_dir(&self.root)?;
+        // Another file system, perhaps: the root may be a mount point.
         self.fs.sync_dir(parent_of(&self.root)).map_err(failed)
     }
 

@@ -16,6 +16,18 @@ enum Naming {
     Replaces,
     /// link(2) works and the answer is lost; the client tries again and gets EEXIST.
     LostReply,
+    /// fsync of a directory is refused.
+    NoDirectoryFsync,
+    /// Names are kept and compared without regard to case.
+    IgnoresCase,
+}
+
+/// Where a file system that ignores case has `path`.
+fn folded(naming: Naming, path: &Path) -> PathBuf {
+    match (naming, path.file_name().and_then(|name| name.to_str())) {
+        (Naming::IgnoresCase, Some(name)) => path.with_file_name(name.to_lowercase()),
+        _ => path.to_owned(),
+    }
 }
 
 /// The real file system with a fault in naming.
@@ -24,10 +36,10 @@ struct OddFs(Naming);
 
 impl Fs for OddFs {
     fn create_new(&self, path: &Path, mode: u32) -> io::Result<Box<dyn FsFile>> {
-        RealFs.create_new(path, mode)
+        RealFs.create_new(&folded(self.0, path), mode)
     }
     fn open(&self, path: &Path) -> io::Result<Box<dyn FsFile>> {
-        RealFs.open(path)
+        RealFs.open(&folded(self.0, path))
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         RealFs.rename(from, to)
@@ -46,6 +58,8 @@ impl Fs for OddFs {
                 RealFs.link(from, to)?;
                 RealFs.link(from, to)
             }
+            Naming::NoDirectoryFsync => RealFs.link(from, to),
+            Naming::IgnoresCase => RealFs.link(&folded(self.0, from), &folded(self.0, to)),
         }
     }
     fn remove_file(&self, path: &Path) -> io::Result<()> {
@@ -64,12 +78,46 @@ impl Fs for OddFs {
         RealFs.set_mode(path, mode)
     }
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        RealFs.sync_dir(path)
+        match self.0 {
+            Naming::NoDirectoryFsync => Err(Errno::INVAL.into()),
+            _ => RealFs.sync_dir(path),
+        }
     }
 
     fn sync_file_system(&self, path: &Path) -> io::Result<()> {
         RealFs.sync_file_system(path)
     }
+}
+
+/// A share that cannot make names durable is refused when a repository is to be made, and when an
+/// object is put into one that was made elsewhere.
+#[test]
+fn without_fsync_of_directories_a_put_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let fs = Arc::new(OddFs(Naming::NoDirectoryFsync));
+    let storage = PosixStorage::with_fs(directory.path().to_owned(), fs);
+    let errors = [
+        storage.inner.create_root().unwrap_err(),
+        storage
+            .put_if_absent(&Key::new(MARKER).unwrap(), b"{}")
+            .unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.code(), "directory_fsync_unsupported");
+        assert!(error.hint().unwrap().contains("sftp"));
+    }
+    assert!(!storage.capabilities().durable_put);
+}
+
+#[test]
+fn a_file_system_that_ignores_case_is_found_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = odd(directory.path(), Naming::IgnoresCase);
+    let error = storage.probe().unwrap_err();
+    assert_eq!(error.code(), "case_insensitive");
+    assert!(error.hint().unwrap().contains("nocase"));
+    // What cannot be probed is trusted with nothing.
+    assert!(!storage.capabilities().exclusive_put);
 }
 
 fn odd(directory: &Path, naming: Naming) -> PosixStorage {

@@ -2,8 +2,8 @@
 
 use super::write::{cannot_link, cannot_rename_exclusively, random_name};
 use super::{DIRECTORY_MODE, FILE_MODE, Inner, TEMPORARY, io_error};
-use crate::Result;
 use crate::storage::Capabilities;
+use crate::{Error, Result};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Barrier;
@@ -33,13 +33,39 @@ impl Inner {
         let probed = self
             .make_probe_directory(&temporary, &directory)
             .and_then(|()| {
-                Ok(Capabilities {
+                if self.probe_case(&directory)? {
+                    return Ok(None);
+                }
+                Ok(Some(Capabilities {
                     exclusive_put: self.probe_exclusive(&directory)?,
                     durable_put: self.probe_durable(&directory),
-                })
+                }))
             });
         self.remove_probe_directory(&directory);
-        probed.map_err(|e| io_error("could not probe directory", &self.root, e))
+        let probed = probed.map_err(|e| io_error("could not probe directory", &self.root, e))?;
+        probed.ok_or_else(|| self.case_insensitive())
+    }
+
+    /// Whether a file is found under its name in other letters: of two objects whose keys differ in case
+    /// alone the second would be taken for the first.
+    fn probe_case(&self, directory: &Path) -> io::Result<bool> {
+        self.fs.create_new(&directory.join("case"), FILE_MODE)?;
+        match self.fs.open(&directory.join("CASE")) {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn case_insensitive(&self) -> Error {
+        Error::invalid(
+            "case_insensitive",
+            format!(
+                "the file system of \"{}\" does not tell capital from small letters",
+                self.root.display()
+            ),
+        )
+        .with_hint("Mount the share so that names keep their case (SMB: with POSIX extensions, without \"nocase\"), or put the repository on another file system.")
     }
 
     fn make_probe_directory(&self, temporary: &Path, directory: &Path) -> io::Result<()> {

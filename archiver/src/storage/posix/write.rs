@@ -85,8 +85,7 @@ impl Temporary {
         if storage.name_exclusively(&self.path, &path)? == Put::Exists {
             return Ok(Put::Exists);
         }
-        let durable = storage.fs.sync_dir(directory);
-        durable.map_err(|e| io_error("could not fsync directory", directory, e))?;
+        storage.sync_dir(directory)?;
         Ok(Put::Created)
     }
 }
@@ -151,6 +150,23 @@ impl Inner {
         }
     }
 
+    /// Makes the names in `directory` durable. A file system that cannot (some mounts of shares) is
+    /// refused: what is acknowledged there may be gone after a crash.
+    pub(super) fn sync_dir(&self, directory: &Path) -> Result<()> {
+        self.fs.sync_dir(directory).map_err(|e| {
+            if !is_one_of(&e, &[Errno::INVAL, Errno::OPNOTSUPP, Errno::NOSYS]) {
+                return io_error("could not fsync directory", directory, e);
+            }
+            let root = self.root.display();
+            Error::invalid(
+                "directory_fsync_unsupported",
+                format!("the file system of \"{root}\" cannot make a directory durable"),
+            )
+            .with_detail(format!("fsync of \"{}\": {e}.", directory.display()))
+            .with_hint("Mount the share another way (NFS, or SMB from a server that supports it), put the repository on another file system, or reach the server by kind = \"sftp\".")
+        })
+    }
+
     /// Makes `directory` exist, durably, with all its parents up to the root.
     fn ensure_directory(&self, directory: &Path) -> Result<()> {
         if directory == self.root || self.knows_durable(directory) {
@@ -166,8 +182,7 @@ impl Inner {
         }
         // Also when it was there: another process may have made it an instant ago and not have
         // come to this fsync.
-        let durable = self.fs.sync_dir(parent);
-        durable.map_err(|e| io_error("could not fsync directory", parent, e))?;
+        self.sync_dir(parent)?;
         let known = self.durable_directories.lock();
         known
             .unwrap_or_else(PoisonError::into_inner)
@@ -193,8 +208,7 @@ impl Inner {
             Err(e) => return Err(io_error("could not remove file", &path, e)),
         }
         let directory = parent_of(&path);
-        let durable = self.fs.sync_dir(directory);
-        durable.map_err(|e| io_error("could not fsync directory", directory, e))
+        self.sync_dir(directory)
     }
 
     pub(super) fn make_durable(&self, key: &Key) -> Result<()> {
@@ -207,8 +221,7 @@ impl Inner {
         durable.map_err(|e| io_error("could not fsync file", &path, e))?;
         let mut directory = parent_of(&path);
         loop {
-            let durable = self.fs.sync_dir(directory);
-            durable.map_err(|e| io_error("could not fsync directory", directory, e))?;
+            self.sync_dir(directory)?;
             if directory == self.root || !directory.starts_with(&self.root) {
                 return Ok(());
             }
