@@ -17,7 +17,7 @@ use std::io::Read;
 use std::sync::{Arc, OnceLock};
 
 /// Zeros that are handed out at a time.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A backup, opened.
 pub struct OpenSource {

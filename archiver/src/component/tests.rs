@@ -66,7 +66,7 @@ fn everything_comes_back_and_the_second_backup_stores_almost_nothing() {
         ..Options::default()
     };
     let full = blind
-        .take_with(&[repository.clone()], &clock, &options)
+        .take_with(std::slice::from_ref(&repository), &clock, &options)
         .unwrap();
     assert!(full.label.bytes_stored > 6 << 20);
     assert_restores(&[repository], &full.label, &blind);

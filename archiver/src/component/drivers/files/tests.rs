@@ -47,7 +47,8 @@ impl World {
     }
 
     fn source(&self) -> OpenSource {
-        open_in(&[self.repository.clone()], None, NAME, None, &self.clock).unwrap()
+        let one = std::slice::from_ref(&self.repository);
+        open_in(one, None, NAME, None, &self.clock).unwrap()
     }
 
     fn restore(&self, driver: &Files, request: &Request) -> Result<(Vec<String>, Evidence)> {

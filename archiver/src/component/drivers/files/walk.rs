@@ -112,6 +112,9 @@ struct Queue {
     failed: Option<Error>,
 }
 
+/// By device and inode: the path that was seen first, and how many are still to come.
+type Links = HashMap<(u64, u64), (Vec<u8>, u64)>;
+
 struct Walk<'a> {
     files: &'a Files,
     context: &'a Context<'a>,
@@ -120,7 +123,7 @@ struct Walk<'a> {
     queue: Mutex<Queue>,
     wake: Condvar,
     /// Files of several names: where the first was seen, and how many are still to come.
-    links: Mutex<HashMap<(u64, u64), (Vec<u8>, u64)>>,
+    links: Mutex<Links>,
     now_seconds: i64,
     entries: AtomicU64,
     read: AtomicU64,
@@ -447,6 +450,8 @@ impl Walk<'_> {
             }
             None => {
                 let path = entry.path.clone();
+                // Its width is the platform's.
+                #[allow(clippy::useless_conversion)]
                 let left = u64::from(stat.st_nlink).saturating_sub(1);
                 if self.content(directory, name, entry, stat)? {
                     links.insert(inode, (path, left));
