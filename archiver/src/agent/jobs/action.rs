@@ -368,7 +368,7 @@ fn set_made_by(repositories: &[&Repository], ulid: Ulid) -> Result<Option<Set>> 
             for member in &set.members {
                 let Some(label) = &member.label else { continue };
                 let label = backups::find_label(repository, &member.component, label)?;
-                let job = label.and_then(|label| label.annotations.get(JOB_ANNOTATION).cloned());
+                let job = label.and_then(|label| label.annotations().get(JOB_ANNOTATION).cloned());
                 if job.as_ref() == Some(&wanted) {
                     return Ok(Some(set));
                 }
