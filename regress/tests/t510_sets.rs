@@ -164,8 +164,8 @@ fn stop_restored(target: &Path) {
     assert!(stop.status().unwrap().success());
 }
 
-/// Five sets while the application writes; afterwards each brings rows and files back to the same
-/// documents, and the sets to different ones.
+/// Five sets while the application writes; afterwards each (three of them outside the full tier) brings
+/// rows and files back to the same documents, and the sets to different ones.
 #[test]
 fn quiesced_sets_bring_everything_back_to_one_moment() {
     let directory = TestDirectory::new("t510_sets");
@@ -205,7 +205,12 @@ fn quiesced_sets_bring_everything_back_to_one_moment() {
     let hook = start_hook(&directory, &cluster);
     pgark.in_cluster(&hook);
     let mut seen = Vec::new();
+    let full = std::env::var_os("PGARK_TEST_TIER").is_some_and(|tier| tier == "full");
     for (n, set) in sets.iter().enumerate() {
+        // Time is short in every change's tests: the first, one between, and the last.
+        if !full && n % 2 == 1 {
+            continue;
+        }
         let label = set["set"].as_str().unwrap();
         // Everything is wrecked.
         std::fs::write(application.documents.join("1"), "spoiled").unwrap();
