@@ -15,7 +15,7 @@ use pgark_archiver::config::Config;
 use pgark_archiver::error::{Error, ErrorKind};
 use pgark_regress::process::wait_until;
 use pgark_regress::{Cluster, Major, TestDirectory, account};
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::Duration;
 
 const SCHEMA: &str = "
@@ -362,6 +362,25 @@ fn ask_for_passwords(cluster: &Cluster<'_>) {
     cluster.reload();
 }
 
+/// A folder with `key.pem` and `cert.pem`, which is nobody's authority: rustls takes none for a server.
+fn certificate(directory: &TestDirectory, name: &str) -> PathBuf {
+    let folder = directory.folder(name);
+    let config = "[req]\ndistinguished_name = dn\nx509_extensions = v3\nprompt = no\n[dn]\nCN = 127.0.0.1\n\
+                  [v3]\nbasicConstraints = critical,CA:FALSE\nsubjectAltName = IP:127.0.0.1\n";
+    let config = directory.file(&format!("{name}/openssl.cnf"), config);
+    let made = account::command("openssl")
+        .args([
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+        ])
+        .args(["-keyout", "key.pem", "-out", "cert.pem", "-config"])
+        .arg(config)
+        .current_dir(&folder)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    folder
+}
+
 #[test]
 fn passwords_tls_and_plain_sql() {
     let setting = Setting::new("t540_access");
@@ -459,7 +478,7 @@ fn passwords_tls_and_plain_sql() {
             setting.until(&cancel, |context| patient.capture(context, &sink))
         });
         wait_until("pg_dump waits", Duration::from_secs(60), || {
-            cluster.psql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pg_dump' AND wait_event_type = 'Lock'") == "1"
+            cluster.psql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgark dump' AND wait_event_type = 'Lock'") == "1"
         });
         cancel.cancel();
         assert_eq!(dumping.join().unwrap().unwrap_err().code(), "cancelled");
@@ -476,31 +495,7 @@ fn passwords_tls_and_plain_sql() {
     );
 
     // TLS, with a certificate of our own making.
-    let folder = setting.directory.folder("tls");
-    let made = account::command("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=127.0.0.1",
-        ])
-        .args([
-            "-addext",
-            "subjectAltName=IP:127.0.0.1",
-            "-keyout",
-            "key.pem",
-            "-out",
-            "cert.pem",
-        ])
-        .current_dir(&folder)
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{made:?}");
+    let folder = certificate(&setting.directory, "tls");
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -518,24 +513,7 @@ fn passwords_tls_and_plain_sql() {
     for tls in ["require", "verify-full", "disable"] {
         setting.capture(&*over(tls)).unwrap();
     }
-    let other = setting.directory.folder("other");
-    let made = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=127.0.0.1",
-        ])
-        .args(["-keyout", "key.pem", "-out", "cert.pem"])
-        .current_dir(&other)
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{made:?}");
+    let other = certificate(&setting.directory, "other");
     let keys = keys("u_scram", &right);
     let untrusted = open(&format!("host = \"127.0.0.1\"\nport = {port}\n{keys}\ntls = \"verify-full\"\nca_file = \"{}/cert.pem\"", other.display())).unwrap();
     assert_eq!(
