@@ -385,6 +385,21 @@ fn certificate(directory: &TestDirectory, name: &str) -> PathBuf {
 fn passwords_tls_and_plain_sql() {
     let setting = Setting::new("t540_access");
     let mut cluster = Cluster::builder(&setting.directory, Major::Pg15, "a").start();
+    for expected in [
+        "logical decoding requires wal_level",
+        "password authentication failed",
+        "expected SASL response",
+        "must be superuser or replication role",
+        "permission denied for table docs",
+        "canceling statement due to statement timeout",
+        "connection to client lost",
+        "canceling statement due to user request",
+        "terminating connection",
+        "could not accept SSL connection",
+        "unknown ca",
+    ] {
+        cluster.log_mut().allow(expected);
+    }
     cluster.psql("SET password_encryption = 'md5'; CREATE ROLE u_md5 SUPERUSER LOGIN PASSWORD 'p:a\\ss'; SET password_encryption = 'scram-sha-256'; CREATE ROLE u_scram SUPERUSER LOGIN PASSWORD 'p:a\\ss'; CREATE ROLE u_clear SUPERUSER LOGIN PASSWORD 'p:a\\ss'; CREATE ROLE u_poor LOGIN");
     cluster.psql("CREATE DATABASE shop");
     cluster.psql_in("shop", SCHEMA);
