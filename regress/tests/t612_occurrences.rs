@@ -103,7 +103,9 @@ fn once_with_everybody_alive() {
 
 /// Runs of the schedule that the repository's audit tells of.
 fn expired(directory: &TestDirectory) -> usize {
-    let entries = std::fs::read_dir(directory.join("repository/audit")).unwrap();
+    let Ok(entries) = std::fs::read_dir(directory.join("repository/audit")) else {
+        return 0;
+    };
     let texts = entries.map(|e| std::fs::read_to_string(e.unwrap().path()).unwrap());
     texts
         .filter(|text| text.contains("\"action\":\"expire\""))
