@@ -146,7 +146,7 @@ fn a_lasting_fault_is_told_within_the_deadline() {
             assert!(error.detail().is_some() && error.hint().is_some());
         }
         let took = started.elapsed();
-        assert!(took < Duration::from_secs(12), "{took:?}");
+        assert!(took < Duration::from_secs(30), "{took:?}");
         proxy.set_down(false);
         proxy.stall(false);
         proxy.cut_all();

@@ -32,7 +32,7 @@ impl Inner {
         // A prefix that is no key ("", "..", "a//b") but the empty one names no object.
         let names_some = directory.is_empty() || Key::new(directory).is_ok();
         let mut objects = Vec::new();
-        let operation = self.operation("list", prefix, 64 << 20);
+        let operation = self.operation("list", prefix, 1 << 20);
         self.block(&operation, async |connection, _| {
             objects.clear();
             self.require_root(connection).await?;
@@ -56,7 +56,7 @@ impl Inner {
 
     pub(super) fn strangers(&self) -> Result<Vec<Stranger>> {
         let mut strangers = Vec::new();
-        let operation = self.operation("list", "", 64 << 20);
+        let operation = self.operation("list", "", 1 << 20);
         self.block(&operation, async |connection, _| {
             strangers.clear();
             let visit = |key: Key, found: Attributes| {
