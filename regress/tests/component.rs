@@ -8,12 +8,12 @@ use pgark_regress::TestDirectory;
 use std::path::PathBuf;
 
 /// Opens the driver of a component whose section is `settings`, without `kind`.
-pub fn driver(kind: &str, settings: &str) -> Box<dyn Driver> {
+pub(crate) fn driver(kind: &str, settings: &str) -> Box<dyn Driver> {
     drivers::open("it", kind, &settings.parse().unwrap()).unwrap_or_else(|e| panic!("{}", text(&e)))
 }
 
 /// Everything that an error says.
-pub fn text(error: &Error) -> String {
+pub(crate) fn text(error: &Error) -> String {
     format!(
         "{error}\n{}\n{}\n{}",
         error.code(),
@@ -23,14 +23,14 @@ pub fn text(error: &Error) -> String {
 }
 
 /// A test's directory, and what drivers are called with.
-pub struct Bench {
-    pub directory: TestDirectory,
-    pub cancel: CancelToken,
+pub(crate) struct Bench {
+    pub(crate) directory: TestDirectory,
+    pub(crate) cancel: CancelToken,
     scratch: PathBuf,
 }
 
 impl Bench {
-    pub fn new(test: &str) -> Self {
+    pub(crate) fn new(test: &str) -> Self {
         let directory = TestDirectory::new(test);
         Self {
             scratch: directory.folder("scratch"),
@@ -39,7 +39,7 @@ impl Bench {
         }
     }
 
-    pub fn context(&self) -> Context<'_> {
+    pub(crate) fn context(&self) -> Context<'_> {
         Context {
             component: "it",
             cancel: &self.cancel,
@@ -47,26 +47,26 @@ impl Bench {
         }
     }
 
-    pub fn try_capture(&self, driver: &dyn Driver) -> Result<MemorySource> {
+    pub(crate) fn try_capture(&self, driver: &dyn Driver) -> Result<MemorySource> {
         let sink = MemorySink::new();
         let point = driver.capture(&self.context(), &sink)?;
         Ok(sink.finish(point))
     }
 
     #[track_caller]
-    pub fn capture_after(&self, driver: &dyn Driver, parent: MemorySource) -> MemorySource {
+    pub(crate) fn capture_after(&self, driver: &dyn Driver, parent: MemorySource) -> MemorySource {
         let sink = MemorySink::with_parent(parent);
         let point = driver.capture(&self.context(), &sink);
         sink.finish(point.unwrap_or_else(|e| panic!("{}", text(&e))))
     }
 
     #[track_caller]
-    pub fn capture(&self, driver: &dyn Driver) -> MemorySource {
+    pub(crate) fn capture(&self, driver: &dyn Driver) -> MemorySource {
         self.try_capture(driver)
             .unwrap_or_else(|e| panic!("{}", text(&e)))
     }
 
-    pub fn try_restore(
+    pub(crate) fn try_restore(
         &self,
         driver: &dyn Driver,
         backup: &MemorySource,
@@ -76,7 +76,7 @@ impl Bench {
     }
 
     #[track_caller]
-    pub fn restore(
+    pub(crate) fn restore(
         &self,
         driver: &dyn Driver,
         backup: &MemorySource,
@@ -87,7 +87,7 @@ impl Bench {
     }
 
     #[track_caller]
-    pub fn evidence(
+    pub(crate) fn evidence(
         &self,
         driver: &dyn Driver,
         backup: &MemorySource,
