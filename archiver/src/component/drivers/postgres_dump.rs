@@ -4,6 +4,7 @@
 //! those cannot do: another major version, one database, one table, plain SQL for somebody else.
 
 mod capture;
+mod entries;
 mod inspect;
 mod manifest;
 mod programs;
