@@ -23,9 +23,7 @@ demo:
 
 # Postgres, Redis, Chroma and files, wrecked and brought back to one moment.
 demo-stack:
-	$(SETUP)/install.sh demo
-	$(SETUP)/stores.sh redis
-	$(SETUP)/chroma.sh
+	$(SETUP)/install.sh stack
 	cargo build --locked -p pgark-archiver
 	regress/demo-stack.sh $(TARGET)/debug/pgark
 

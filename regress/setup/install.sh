@@ -2,7 +2,7 @@
 # Installs what the demo, the tests and the bench need on Debian 12: through apt when run as root;
 # otherwise it lists what is missing and fails. Running it again changes nothing.
 #
-# usage: install.sh [demo|test|conformance|bench]     default: test
+# usage: install.sh [demo|stack|test|conformance|bench]     default: test
 set -eu
 
 want=${1:-test}
@@ -11,6 +11,7 @@ want=${1:-test}
 packages="postgresql-15 gcc libc6-dev"
 case $want in
 demo) ;;
+stack) packages="$packages python3-venv" ;;
 test)
     packages="$packages postgresql-server-dev-15 libclang-14-dev binutils debootstrap"
     packages="$packages postgresql-15-cron python3-venv python3-zstandard openssl openssh-server openssh-client"
@@ -21,7 +22,7 @@ bench)
     packages="$packages debootstrap python3-venv openssl"
     ;;
 *)
-    echo "usage: install.sh [demo|test|conformance|bench]" >&2
+    echo "usage: install.sh [demo|stack|test|conformance|bench]" >&2
     exit 2
     ;;
 esac
@@ -67,6 +68,10 @@ if [ -n "$missing" ]; then
     } >&2
 fi
 
+if [ "$want" = stack ]; then
+    "$(dirname "$0")/stores.sh" redis >/dev/null
+    "$(dirname "$0")/chroma.sh" >/dev/null
+fi
 if [ "$want" = test ]; then
     "$(dirname "$0")/chroot.sh" >/dev/null
     "$(dirname "$0")/python.sh" >/dev/null

@@ -69,11 +69,8 @@ impl Application {
     fn run(&self, cluster: &Cluster<'_>, end: &AtomicBool, count: &AtomicU64) {
         let mut session = cluster.session("postgres");
         for id in 1.. {
-            loop {
-                match std::fs::read_to_string(self.stop_file()) {
-                    Ok(token) => std::fs::write(self.folder.join("idle"), token).unwrap(),
-                    Err(_) => break,
-                }
+            while let Ok(token) = std::fs::read_to_string(self.stop_file()) {
+                std::fs::write(self.folder.join("idle"), token).unwrap();
                 if end.load(Ordering::SeqCst) {
                     return;
                 }
