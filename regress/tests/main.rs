@@ -45,6 +45,7 @@ mod t451_sftp_faults;
 mod t500_files;
 mod t510_sets;
 mod t520_redis;
+mod t521_redis_faults;
 mod t530_chroma;
 mod t540_postgres_dump;
 mod t560_prometheus;

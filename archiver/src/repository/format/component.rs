@@ -2,7 +2,6 @@
 //! and what both kinds of backup have in common.
 
 use super::manifest::{FrameRef, Label, Manifest, ObjectUse, PathText};
-use crate::component::Point;
 use chrono::{DateTime, Utc};
 use pgark_types::BackupLabel;
 use serde::{Deserialize, Serialize};
@@ -11,6 +10,56 @@ use ulid::Ulid;
 
 /// The kind of a Postgres cluster's backups; every other one is a component's.
 pub const POSTGRES: &str = "postgres";
+
+/// How exact a capture is. Stated by the driver, never better than what it did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Consistency {
+    /// The store at one instant.
+    PointInTime,
+    /// As after a power cut at one instant: the store recovers by itself.
+    CrashConsistent,
+    /// Its parts are of different instants between the capture's begin and end.
+    Fuzzy,
+}
+
+impl Consistency {
+    /// The word used in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::PointInTime => "point_in_time",
+            Self::CrashConsistent => "crash_consistent",
+            Self::Fuzzy => "fuzzy",
+        }
+    }
+}
+
+/// Where a capture stands in the store's own history, and in time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// How exact it is.
+    pub consistency: Consistency,
+    /// This host's clock before the first byte was captured.
+    pub from: DateTime<Utc>,
+    /// This host's clock after the last one.
+    pub until: DateTime<Utc>,
+    /// The store's clock minus this host's, in seconds, where the store tells its time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_skew_seconds: Option<f64>,
+    /// The store's own measure: a replication offset, sequence numbers, a snapshot's name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub position: BTreeMap<String, serde_json::Value>,
+    /// What a restore is compared with: counts and digests, by the names that a driver's evidence uses.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub evidence: BTreeMap<String, serde_json::Value>,
+    /// What an operator should know: redactions, what the store could not give.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// The version of the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_version: Option<String>,
+}
 
 /// A backup of a component beside Postgres.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -84,7 +133,7 @@ pub struct ComponentLabel {
     /// See [`ComponentManifest`].
     pub stopped_at: DateTime<Utc>,
     /// How exact the capture is.
-    pub consistency: crate::component::Consistency,
+    pub consistency: Consistency,
     /// See [`ComponentManifest`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set: Option<BackupLabel>,
