@@ -33,7 +33,7 @@ collection('mixed', {'vectors': {'text': {'size': 4, 'distance': 'Dot'},
         'late': {'size': 2, 'distance': 'Dot', 'multivector_config': {'comparator': 'max_sim'}}},
     'sparse_vectors': {'words': {}}}, 60,
     lambda n: {'text': vector(n), 'late': [vector(n, 2), vector(n + 1, 2)], 'words': {'indices': [1, n + 5], 'values': [0.5, n / 4]}})
-collection('s%C3%BC%20%25x', {'vectors': {'size': 4, 'distance': 'Dot'}}, 20)
+collection('s%C3%BC%20%25x', {'vectors': {'size': 4, 'distance': 'Dot'}}, 20, lambda n: vector(n + 5000))
 collection('none', {'vectors': {'size': 3, 'distance': 'Euclid'}})
 made(call('POST', '/collections/aliases', {'actions': [
     {'create_alias': {'alias_name': a, 'collection_name': c}} for a, c in [('live', 'docs'), ('second', 'docs'), ('m', 'mixed')]]}))
@@ -469,8 +469,8 @@ fn a_bit_that_flips_on_the_way_is_found() {
     let bench = Bench::new("t525_flip");
     let server = QdrantServer::start(&bench.directory, "source", &[]);
     server.python(FILL);
-    // The vector of point 7, as the engine writes it.
-    let numbers = server.python("print(*vector(7))");
+    // The vector of point 7 of one collection, as the engine writes it.
+    let numbers = server.python("print(*vector(5007))");
     let vector: String = numbers
         .split_whitespace()
         .flat_map(|number| number.parse::<f32>().unwrap().to_le_bytes())
@@ -650,10 +650,10 @@ fn a_killed_pgark_is_cleaned_up_after_by_the_next() {
     let backup = ["backup", "--component", "vectors"];
     let restore = ["restore", "--component", "vectors", "--yes"];
     for (step, arguments, files) in [
-        ("qdrant:marked", &backup[..], 0),
-        ("qdrant:snapshot_made", &backup, 1),
+        ("qdrant:snapshot_made", &backup[..], 1),
         ("qdrant:snapshot_made:2", &backup, 1),
         ("qdrant:uploaded", &restore, 1),
+        ("qdrant:marked", &backup, 0),
     ] {
         let killed = pgark.run_with(arguments, &[("PGARK_FAULT_CRASH", step)]);
         assert_eq!(killed.code, 137, "{step}: {}", killed.stderr);

@@ -360,6 +360,7 @@ struct Made<'a> {
 impl<'a> Made<'a> {
     fn make(capture: &Capture<'a>, collection: &'a str) -> Result<Self> {
         let (remote, cancel) = (capture.remote, capture.context.cancel);
+        wait_for_free_name(remote, collection)?;
         let mark = Mark::new(What::Snapshot, remote.clock()?.0);
         let held = mark.hold();
         let first = mark.name();
@@ -426,6 +427,23 @@ impl Drop for Made<'_> {
             );
         }
     }
+}
+
+/// Qdrant names snapshots by the second, and a second one of that name replaces the first: one that
+/// somebody else has just made must not become ours to remove.
+fn wait_for_free_name(remote: &Remote, collection: &str) -> Result<()> {
+    let there = remote.snapshots(collection)?;
+    let last = there
+        .iter()
+        .filter_map(|one| leftovers::begun(&one.name, collection))
+        .max();
+    for _ in 0..20 {
+        if last.is_none_or(|last| remote.clock().is_ok_and(|(now, _)| now > last)) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
 }
 
 /// After a request that failed: removes the mark, and what the server may have made in spite of it.

@@ -6,7 +6,7 @@ use crate::Result;
 use serde_json::json;
 
 /// A snapshot whose name nobody learned was begun at most this long after its mark.
-const BEGUN_SECONDS_MAX: i64 = 10;
+const BEGUN_SECONDS_MAX: i64 = 5;
 /// A mark without a snapshot stays so long: the server may still be making it.
 const MAKING_SECONDS_MAX: i64 = 24 * 3600;
 
@@ -147,7 +147,7 @@ fn choose<'a>(mark: &Mark, collection: &str, snapshots: &'a [Snapshot]) -> Optio
 }
 
 /// When the server began a snapshot, which its name says: `{collection}-{peer}-{time}.snapshot`.
-fn begun(name: &str, collection: &str) -> Option<i64> {
+pub(super) fn begun(name: &str, collection: &str) -> Option<i64> {
     let rest = name.strip_prefix(collection)?.strip_prefix('-')?;
     let (peer, time) = rest.strip_suffix(".snapshot")?.split_once('-')?;
     if !peer.bytes().all(|b| b.is_ascii_digit()) {
