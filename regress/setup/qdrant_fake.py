@@ -451,7 +451,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     os.makedirs(kept, exist_ok=True)
                     kept = os.path.join(kept, os.path.basename(file))
                     shutil.move(path, kept)
-                    self.hang("recover_hang")
+                    self.fail("recover")
                     store.recover(name, kept)
                 return True
             case "GET", ["collections", name, "shards", shard, "snapshot"]:
@@ -524,15 +524,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return True
         raise Refused(404, "Not found")
 
-    def hang(self, name):
-        if faults.pop(name, None):
+    def fail(self, what):
+        if faults.pop(what + "_hang", None):
             time.sleep(3600)
-
-    def make_snapshot(self, name, wait):
-        error = faults.pop("snapshot_error", None)
+        error = faults.pop(what + "_error", None)
         if error:
             raise Refused(*error)
-        self.hang("snapshot_hang")
+
+    def make_snapshot(self, name, wait):
+        self.fail("snapshot")
         if not wait:
             threading.Thread(target=lambda: store.snapshot(name)).start()
             self.send(202, {"status": "accepted", "time": 0.0})

@@ -145,7 +145,7 @@ fn a_server_comes_back_whole_and_in_part() {
     }
 
     // One collection under another name, where it came from: its aliases are in use there.
-    let one = request(&["docs"], &[("docs", "docs again")], false);
+    let one = request(&["docs"], &[("docs", "docs again")], true);
     let done = bench.restore(&*source, &backup, &one);
     let expected = [
         "collection docs again: 350 points",
@@ -446,6 +446,29 @@ fn whatever_fails_is_said_and_leaves_nothing() {
         is_clean(&server);
     }
 
+    // A collection that goes away in the middle is no reason to have no backup of the others.
+    server.python(
+        "made(call('PUT', '/collections/aaa', {'vectors': {'size': 4, 'distance': 'Dot'}}))",
+    );
+    server.fault("{\"snapshot_delay\": 1}");
+    let backup = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(500));
+            server.python("made(call('DELETE', '/collections/aaa'))");
+        });
+        bench.capture(&*source)
+    });
+    let point = pgark_archiver::component::Source::point(&backup);
+    let gone = "collection aaa was removed during the backup";
+    assert!(
+        point.notes.iter().any(|note| note == gone),
+        "{:?}",
+        point.notes
+    );
+    assert_eq!(point.evidence.len(), 4);
+    server.fault("{}");
+    is_clean(&server);
+
     // A full repository, and a stop in the middle.
     let sink = MemorySink::new().failing_after(100_000);
     let full = source.capture(&bench.context(), &sink).unwrap_err();
@@ -462,6 +485,38 @@ fn whatever_fails_is_said_and_leaves_nothing() {
     });
     server.fault("{}");
     is_clean(&server);
+}
+
+#[test]
+fn a_restore_that_fails_is_run_again() {
+    let bench = Bench::new("t525_again");
+    let server = QdrantServer::start(&bench.directory, "source", &[]);
+    server.python(FILL);
+    let before = everything(&server);
+    let backup = bench.capture(&*of(&server, ""));
+    let mut target = QdrantServer::start(&bench.directory, "target", &[]);
+    let driver = of(&target, "timeout_seconds = 1\nrestore_seconds = 2");
+
+    // It has no room: nothing stays, neither the file nor a collection that is none.
+    target.fault(r#"{"recover_error": [500, "Service internal error: No space left on device"]}"#);
+    let full = bench.try_restore(&*driver, &backup, &Request::default());
+    assert_eq!(full.unwrap_err().code(), "qdrant_disk_full");
+    assert_clean(&target);
+    let empty = target.python("print(made(call('GET', '/collections')))");
+    assert_eq!(empty.trim(), "{'collections': []}");
+
+    // It hangs over a snapshot, and is killed: the file stays, where nobody can list it yet.
+    target.fault("{\"recover_hang\": 1}");
+    let error = bench
+        .try_restore(&*driver, &backup, &Request::default())
+        .unwrap_err();
+    assert_eq!(error.code(), "component_unreachable", "{}", text(&error));
+    target.again();
+    assert_eq!(target.files().len(), 1);
+    bench.restore(&*driver, &backup, &Request::default());
+    assert_agrees(&bench.evidence(&*driver, &backup, &Request::default()));
+    assert_eq!(everything(&target), before);
+    assert_clean(&target);
 }
 
 #[test]

@@ -23,7 +23,6 @@ use crate::component::{
 };
 use crate::{Error, Result};
 use serde::Deserialize;
-use serde_json::json;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -151,12 +150,8 @@ impl Driver for Qdrant {
             Ok(found) => found,
             Err(error) => return Ok(vec![line("qdrant server", Err(error))]),
         };
-        // Changes nothing, and asks for the right to change aliases: what a snapshot and a restore need.
-        let rights = remote.change_aliases(&json!([]));
-        let rights = match rights {
-            Err(error) if error.code() == "component_denied" => Err(error),
-            _ => Ok("snapshots and aliases may be made".to_owned()),
-        };
+        let rights = remote.may_write();
+        let rights = rights.map(|()| "snapshots and aliases may be made".to_owned());
         let left = leftovers::find(&remote).map(|left| match left.len() {
             0 => "nothing of interrupted runs".to_owned(),
             count => format!("{count} of interrupted runs: the next backup removes them"),

@@ -43,12 +43,8 @@ pub(super) fn evidence(
     for alias in &plan.aliases {
         let found = there.iter().find(|there| there.alias == alias.alias);
         let found = found.map_or("nothing", |there| there.collection.as_str());
-        // Under another name, an alias in use stays where it is.
-        let moved = request
-            .rename
-            .iter()
-            .any(|(_, new)| *new == alias.collection);
-        let ok = found == alias.collection || (moved && found != "nothing" && !request.overwrite);
+        let in_use = plan.is_renamed(alias) && found != "nothing";
+        let ok = found == alias.collection || in_use;
         lines.push(line(
             format!("alias {}", alias.alias),
             &alias.collection,

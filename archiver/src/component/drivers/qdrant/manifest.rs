@@ -121,6 +121,15 @@ pub(super) struct Plan<'a> {
     pub aliases: Vec<Alias>,
 }
 
+impl Plan<'_> {
+    /// Whether `alias` would lead to a collection under another name than it had. Then one that is in use
+    /// for something else, the original above all, stays where it is.
+    pub(super) fn is_renamed(&self, alias: &Alias) -> bool {
+        let wanted = self.collections.iter().find(|w| w.name == alias.collection);
+        wanted.is_some_and(|wanted| wanted.from.name != wanted.name)
+    }
+}
+
 impl Manifest {
     /// A new one.
     pub(super) fn new(

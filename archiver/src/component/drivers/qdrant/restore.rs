@@ -33,6 +33,7 @@ pub(super) fn restore(
     let version = remote.version()?;
     check_version(settings, remote, &manifest, version)?;
     remote.single()?;
+    remote.may_write()?;
     let there = remote.aliases()?;
     let existing = existing(remote, &plan, &there, request.overwrite)?;
     leftovers::sweep(remote)?;
@@ -56,6 +57,8 @@ pub(super) fn restore(
         ));
     }
     done.extend(aliases(remote, &plan, &there, request.overwrite)?);
+    // What an interrupted restore had left can be listed once its collection is there.
+    leftovers::sweep(remote)?;
     Ok(done)
 }
 
@@ -146,7 +149,8 @@ fn existing(
     Ok(found)
 }
 
-/// Puts aliases back. One that leads elsewhere is in use: it is moved when things may be overwritten.
+/// Puts aliases back. One that leads elsewhere is in use: it is moved back in place alone, and never to a
+/// collection under another name.
 fn aliases(
     remote: &Remote,
     plan: &Plan<'_>,
@@ -154,25 +158,21 @@ fn aliases(
     overwrite: bool,
 ) -> Result<Vec<String>> {
     let (mut actions, mut notes) = (Vec::new(), Vec::new());
+    // Where a collection was removed, its aliases went too.
+    let still = remote.aliases()?;
     for alias in &plan.aliases {
         let name = &alias.alias;
-        let now = there.iter().find(|there| there.alias == *name);
-        match now {
-            // Where a collection was removed, its aliases went too: setting one twice does no harm.
-            Some(now) if now.collection != alias.collection && !overwrite => {
-                notes.push(format!(
-                    "alias {name} leads to {} and was left",
-                    now.collection
-                ));
-                continue;
-            }
-            Some(_) => {
-                let still = remote.aliases()?.iter().any(|there| there.alias == *name);
-                if still {
-                    actions.push(json!({ "delete_alias": { "alias_name": name } }));
-                }
-            }
-            None => {}
+        let was = there.iter().find(|there| there.alias == *name);
+        let was = was.filter(|was| was.collection != alias.collection);
+        if let Some(was) = was.filter(|_| !overwrite || plan.is_renamed(alias)) {
+            notes.push(format!(
+                "alias {name} leads to {} and was left",
+                was.collection
+            ));
+            continue;
+        }
+        if still.iter().any(|there| there.alias == *name) {
+            actions.push(json!({ "delete_alias": { "alias_name": name } }));
         }
         actions.push(json!({ "create_alias": alias }));
         notes.push(format!("alias {name} leads to {}", alias.collection));
