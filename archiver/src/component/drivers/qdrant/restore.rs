@@ -74,29 +74,26 @@ fn check_version(
             "the backup does not say of which version of Qdrant it is",
         )
     })?;
-    let (code, hint) = match from.into_server(server) {
+    let name = remote.http.name();
+    let error = match from.into_server(server) {
         Fit::Good => return Ok(()),
         Fit::Newer if settings.restore_from_older => return Ok(()),
-        Fit::Newer => (
+        Fit::Newer => Error::invalid(
             "qdrant_snapshot_older",
+            format!("the backup is of Qdrant {from}, and {name} is of the newer version {server}"),
+        )
+        .with_hint(
             "Restore into the backup's version and upgrade then, or set restore_from_older = true.",
         ),
-        Fit::Older => (
+        Fit::Older => Error::invalid(
             "qdrant_snapshot_newer",
-            "Restore into a server of the backup's version.",
-        ),
+            format!("the backup is of Qdrant {from}, and {name} is of the older version {server}"),
+        )
+        .with_hint("Restore into a server of the backup's version."),
     };
-    Err(Error::invalid(
-        code,
-        format!(
-            "the backup is of Qdrant {from}, and {} is of version {server}",
-            remote.http.name()
-        ),
-    )
-    .with_detail(
+    Err(error.with_detail(
         "Qdrant restores snapshots of the same minor version whose patch is not newer than its own.",
-    )
-    .with_hint(hint))
+    ))
 }
 
 /// What the server has under each wanted name; refuses what cannot be done.
