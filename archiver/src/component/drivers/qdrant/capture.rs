@@ -3,7 +3,7 @@
 use super::Settings;
 use super::archive::Checked;
 use super::leftovers::{self, Settled};
-use super::manifest::{Alias, Archive, Collection, Manifest, Method, PATH, Read2};
+use super::manifest::{Alias, Archive, Collection, Manifest, Method, PATH, Readings};
 use super::mark::{Held, Mark, What};
 use super::point::{Lines, compare};
 use super::remote::{Remote, Snapshot};
@@ -32,7 +32,7 @@ pub(super) fn capture(
 ) -> Result<Point> {
     let version = remote.version()?;
     remote.single()?;
-    let mut notes = leftovers::sweep(remote)?;
+    let mut notes = leftovers::sweep(remote);
     let (_, skew) = remote.clock()?;
     let begun = Utc::now();
     let capture = Capture {
@@ -204,7 +204,7 @@ impl Capture<'_> {
     }
 
     /// Compares both readings and stores the outcome.
-    fn read(&self, number: usize, before: &Path, after: &Path) -> Result<Read2> {
+    fn read(&self, number: usize, before: &Path, after: &Path) -> Result<Readings> {
         let open = |path: &Path| {
             File::open(path)
                 .map(BufReader::new)
@@ -222,7 +222,7 @@ impl Capture<'_> {
         let path = format!("collections/{number:06}/points");
         self.sink
             .file(Entry::file(path.as_str()), &mut open(&merged)?)?;
-        Ok(Read2 {
+        Ok(Readings {
             path,
             stable: found.stable,
             changed: found.changed,

@@ -1,6 +1,6 @@
 //! Whether a server holds what a backup says: settings, counts, every point, aliases.
 
-use super::manifest::{Collection, Manifest, Read2, Wanted};
+use super::manifest::{Collection, Manifest, Readings, Wanted};
 use super::point::{Digest, Lines, PointLine, merge};
 use super::remote::Remote;
 use super::restore::{described, description};
@@ -124,7 +124,7 @@ fn points(
     context: &Context<'_>,
     source: &dyn Source,
     name: &str,
-    read: &Read2,
+    read: &Readings,
     lines: &mut Vec<EvidenceLine>,
 ) -> Result<()> {
     let path = context.scratch.join("found");

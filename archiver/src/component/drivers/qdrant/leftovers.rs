@@ -49,11 +49,21 @@ pub(super) fn find(remote: &Remote) -> Result<Leftovers> {
     Ok(found)
 }
 
-/// Removes what dead runs have left; a note for each of them.
-///
-/// # Errors
-/// The client's.
-pub(super) fn sweep(remote: &Remote) -> Result<Vec<String>> {
+/// Removes what dead runs have left; a note for each of them. That it cannot be removed keeps nobody from
+/// a backup or a restore.
+pub(super) fn sweep(remote: &Remote) -> Vec<String> {
+    remove(remote).unwrap_or_else(|error| {
+        tracing::warn!(
+            code = error.code(),
+            "what interrupted runs have left on the server could not be removed: {error}"
+        );
+        vec![format!(
+            "what interrupted runs have left on the server could not be removed: {error}"
+        )]
+    })
+}
+
+fn remove(remote: &Remote) -> Result<Vec<String>> {
     let found = find(remote)?;
     let mut notes = Vec::new();
     for (alias, mark, collection) in &found.marks {

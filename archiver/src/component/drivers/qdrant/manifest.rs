@@ -67,7 +67,7 @@ pub(super) struct Collection {
     pub points: (u64, u64),
     /// What both readings of its points saw; none when they were not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub read: Option<Read2>,
+    pub read: Option<Readings>,
     /// Its moment lies between the two, by this host's clock.
     pub from: DateTime<Utc>,
     /// See above.
@@ -76,7 +76,7 @@ pub(super) struct Collection {
 
 /// What both readings of a collection's points saw.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Read2 {
+pub(super) struct Readings {
     /// A line for each point.
     pub path: String,
     /// Points that both saw alike.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// Points that are asked for at once: a thousand numbers each are a megabyte of JSON.
 const SCROLL_POINTS: usize = 100;
 /// Ids that are asked for at once.
-const SCROLL_IDS: usize = 5000;
+const SCROLL_IDS: usize = 1000;
 /// How long the server's answer is waited for after a cancel, so that what it made can be removed.
 const GRACE_SECONDS: u64 = 10;
 

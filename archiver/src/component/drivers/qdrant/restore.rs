@@ -36,8 +36,7 @@ pub(super) fn restore(
     remote.may_write()?;
     let there = remote.aliases()?;
     let existing = existing(remote, &plan, &there, request.overwrite)?;
-    leftovers::sweep(remote)?;
-    let mut done = Vec::new();
+    let mut done = leftovers::sweep(remote);
     for (wanted, existing) in plan.collections.iter().zip(&existing) {
         context.cancel.check()?;
         let one = One {
@@ -58,7 +57,7 @@ pub(super) fn restore(
     }
     done.extend(aliases(remote, &plan, &there, request.overwrite)?);
     // What an interrupted restore had left can be listed once its collection is there.
-    leftovers::sweep(remote)?;
+    done.extend(leftovers::sweep(remote));
     Ok(done)
 }
 
@@ -296,6 +295,12 @@ impl One<'_> {
         upload
             .send(self.context, self.remote, &mut content)
             .map(drop)
+            .map_err(|error| match (error.code(), error.hint()) {
+                ("component_unreachable", None) => error.with_hint(
+                    "A proxy that limits the size of requests ends them like this: name the server itself as url.",
+                ),
+                _ => error,
+            })
             .map_err(|error| error.context(format!("collection {}", self.wanted.name)))
     }
 
