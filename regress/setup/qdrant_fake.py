@@ -272,11 +272,11 @@ class Store:
         subprocess.run(command, check=True)
         shutil.rmtree(stage)
 
-    def snapshot(self, name):
+    def snapshot(self, name, now):
+        """Named by when it was begun."""
         _, collection = self.find(name)
         folder = self.folder("snapshots", name)
         os.makedirs(folder, exist_ok=True)
-        now = datetime.datetime.now(datetime.timezone.utc)
         file = f"{name}-{PEER}-{now:%Y-%m-%d-%H-%M-%S}.snapshot"
         making = self.path("tmp", file)
         self.tar(making, collection, range(len(collection.shards)), True)
@@ -533,13 +533,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def make_snapshot(self, name, wait):
         self.fail("snapshot")
+        now = datetime.datetime.now(datetime.timezone.utc)
         if not wait:
-            threading.Thread(target=lambda: store.snapshot(name)).start()
+            threading.Thread(target=lambda: store.snapshot(name, now)).start()
             self.send(202, {"status": "accepted", "time": 0.0})
             return None
         time.sleep(faults.get("snapshot_delay", 0))
         with store.lock:
-            made = store.snapshot(name)
+            made = store.snapshot(name, now)
         if faults.pop("snapshot_die", None):
             os._exit(9)
         return made
