@@ -69,7 +69,7 @@ fn whatever_fails_is_said_and_leaves_nothing() {
         is_clean(&server);
     }
     // The request runs out of time; the snapshot appears after that.
-    server.fault("{\"snapshot_delay\": 6}");
+    server.fault("{\"snapshot_delay\": 5}");
     let error = bench.try_capture(&*hasty).unwrap_err();
     assert_eq!(error.code(), "component_unreachable", "{}", text(&error));
     server.fault("{}");

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long a snapshot is looked for whose request went wrong.
-const LOOK_SECONDS: u64 = 3;
+const LOOK_SECONDS: u64 = 10;
 
 /// Captures the server.
 ///
