@@ -25,6 +25,7 @@ pub mod major;
 pub mod pgark;
 pub mod process;
 pub mod prometheus_server;
+pub mod qdrant_server;
 pub mod recovery;
 pub mod redis_server;
 pub mod s3_proxy;

@@ -46,6 +46,8 @@ mod t500_files;
 mod t510_sets;
 mod t520_redis;
 mod t521_redis_faults;
+mod t525_qdrant;
+mod t526_qdrant_faults;
 mod t530_chroma;
 mod t540_postgres_dump;
 mod t560_prometheus;

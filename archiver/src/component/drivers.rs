@@ -6,6 +6,7 @@ pub mod grafana;
 mod http;
 pub mod postgres_dump;
 pub mod prometheus;
+pub mod qdrant;
 pub mod redis;
 
 use super::Driver;
@@ -25,6 +26,7 @@ pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Dr
         "prometheus" => Ok(Box::new(prometheus::Prometheus::new(parse(
             name, settings,
         )?)?)),
+        "qdrant" => Ok(Box::new(qdrant::Qdrant::new(parse(name, settings)?)?)),
         "redis" => Ok(Box::new(redis::Redis::new(parse(name, settings)?)?)),
         "postgres_dump" => Ok(Box::new(postgres_dump::PostgresDump::new(parse(
             name, settings,

@@ -120,13 +120,8 @@ impl Sink for MemorySink {
         let mut piece = vec![0; READ_BYTES];
         loop {
             let read = content.read(&mut piece).map_err(|e| {
-                Error::io(
-                    format!(
-                        "could not read \"{}\"",
-                        String::from_utf8_lossy(&entry.path)
-                    ),
-                    e,
-                )
+                let path = String::from_utf8_lossy(&entry.path);
+                super::content_error(format!("could not read \"{path}\""), e)
             })?;
             if read == 0 {
                 break;
