@@ -355,7 +355,7 @@ fn what_changes_or_goes_meanwhile_is_noted() {
     let path = tree.join("growing");
     write(&path, &noise(1 << 20, 1), 0o600);
     let stop = CancelToken::default();
-    let outcome = std::thread::scope(|scope| {
+    let noted = std::thread::scope(|scope| {
         scope.spawn(|| {
             use std::io::Write as _;
             let mut file = fs::File::options().append(true).open(&path).unwrap();
@@ -370,12 +370,13 @@ fn what_changes_or_goes_meanwhile_is_noted() {
         for n in 0..200 {
             write(&tree.join(format!("f{n}")), &noise(100_000, n), 0o600);
         }
-        let outcome = world.back_up(&driver);
+        // On a busy machine the writer may sleep through a whole backup.
+        let mut outcomes = (0..50).map(|_| world.back_up(&driver).point.notes.join("\n"));
+        let noted = outcomes.find(|notes| notes.contains("changed while they were read"));
         stop.cancel();
-        outcome
+        noted
     });
-    let notes = outcome.point.notes.join("\n");
-    assert!(notes.contains("changed while they were read"), "{notes}");
+    assert!(noted.is_some());
     // It is there all the same, as it was at some instants.
     let place = world.path("restored");
     world.restore(&driver, &to(&place)).unwrap();
