@@ -48,6 +48,7 @@ mod t520_redis;
 mod t521_redis_faults;
 mod t530_chroma;
 mod t540_postgres_dump;
+mod t545_elasticsearch;
 mod t560_prometheus;
 mod t570_grafana;
 mod t600_extension_sql;
