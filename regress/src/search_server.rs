@@ -54,8 +54,15 @@ impl Tls {
             key: directory.join("tls.key"),
         };
         let made = Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"])
-            .args(["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"])
+            .args([
+                "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+            ])
+            .args([
+                "-subj",
+                "/CN=127.0.0.1",
+                "-addext",
+                "subjectAltName=IP:127.0.0.1",
+            ])
             .args(["-addext", "basicConstraints=critical,CA:FALSE"])
             .arg("-keyout")
             .arg(&tls.key)
@@ -184,8 +191,15 @@ impl SearchServer {
             let ended = self.child.as_mut().unwrap().try_wait().unwrap();
             assert!(ended.is_none(), "it ended: see {}", self.folder.display());
             TcpStream::connect(("127.0.0.1", self.port)).is_ok()
-                && self.try_ask("GET", "/_cluster/health", None).is_some_and(|(status, _)| status == 200)
+                && self
+                    .try_ask("GET", "/_cluster/health", None)
+                    .is_some_and(|(status, _)| status == 200)
         });
+    }
+
+    /// Which it is.
+    pub fn make(&self) -> Make {
+        self.make
     }
 
     /// Its address.
@@ -255,7 +269,13 @@ impl SearchServer {
     }
 
     /// Through `openssl s_client`, which looks at the certificate.
-    fn exchange_tls(&self, tls: &Tls, method: &str, path: &str, body: Option<&str>) -> Option<Vec<u8>> {
+    fn exchange_tls(
+        &self,
+        tls: &Tls,
+        method: &str,
+        path: &str,
+        body: Option<&str>,
+    ) -> Option<Vec<u8>> {
         let mut child = Command::new("openssl")
             .args(["s_client", "-quiet", "-verify_return_error", "-CAfile"])
             .arg(&tls.certificate)
@@ -321,7 +341,8 @@ fn split(answer: &[u8]) -> Option<(String, Vec<u8>)> {
     let mut content = Vec::new();
     loop {
         let end = rest.windows(2).position(|two| two == b"\r\n")?;
-        let size = usize::from_str_radix(std::str::from_utf8(&rest[..end]).ok()?.trim(), 16).ok()?;
+        let size =
+            usize::from_str_radix(std::str::from_utf8(&rest[..end]).ok()?.trim(), 16).ok()?;
         if size == 0 {
             return Some((head, content));
         }

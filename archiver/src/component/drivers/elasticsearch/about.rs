@@ -156,8 +156,8 @@ impl About {
             .with_hint(format!("Restore it into {from} {made} or newer.")));
         }
         let (here, there) = (self.version, made);
-        let newer = from == self.distribution
-            && (there.major, there.minor) > (here.major, here.minor);
+        let newer =
+            from == self.distribution && (there.major, there.minor) > (here.major, here.minor);
         let ancient = from == self.distribution && there.major + 1 < here.major;
         if newer || ancient {
             let why = match newer {

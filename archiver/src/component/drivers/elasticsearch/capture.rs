@@ -40,12 +40,13 @@ pub(super) struct Chosen {
 /// What the settings choose of `names`.
 pub(super) fn choose(settings: &Settings, names: &Names) -> Chosen {
     let is_chosen = |name: &String| {
-        settings.indices.iter().fold(false, |chosen, pattern| {
-            match pattern.strip_prefix('-') {
+        settings
+            .indices
+            .iter()
+            .fold(false, |chosen, pattern| match pattern.strip_prefix('-') {
                 Some(pattern) => chosen && !manifest::matches(pattern, name),
                 None => chosen || manifest::matches(pattern, name),
-            }
-        })
+            })
     };
     let mut chosen = Chosen::default();
     let mut parts = BTreeSet::new();
@@ -57,7 +58,9 @@ pub(super) fn choose(settings: &Settings, names: &Names) -> Chosen {
         }
     }
     let plain = names.indices.keys().filter(|name| !parts.contains(name));
-    chosen.indices.extend(plain.filter(|name| is_chosen(name)).cloned());
+    chosen
+        .indices
+        .extend(plain.filter(|name| is_chosen(name)).cloned());
     chosen
 }
 
@@ -84,11 +87,10 @@ pub(super) fn capture(
 ) -> Result<Point> {
     let about = About::of(server)?;
     if about.distribution == Distribution::OpenSearch && !settings.feature_states.is_empty() {
-        return Err(Error::invalid(
-            "component_settings",
-            "OpenSearch has no feature_states",
-        )
-        .with_hint("Leave them out, or name system indices in indices."));
+        return Err(
+            Error::invalid("component_settings", "OpenSearch has no feature_states")
+                .with_hint("Leave them out, or name system indices in indices."),
+        );
     }
     let limit = Duration::from_secs(settings.stall_seconds);
     let _lock = place.lock(context.cancel, limit)?;
@@ -142,10 +144,14 @@ impl Work<'_> {
         self.start(about, name)?;
         let done = self.wait(name)?;
         let until = Utc::now();
+        crate::fault::point("elasticsearch:snapshot");
         let after = self.states()?;
 
-        let mut manifest =
-            Manifest::new(about.distribution, about.version.to_string(), name.to_owned());
+        let mut manifest = Manifest::new(
+            about.distribution,
+            about.version.to_string(),
+            name.to_owned(),
+        );
         self.describe(&done, &mut manifest)?;
         let mut exact = true;
         for (index, one) in &mut manifest.indices {
@@ -179,7 +185,11 @@ impl Work<'_> {
         let mut states = BTreeMap::new();
         for index in &self.chosen.indices {
             self.context.cancel.check()?;
-            let closed = self.names.indices.get(index).is_some_and(|index| index.closed);
+            let closed = self
+                .names
+                .indices
+                .get(index)
+                .is_some_and(|index| index.closed);
             if let Some(state) = shards::state(self.server, index, closed)? {
                 states.insert(index.clone(), state);
             }
@@ -189,9 +199,12 @@ impl Work<'_> {
 
     fn start(&self, about: &About, name: &str) -> Result<()> {
         let streams = self.chosen.data_streams.keys();
-        let parts: BTreeSet<&String> =
-            self.chosen.data_streams.values().flatten().collect();
-        let plain = self.chosen.indices.iter().filter(|name| !parts.contains(name));
+        let parts: BTreeSet<&String> = self.chosen.data_streams.values().flatten().collect();
+        let plain = self
+            .chosen
+            .indices
+            .iter()
+            .filter(|name| !parts.contains(name));
         let mut wanted: Vec<&str> = plain.chain(streams).map(String::as_str).collect();
         if wanted.is_empty() {
             // An empty list would mean all of them.
@@ -256,7 +269,9 @@ impl Work<'_> {
                         format!("the snapshot has {bytes} of {total} bytes")
                     })?;
                 }
-                Err(error) if error.kind().is_retryable() && failures + 1 < ATTEMPTS => failures += 1,
+                Err(error) if error.kind().is_retryable() && failures + 1 < ATTEMPTS => {
+                    failures += 1
+                }
                 Err(error) => return Err(error.context("the snapshot could not be followed")),
             }
             std::thread::sleep(pause);

@@ -32,7 +32,12 @@ pub(super) fn check(
         Ok(about) => about,
         Err(error) => return Ok(vec![CheckLine::failed("server", &error, HINT)]),
     };
-    let detail = format!("{}, {}, {} nodes", about.shown(), server.http.name(), about.nodes);
+    let detail = format!(
+        "{}, {}, {} nodes",
+        about.shown(),
+        server.http.name(),
+        about.nodes
+    );
     let mut lines = vec![CheckLine::well("server", detail)];
     let looks: [(&str, &dyn Fn() -> Result<CheckLine>); 4] = [
         ("cluster health", &|| health(settings, server)),
@@ -93,7 +98,10 @@ fn blocks(server: &Server) -> Result<CheckLine> {
             }
         }
     }
-    for block in ["cluster.blocks.read_only", "cluster.blocks.read_only_allow_delete"] {
+    for block in [
+        "cluster.blocks.read_only",
+        "cluster.blocks.read_only_allow_delete",
+    ] {
         if server.persistent(block)?.as_deref() == Some("true") {
             found.push(block.to_owned());
         }
@@ -159,13 +167,20 @@ fn path_repo(about: &About, place: &Place) -> CheckLine {
         let mut paths = paths.iter();
         paths.any(|path| Path::new(&place.location).starts_with(path))
     };
-    let lacking = about.path_repo.iter().filter(|paths| !allows(paths)).count();
+    let lacking = about
+        .path_repo
+        .iter()
+        .filter(|paths| !allows(paths))
+        .count();
     match lacking {
         0 => CheckLine::well(NAME, place.location.clone()),
         // A node that does not tell it may allow it all the same: the line after this one is the proof.
         count => CheckLine::wrong(
             NAME,
-            format!("{count} of {} nodes do not list {}", about.nodes, place.location),
+            format!(
+                "{count} of {} nodes do not list {}",
+                about.nodes, place.location
+            ),
             "Add it to path.repo in the configuration of every node and restart them; where the nodes see the \
              directory under another path, set repository_location.",
         ),
@@ -186,7 +201,9 @@ fn repository(server: &Server, place: &Place, context: &Context<'_>) -> CheckLin
     let name = place.fresh_name();
     let folder = place.folder(&name);
     let proven = Registration::make(server, place, name, false, None).and_then(|registration| {
-        let seen = std::fs::read_dir(&folder).map(drop).map_err(|e| reading(&folder, e));
+        let seen = std::fs::read_dir(&folder)
+            .map(drop)
+            .map_err(|e| reading(&folder, e));
         registration.remove()?;
         seen
     });

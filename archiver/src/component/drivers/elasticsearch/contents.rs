@@ -78,7 +78,10 @@ fn check(root: Root, files: &[(String, u64)], manifest: &mut Manifest) -> Result
         }
     }
     let lost = manifest.indices.keys();
-    if let Some(lost) = lost.into_iter().find(|name| !root.indices.contains_key(*name)) {
+    if let Some(lost) = lost
+        .into_iter()
+        .find(|name| !root.indices.contains_key(*name))
+    {
         return Err(damaged(&format!("index \"{lost}\" is missing")));
     }
     Ok(())
@@ -123,7 +126,13 @@ mod tests {
         };
         let mut whole = manifest("s", "docs");
         complete(dir.path(), &listed(&all), &mut whole).unwrap();
-        assert_eq!((whole.indices["docs"].folder.as_str(), whole.indices["docs"].shards), ("i", 2));
+        assert_eq!(
+            (
+                whole.indices["docs"].folder.as_str(),
+                whole.indices["docs"].shards
+            ),
+            ("i", 2)
+        );
         for missing in 0..all.len() {
             let mut some = all.to_vec();
             some.remove(missing);

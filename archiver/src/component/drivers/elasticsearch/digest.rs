@@ -108,7 +108,10 @@ mod tests {
         ] {
             assert_ne!(of(&other), of(&[a, b]));
         }
-        assert_ne!(of(&[("ab", Some("c"), None)]), of(&[("a", Some("bc"), None)]));
+        assert_ne!(
+            of(&[("ab", Some("c"), None)]),
+            of(&[("a", Some("bc"), None)])
+        );
         // The carry goes through every word.
         let full = Digest {
             sum: [u64::MAX; 4],

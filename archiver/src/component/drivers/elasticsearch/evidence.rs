@@ -53,7 +53,11 @@ pub(super) fn compare(
                 true => "there",
                 false => "missing",
             };
-            lines.push(line(format!("index {index} of feature {feature}"), "there", found));
+            lines.push(line(
+                format!("index {index} of feature {feature}"),
+                "there",
+                found,
+            ));
         }
     }
     Ok(Evidence {
@@ -70,10 +74,18 @@ fn of_index(
     lines: &mut Vec<EvidenceLine>,
 ) -> Result<()> {
     if let Some(mapping) = &index.mapping {
-        lines.push(line(format!("mapping of index {name}"), mapping, &state.mapping));
+        lines.push(line(
+            format!("mapping of index {name}"),
+            mapping,
+            &state.mapping,
+        ));
     }
     if let Some(settings) = &index.settings {
-        lines.push(line(format!("settings of index {name}"), settings, &state.settings));
+        lines.push(line(
+            format!("settings of index {name}"),
+            settings,
+            &state.settings,
+        ));
     }
     if !renamed {
         let joined = |names: &std::collections::BTreeSet<String>| {

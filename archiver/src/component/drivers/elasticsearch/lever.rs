@@ -66,10 +66,7 @@ pub(super) fn hold(settings: &Settings, server: &Server, context: &Context<'_>) 
         if answer.get("acknowledged").and_then(Value::as_bool) != Some(true) {
             return Err(Error::unavailable(
                 "elasticsearch_block",
-                format!(
-                    "{} did not block writes to \"{index}\"",
-                    server.http.name()
-                ),
+                format!("{} did not block writes to \"{index}\"", server.http.name()),
             ));
         }
     }

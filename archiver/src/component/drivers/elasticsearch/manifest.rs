@@ -135,7 +135,10 @@ impl Manifest {
             .with_hint("Use a newer pgark."));
         }
         let streams = manifest.data_streams.values().flatten();
-        match streams.clone().all(|index| manifest.indices.contains_key(index)) {
+        match streams
+            .clone()
+            .all(|index| manifest.indices.contains_key(index))
+        {
             true => Ok(manifest),
             false => Err(malformed()),
         }
@@ -302,14 +305,22 @@ mod tests {
     fn manifest() -> Manifest {
         let mut manifest =
             Manifest::new(Distribution::OpenSearch, "2.19.0".into(), "pgark-s".into());
-        for name in ["docs", "docs-old", "users", ".ds-logs-app-000001", ".ds-logs-app-000002"] {
+        for name in [
+            "docs",
+            "docs-old",
+            "users",
+            ".ds-logs-app-000001",
+            ".ds-logs-app-000002",
+        ] {
             manifest.indices.insert(name.into(), Index::default());
         }
         manifest.data_streams.insert(
             "logs-app".into(),
             vec![".ds-logs-app-000001".into(), ".ds-logs-app-000002".into()],
         );
-        manifest.features.insert("security".into(), vec![".security-7".into()]);
+        manifest
+            .features
+            .insert("security".into(), vec![".security-7".into()]);
         manifest.global_state = true;
         manifest
     }
@@ -336,14 +347,30 @@ mod tests {
     #[test]
     fn parts_are_selected_and_renamed() {
         for (select, rename, expected) in [
-            (&[][..], &[][..], "docs docs-old logs-app users global-state security"),
+            (
+                &[][..],
+                &[][..],
+                "docs docs-old logs-app users global-state security",
+            ),
             (&["docs*"], &[], "docs docs-old"),
             (&["docs", "docs"], &[("docs", "new")], "new"),
             (&["docs*"], &[("*", "re-*")], "re-docs re-docs-old"),
-            (&["docs*"], &[("docs-*", "x-*-y"), ("*", "z-*")], "z-docs x-old-y"),
-            (&["global-state", "feature/security"], &[], "global-state security"),
+            (
+                &["docs*"],
+                &[("docs-*", "x-*-y"), ("*", "z-*")],
+                "z-docs x-old-y",
+            ),
+            (
+                &["global-state", "feature/security"],
+                &[],
+                "global-state security",
+            ),
         ] {
-            assert_eq!(names(select, rename).unwrap(), expected, "{select:?} {rename:?}");
+            assert_eq!(
+                names(select, rename).unwrap(),
+                expected,
+                "{select:?} {rename:?}"
+            );
         }
         for (select, rename, code) in [
             (&["nope"][..], &[][..], "selection_unknown"),
@@ -352,7 +379,11 @@ mod tests {
             (&["docs"], &[("users", "x")], "selection_unknown"),
             (&["docs*"], &[("docs", "docs-old")], "selection_ambiguous"),
         ] {
-            assert_eq!(names(select, rename).unwrap_err().code(), code, "{select:?}");
+            assert_eq!(
+                names(select, rename).unwrap_err().code(),
+                code,
+                "{select:?}"
+            );
         }
     }
 

@@ -161,7 +161,12 @@ mod tests {
         assert!(search.is_ours(&one) && search.is_ours(&other));
         let name = longer.fresh_name();
         assert!(!search.is_ours(&name) && !longer.is_ours(&one), "{name}");
-        for name in ["pgark-search-", "pgark-search-abc", "nightly", "pgark-search-000000000000000G"] {
+        for name in [
+            "pgark-search-",
+            "pgark-search-abc",
+            "nightly",
+            "pgark-search-000000000000000G",
+        ] {
             assert!(!search.is_ours(name), "{name}");
         }
         assert_eq!(search.location_of("n"), "/y/n");
@@ -179,7 +184,10 @@ mod tests {
         drop(held);
         place.lock(&cancel, Duration::ZERO).unwrap();
         let gone = Place::new("a", dir.path().join("gone"), "/y");
-        assert_eq!(gone.lock(&cancel, Duration::ZERO).unwrap_err().code(), "not_found");
+        assert_eq!(
+            gone.lock(&cancel, Duration::ZERO).unwrap_err().code(),
+            "not_found"
+        );
     }
 
     #[test]
@@ -191,6 +199,9 @@ mod tests {
         let found = files(dir.path()).unwrap();
         assert_eq!(found, [("a".to_owned(), 0), ("b/c/d".to_owned(), 2)]);
         std::os::unix::fs::symlink("/etc", dir.path().join("b/link")).unwrap();
-        assert_eq!(files(dir.path()).unwrap_err().code(), "elasticsearch_damaged");
+        assert_eq!(
+            files(dir.path()).unwrap_err().code(),
+            "elasticsearch_damaged"
+        );
     }
 }

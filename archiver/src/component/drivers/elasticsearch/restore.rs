@@ -83,10 +83,18 @@ impl Work<'_> {
                 let stream = (self.names.data_streams.iter())
                     .find(|(stream, parts)| **stream != wanted.to && parts.contains(name));
                 if let Some(alias) = self.names.aliases.get(name) {
-                    return Err(taken(server, name, &format!("an alias of {}", joined(alias))));
+                    return Err(taken(
+                        server,
+                        name,
+                        &format!("an alias of {}", joined(alias)),
+                    ));
                 }
                 if let Some((stream, _)) = stream {
-                    return Err(taken(server, name, &format!("of the data stream \"{stream}\"")));
+                    return Err(taken(
+                        server,
+                        name,
+                        &format!("of the data stream \"{stream}\""),
+                    ));
                 }
             }
             let stream = self.names.data_streams.contains_key(&wanted.to);
@@ -144,7 +152,12 @@ impl Work<'_> {
                     found.push(text(one, "name").to_owned());
                 }
             }
-            for (name, one) in answer.as_object().filter(|_| key.is_none()).into_iter().flatten() {
+            for (name, one) in answer
+                .as_object()
+                .filter(|_| key.is_none())
+                .into_iter()
+                .flatten()
+            {
                 let managed = one.pointer("/_meta/managed").and_then(Value::as_bool);
                 if managed != Some(true) {
                     found.push(name.clone());
@@ -156,7 +169,9 @@ impl Work<'_> {
         let mut found = of(&["_index_template"], Some("index_templates"))?;
         found.extend(of(&["_template"], None)?);
         found.extend(of(&["_ingest", "pipeline"], None)?);
-        let settings = self.server.get(&["_cluster", "settings"], &[("flat_settings", "true")])?;
+        let settings = self
+            .server
+            .get(&["_cluster", "settings"], &[("flat_settings", "true")])?;
         let persistent = settings.get("persistent").and_then(Value::as_object);
         let persistent = persistent.into_iter().flat_map(|settings| settings.keys());
         found.extend(persistent.cloned());
@@ -217,7 +232,9 @@ impl Work<'_> {
             if self.names.data_streams.contains_key(&wanted.to) {
                 // The index that a stream writes to cannot be closed.
                 self.server.http.delete(&["_data_stream", &wanted.to])?;
-                replaced.notes.push(format!("removed the data stream {}", wanted.to));
+                replaced
+                    .notes
+                    .push(format!("removed the data stream {}", wanted.to));
                 continue;
             }
             for (from, to) in &wanted.indices {
@@ -232,7 +249,9 @@ impl Work<'_> {
                     }
                 } else {
                     self.server.http.delete(&[to])?;
-                    replaced.notes.push(format!("removed {to}: it had other shards"));
+                    replaced
+                        .notes
+                        .push(format!("removed {to}: it had other shards"));
                 }
             }
         }
@@ -246,8 +265,10 @@ impl Work<'_> {
         replaced: &mut Replaced,
         notes: &mut Vec<String>,
     ) -> Result<()> {
-        let (renamed, plain): (Vec<&Wanted>, Vec<&Wanted>) =
-            selection.wanted.iter().partition(|wanted| wanted.is_renamed());
+        let (renamed, plain): (Vec<&Wanted>, Vec<&Wanted>) = selection
+            .wanted
+            .iter()
+            .partition(|wanted| wanted.is_renamed());
         let names: Vec<&str> = plain.iter().map(|wanted| wanted.from.as_str()).collect();
         if !names.is_empty() || selection.global_state || !selection.features.is_empty() {
             let mut body = self.body(match names.is_empty() {
@@ -258,7 +279,11 @@ impl Work<'_> {
                 true => json!(["none"]),
                 false => json!(selection.features),
             };
-            self.set(&mut body, "include_global_state", json!(selection.global_state));
+            self.set(
+                &mut body,
+                "include_global_state",
+                json!(selection.global_state),
+            );
             self.set(&mut body, "include_aliases", json!(true));
             if self.about.distribution == Distribution::Elasticsearch {
                 self.set(&mut body, "feature_states", features);
@@ -288,14 +313,23 @@ impl Work<'_> {
             .collect();
         self.wait(&indices)?;
         for wanted in &selection.wanted {
-            let kind = if wanted.data_stream { "data stream" } else { "index" };
+            let kind = if wanted.data_stream {
+                "data stream"
+            } else {
+                "index"
+            };
             let from = match wanted.is_renamed() {
                 true => format!(", from {}, without its aliases", wanted.from),
                 false => String::new(),
             };
             notes.push(format!("{kind} {}{from}", wanted.to));
         }
-        notes.extend(selection.features.iter().map(|name| format!("feature {name}")));
+        notes.extend(
+            selection
+                .features
+                .iter()
+                .map(|name| format!("feature {name}")),
+        );
         Ok(())
     }
 
@@ -351,7 +385,10 @@ impl Work<'_> {
             self.context.cancel.check()?;
             let columns = [
                 ("format", "json"),
-                ("h", "index,shard,prirep,state,unassigned.reason,unassigned.details"),
+                (
+                    "h",
+                    "index,shard,prirep,state,unassigned.reason,unassigned.details",
+                ),
             ];
             let rows = self.server.get(&["_cat", "shards"], &columns)?;
             let mut started: BTreeMap<&str, u32> = BTreeMap::new();
@@ -361,7 +398,9 @@ impl Work<'_> {
                 };
                 match (text(row, "prirep"), text(row, "state")) {
                     ("p", "STARTED" | "RELOCATING") => *started.entry(index).or_default() += 1,
-                    ("p", "UNASSIGNED") if text(row, "unassigned.reason") == "ALLOCATION_FAILED" => {
+                    ("p", "UNASSIGNED")
+                        if text(row, "unassigned.reason") == "ALLOCATION_FAILED" =>
+                    {
                         return Err(failed(self.server, index, text(row, "unassigned.details")));
                     }
                     _ => {}
@@ -386,7 +425,9 @@ impl Work<'_> {
     }
 
     fn recovered_bytes(&self) -> Result<u64> {
-        let answer = self.server.get(&["_recovery"], &[("active_only", "true")])?;
+        let answer = self
+            .server
+            .get(&["_recovery"], &[("active_only", "true")])?;
         let indices = answer.as_object().into_iter().flat_map(|map| map.values());
         let shards = indices.filter_map(|index| index.get("shards").and_then(Value::as_array));
         let bytes = shards.flatten().filter_map(|shard| {
@@ -405,7 +446,10 @@ impl Work<'_> {
             }
         }
         for wanted in &selection.wanted {
-            let begun = wanted.indices.iter().any(|(_, to)| replaced.begun.contains(to));
+            let begun = wanted
+                .indices
+                .iter()
+                .any(|(_, to)| replaced.begun.contains(to));
             let segments: &[&str] = match wanted.data_stream {
                 true => &["_data_stream", &wanted.to],
                 false => &[&wanted.to],
@@ -450,5 +494,7 @@ fn failed(server: &Server, index: &str, details: &str) -> Error {
         ),
     )
     .with_detail(format!("It says: {details}."))
-    .with_hint("Look at the server's own log, its disks, and whether its nodes can read repository_dir.")
+    .with_hint(
+        "Look at the server's own log, its disks, and whether its nodes can read repository_dir.",
+    )
 }

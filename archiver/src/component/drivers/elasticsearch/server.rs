@@ -174,7 +174,9 @@ impl Server {
                 closed: text(row, "status") == "close",
                 red: text(row, "health") == "red",
             };
-            names.indices.insert(text(row, "index").to_owned(), existing);
+            names
+                .indices
+                .insert(text(row, "index").to_owned(), existing);
         }
         let aliases = self.get(&["_alias"], &[])?;
         for (index, value) in aliases.as_object().into_iter().flatten() {
@@ -253,10 +255,22 @@ mod tests {
                 "caused_by": { "type": kind, "reason": why } }, "status": 500 })
         };
         for (kind, why, code) in [
-            ("repository_exception", "none of path.repo", "elasticsearch_path_repo"),
+            (
+                "repository_exception",
+                "none of path.repo",
+                "elasticsearch_path_repo",
+            ),
             ("repository_exception", "x", "elasticsearch_repository"),
-            ("repository_verification_exception", "x", "elasticsearch_repository"),
-            ("snapshot_restore_exception", "x", "elasticsearch_restore_refused"),
+            (
+                "repository_verification_exception",
+                "x",
+                "elasticsearch_repository",
+            ),
+            (
+                "snapshot_restore_exception",
+                "x",
+                "elasticsearch_restore_refused",
+            ),
             ("cluster_block_exception", "x", "elasticsearch_blocked"),
             ("anything", "x", "component_failed"),
         ] {

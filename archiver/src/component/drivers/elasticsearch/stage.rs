@@ -31,7 +31,10 @@ pub(super) fn write(
     let make = |path: &Path, made: &mut BTreeSet<std::path::PathBuf>| -> Result<()> {
         if made.insert(path.to_owned()) {
             let mut builder = std::fs::DirBuilder::new();
-            builder.mode(mode).create(path).map_err(|e| writing(path, e))?;
+            builder
+                .mode(mode)
+                .create(path)
+                .map_err(|e| writing(path, e))?;
             give(path, &owner);
         }
         Ok(())
