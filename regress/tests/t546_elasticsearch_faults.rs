@@ -57,12 +57,12 @@ fn failures_leave_nothing_behind() {
 
     // It stops answering in the middle, and goes on while pgark cleans up.
     let hung = std::thread::scope(|scope| {
-        let driver = slow("timeout_seconds = 1");
+        let driver = slow("timeout_seconds = 3");
         let bench = &bench;
         let work = scope.spawn(move || bench_capture(bench, &*driver));
         under_way(&server);
         server.pause(true);
-        std::thread::sleep(Duration::from_secs(6));
+        std::thread::sleep(Duration::from_secs(12));
         server.pause(false);
         work.join().unwrap()
     });

@@ -219,16 +219,26 @@ impl Driver for Elasticsearch {
         visit: &mut dyn FnMut(String) -> Result<()>,
     ) -> Result<bool> {
         let server = self.server(None)?;
-        let index = if part.is_empty() { "*" } else { part };
-        if !part.is_empty() && !server.exists(part)? {
-            return Err(Error::invalid(
-                "selection_unknown",
-                format!("{} has no index \"{part}\"", server.http.name()),
-            ));
+        let names = match part {
+            "" => {
+                let names = server.names()?;
+                let chosen = capture::choose(&self.settings, &names).indices.into_iter();
+                let is_open = |name: &String| names.indices.get(name).is_some_and(|i| !i.closed);
+                chosen.filter(is_open).collect()
+            }
+            part if server.exists(part)? => vec![part.to_owned()],
+            part => {
+                return Err(Error::invalid(
+                    "selection_unknown",
+                    format!("{} has no index \"{part}\"", server.http.name()),
+                ));
+            }
+        };
+        for name in names {
+            server.refresh(&name)?;
+            let mut scan = scan::Scan::open(&server, &name, false)?;
+            scan.each(context, &mut |hit| visit(hit.id.clone().into_owned()))?;
         }
-        server.refresh(index)?;
-        let mut scan = scan::Scan::open(&server, index, false)?;
-        scan.each(context, &mut |hit| visit(hit.id.clone().into_owned()))?;
         Ok(true)
     }
 

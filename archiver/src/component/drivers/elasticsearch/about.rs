@@ -142,10 +142,7 @@ impl About {
                 format!("\"{version}\" of the backup is no version"),
             )
         })?;
-        let last_common = Version::new(7, 11);
-        let common =
-            from == Distribution::Elasticsearch && self.distribution == Distribution::OpenSearch;
-        if from != self.distribution && !(common && made < last_common) {
+        if from != self.distribution && !self.takes_from_elasticsearch(made) {
             return Err(Error::invalid(
                 "elasticsearch_distribution",
                 format!(
@@ -184,6 +181,18 @@ impl About {
     }
 }
 
+impl About {
+    /// OpenSearch began as 7.10, and reads indices of one major version before its own: it counts from 7.
+    fn takes_from_elasticsearch(&self, made: Version) -> bool {
+        let oldest = match (self.distribution, self.version.major) {
+            (Distribution::OpenSearch, 1) => Version::new(6, 0),
+            (Distribution::OpenSearch, 2) => Version::new(7, 0),
+            _ => return false,
+        };
+        (oldest..Version::new(7, 11)).contains(&made)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,6 +227,8 @@ mod tests {
             (E, "8.19.0", O, "2.19.0", "elasticsearch_distribution"),
             (O, "2.19.0", E, "8.19.0", "elasticsearch_distribution"),
             (O, "2.19.0", E, "7.10.2", ""),
+            (O, "2.19.0", E, "6.8.0", "elasticsearch_distribution"),
+            (O, "3.0.0", E, "7.10.2", "elasticsearch_distribution"),
             (O, "2.19.0", O, "3.0.0", "elasticsearch_version"),
             (O, "3.0.0", O, "2.19.0", ""),
             (O, "3.0.0", O, "x", "elasticsearch_manifest"),

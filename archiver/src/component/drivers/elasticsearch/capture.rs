@@ -126,6 +126,7 @@ pub(super) fn capture(
     };
     let name = place.fresh_name();
     let bytes = settings.bytes_per_second;
+    place.make_folder(&name)?;
     let repository = Registration::make(server, place, name, false, bytes)?;
     let mut point = work.within(&about, &repository.name, sink)?;
     context.cancel.check()?;
@@ -304,11 +305,14 @@ impl Work<'_> {
         let held = indices.iter().filter(|name| !of_features.contains(name));
         manifest.indices = held.map(|name| (name.clone(), Index::default())).collect();
         for stream in done.get("data_streams").map(list).unwrap_or_default() {
-            let parts = self.chosen.data_streams.get(&stream);
-            let parts = parts.cloned().unwrap_or_default();
-            // A rollover during the snapshot: its newest index is not in the backup.
-            let held = |name: &String| manifest.indices.contains_key(name);
-            let parts = parts.into_iter().filter(held).collect();
+            let known = self.chosen.data_streams.get(&stream);
+            // Or one that a rollover made meanwhile.
+            let begin = format!(".ds-{stream}-");
+            let is_part = |name: &&String| {
+                known.is_some_and(|known| known.contains(name))
+                    || (name.starts_with(&begin) && !self.chosen.indices.contains(name))
+            };
+            let parts = manifest.indices.keys().filter(is_part).cloned().collect();
             manifest.data_streams.insert(stream, parts);
         }
         Ok(())
@@ -335,7 +339,9 @@ impl Work<'_> {
 
     /// The repository's files, when it is whole and ours alone.
     fn files(&self, folder: &Path, manifest: &mut Manifest) -> Result<Vec<(String, u64)>> {
-        if !folder.is_dir() {
+        // pgark may have made the folder itself; what is in it is the nodes'.
+        let latest = folder.join(contents::LATEST).try_exists();
+        if !latest.map_err(|e| place::reading(folder, e))? {
             return Err(Error::invalid(
                 "elasticsearch_repository_dir",
                 format!(
@@ -401,7 +407,9 @@ impl Work<'_> {
 
 /// What two looks at an index say of the snapshot between them.
 fn compare(first: &State, last: &State, one: &mut Index) {
-    one.aliases.clone_from(&last.aliases);
+    if first.aliases == last.aliases {
+        one.aliases = Some(last.aliases.clone());
+    }
     if first.mapping == last.mapping {
         one.mapping = Some(last.mapping.clone());
     }

@@ -187,6 +187,19 @@ fn path_repo(about: &About, place: &Place) -> CheckLine {
     }
 }
 
+/// As a backup does it; and once with a directory that the nodes make, which this host must see.
+fn prove(server: &Server, place: &Place) -> Result<()> {
+    let name = place.fresh_name();
+    place.make_folder(&name)?;
+    Registration::make(server, place, name, false, None)?.remove()?;
+    let name = place.fresh_name();
+    let folder = place.folder(&name);
+    let registration = Registration::make(server, place, name, false, None)?;
+    let seen = std::fs::read_dir(&folder).map(drop);
+    registration.remove()?;
+    seen.map_err(|e| reading(&folder, e))
+}
+
 /// The proof: a repository is registered, every node writes to it, this host sees it, and it goes again.
 fn repository(server: &Server, place: &Place, context: &Context<'_>) -> CheckLine {
     const NAME: &str = "repository_dir";
@@ -198,15 +211,7 @@ fn repository(server: &Server, place: &Place, context: &Context<'_>) -> CheckLin
         }
         Err(error) => return CheckLine::failed(NAME, &error, HINT),
     };
-    let name = place.fresh_name();
-    let folder = place.folder(&name);
-    let proven = Registration::make(server, place, name, false, None).and_then(|registration| {
-        let seen = std::fs::read_dir(&folder)
-            .map(drop)
-            .map_err(|e| reading(&folder, e));
-        registration.remove()?;
-        seen
-    });
+    let proven = prove(server, place);
     drop(lock);
     if let Err(error) = proven {
         return CheckLine::failed(NAME, &error, HINT);

@@ -7,6 +7,9 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+/// It is there as soon as a repository holds a snapshot.
+pub(super) const LATEST: &str = "index.latest";
+
 #[derive(Deserialize)]
 struct Root {
     snapshots: Vec<Snapshot>,
@@ -38,7 +41,7 @@ pub(super) fn complete(
     files: &[(String, u64)],
     manifest: &mut Manifest,
 ) -> Result<()> {
-    let latest = folder.join("index.latest");
+    let latest = folder.join(LATEST);
     let number = std::fs::read(&latest).map_err(|e| reading(&latest, e))?;
     let number: [u8; 8] = number
         .try_into()

@@ -8,6 +8,7 @@ use super::shards::{self, State};
 use crate::Result;
 use crate::component::{Context, Evidence, EvidenceLine, Request, Source};
 use serde_json::value::RawValue;
+use std::collections::BTreeSet;
 
 /// Compares the cluster with a backup that was restored into it.
 ///
@@ -87,15 +88,15 @@ fn of_index(
             &state.settings,
         ));
     }
-    if !renamed {
-        let joined = |names: &std::collections::BTreeSet<String>| {
+    if let (Some(aliases), false) = (&index.aliases, renamed) {
+        let joined = |names: &BTreeSet<String>| {
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             match names.is_empty() {
                 true => "none".to_owned(),
                 false => names.join(", "),
             }
         };
-        let (expected, found) = (joined(&index.aliases), joined(&state.aliases));
+        let (expected, found) = (joined(aliases), joined(&state.aliases));
         lines.push(line(format!("aliases of index {name}"), expected, found));
     }
     for (shard, (low, high)) in &index.sequence {

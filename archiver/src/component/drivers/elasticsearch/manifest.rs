@@ -46,8 +46,9 @@ pub(super) struct Index {
     pub(super) folder: String,
     /// Primary shards.
     pub(super) shards: u32,
+    /// Where they did not change during the snapshot.
     #[serde(default)]
-    pub(super) aliases: BTreeSet<String>,
+    pub(super) aliases: Option<BTreeSet<String>>,
     /// Writes were blocked for the backup, by us.
     #[serde(default)]
     pub(super) blocked: bool,

@@ -4,6 +4,7 @@ use crate::cancel::CancelToken;
 use crate::{Error, Result};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -60,6 +61,36 @@ impl Place {
         format!("{}/{name}", self.location)
     }
 
+    /// Makes the directory of a repository, so that it is ours to remove: what the nodes make in it is
+    /// removed by themselves but for an empty directory. Who may write there is what the directory above
+    /// says. Where pgark may not, the nodes make it.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub(super) fn make_folder(&self, name: &str) -> Result<()> {
+        let above = std::fs::metadata(&self.dir).map_err(|e| reading(&self.dir, e))?;
+        let folder = self.folder(name);
+        match std::fs::create_dir(&folder) {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => return Ok(()),
+            Err(e) => {
+                return Err(Error::io(
+                    format!("could not make \"{}\"", folder.display()),
+                    e,
+                ));
+            }
+        }
+        give(&folder, &above);
+        // Whatever the umask is; after the group, whose change takes set-id bits away.
+        let mode = std::fs::Permissions::from_mode((above.mode() & 0o7777) | 0o700);
+        std::fs::set_permissions(&folder, mode).map_err(|e| {
+            Error::io(
+                format!("could not set the mode of \"{}\"", folder.display()),
+                e,
+            )
+        })
+    }
+
     /// Names in the directory that are ours.
     ///
     /// # Errors
@@ -102,6 +133,15 @@ impl Place {
                 }
             }
         }
+    }
+}
+
+/// Gives `path` to the owner of `like` and its group: as root, or to the group within our own; else
+/// everything is ours.
+pub(super) fn give(path: &Path, like: &std::fs::Metadata) {
+    use std::os::unix::fs::chown;
+    if chown(path, Some(like.uid()), Some(like.gid())).is_err() {
+        let _ = chown(path, None, Some(like.gid()));
     }
 }
 

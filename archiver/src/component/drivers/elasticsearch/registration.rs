@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 /// How long it is tried to clean up on a server that does not answer.
-const CLEANUP: Duration = Duration::from_secs(15);
+const CLEANUP: Duration = Duration::from_secs(8);
 
 /// A repository under a name of ours. Dropping it removes it, what is in it too.
 pub(super) struct Registration<'a> {
@@ -122,7 +122,7 @@ fn remove(server: &Server, place: &Place, name: &str) -> Result<()> {
     match std::fs::remove_dir_all(&folder) {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        // Theirs, and not ours to remove: without its snapshot it holds a few hundred bytes.
+        // Theirs, where we may not write: without its snapshot it holds a few hundred bytes.
         Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
             tracing::info!("pgark may not remove \"{}\"", folder.display());
             emptied

@@ -269,40 +269,38 @@ impl Work<'_> {
             .wanted
             .iter()
             .partition(|wanted| wanted.is_renamed());
-        let names: Vec<&str> = plain.iter().map(|wanted| wanted.from.as_str()).collect();
-        if !names.is_empty() || selection.global_state || !selection.features.is_empty() {
-            let mut body = self.body(match names.is_empty() {
-                true => json!("-*"),
-                false => json!(names),
-            });
-            let features = match selection.features.is_empty() {
-                true => json!(["none"]),
-                false => json!(selection.features),
-            };
-            self.set(
+        // Those that we blocked for the backup in a call of their own: others keep a block of their owner's.
+        let (ours, plain): (Vec<&Wanted>, Vec<&Wanted>) = plain
+            .into_iter()
+            .partition(|wanted| self.is_blocked(wanted));
+        let state = selection.global_state || !selection.features.is_empty();
+        if state || !plain.is_empty() {
+            let mut body = self.body(named(&plain));
+            set(
                 &mut body,
                 "include_global_state",
                 json!(selection.global_state),
             );
-            self.set(&mut body, "include_aliases", json!(true));
-            if self.about.distribution == Distribution::Elasticsearch {
-                self.set(&mut body, "feature_states", features);
+            if self.about.distribution == Distribution::Elasticsearch
+                && !selection.features.is_empty()
+            {
+                set(&mut body, "feature_states", json!(selection.features));
             }
             self.start(repository, &plain, &body, replaced)?;
         }
+        if !ours.is_empty() {
+            self.start(repository, &ours, &self.body(named(&ours)), replaced)?;
+        }
         for wanted in &renamed {
-            let mut body = self.body(json!([wanted.from]));
+            let mut body = self.body(named(&[wanted]));
             // Java's: a quoted text, and in the replacement $ and \ are special.
             let end = if wanted.data_stream { "" } else { "$" };
             let pattern = format!("^\\Q{}\\E{end}", wanted.from);
             let replacement = wanted.to.replace('\\', "\\\\").replace('$', "\\$");
-            self.set(&mut body, "rename_pattern", json!(pattern));
-            self.set(&mut body, "rename_replacement", json!(replacement));
+            set(&mut body, "rename_pattern", json!(pattern));
+            set(&mut body, "rename_replacement", json!(replacement));
             // An alias would lead to both, the old and the new.
-            self.set(&mut body, "include_aliases", json!(false));
-            if self.about.distribution == Distribution::Elasticsearch {
-                self.set(&mut body, "feature_states", json!(["none"]));
-            }
+            set(&mut body, "include_aliases", json!(false));
             self.start(repository, &[wanted], &body, replaced)?;
         }
         let indices: BTreeMap<&str, &str> = selection
@@ -334,18 +332,28 @@ impl Work<'_> {
     }
 
     fn body(&self, indices: Value) -> Value {
-        json!({
+        let mut body = json!({
             "indices": indices,
             "ignore_unavailable": false,
             "include_global_state": false,
+            "include_aliases": true,
             "partial": false,
-        })
+        });
+        if self.about.distribution == Distribution::Elasticsearch {
+            set(&mut body, "feature_states", json!(["none"]));
+        }
+        body
     }
 
-    fn set(&self, body: &mut Value, key: &str, value: Value) {
-        if let Some(map) = body.as_object_mut() {
-            map.insert(key.to_owned(), value);
-        }
+    /// Whether writes were blocked by us, for the backup.
+    fn is_blocked(&self, wanted: &Wanted) -> bool {
+        let mut from = wanted.indices.iter().map(|(from, _)| from);
+        from.any(|from| {
+            self.manifest
+                .indices
+                .get(from)
+                .is_some_and(|index| index.blocked)
+        })
     }
 
     fn start(
@@ -356,18 +364,9 @@ impl Work<'_> {
         replaced: &mut Replaced,
     ) -> Result<()> {
         let mut body = body.clone();
-        let of = |from: &String| self.manifest.indices.get(from);
-        let blocked = wanted
-            .iter()
-            .flat_map(|wanted| &wanted.indices)
-            .any(|(from, _)| of(from).is_some_and(|index| index.blocked));
-        if blocked {
-            // Blocked by us, for the backup.
-            self.set(
-                &mut body,
-                "ignore_index_settings",
-                json!(["index.blocks.write", "index.verified_read_only"]),
-            );
+        if wanted.iter().any(|wanted| self.is_blocked(wanted)) {
+            let ignored = json!(["index.blocks.write", "index.verified_read_only"]);
+            set(&mut body, "ignore_index_settings", ignored);
         }
         let path = ["_snapshot", repository, &self.manifest.snapshot, "_restore"];
         let query = [("wait_for_completion", "false")];
@@ -469,6 +468,22 @@ struct Replaced {
     /// Indices that the server has begun to restore.
     begun: BTreeSet<String>,
     notes: Vec<String>,
+}
+
+/// Their names, for a request.
+fn named(wanted: &[&Wanted]) -> Value {
+    let names: Vec<&str> = wanted.iter().map(|wanted| wanted.from.as_str()).collect();
+    match names.is_empty() {
+        // An empty list would mean all of them.
+        true => json!("-*"),
+        false => json!(names),
+    }
+}
+
+fn set(body: &mut Value, key: &str, value: Value) {
+    if let Some(map) = body.as_object_mut() {
+        map.insert(key.to_owned(), value);
+    }
 }
 
 fn joined(names: &BTreeSet<String>) -> String {

@@ -1,14 +1,15 @@
 //! The files of a backup, put back where the nodes can read them.
 
 use super::manifest::{FILES, Manifest, Selection};
+use super::place::give;
 use crate::component::{Context, Entry, EntryKind, Source, content_error};
 use crate::{Error, Result};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// How long a directory of a repository may be nested.
+/// How deep directories of a repository are nested, at most.
 const DEPTH_MAX: usize = 8;
 
 /// Writes the repository that `selection` needs to `folder`, which is made. Who may read it is what
@@ -28,7 +29,7 @@ pub(super) fn write(
     let mode = (owner.mode() & 0o755) | 0o700;
     let left_out = left_out(manifest, selection);
     let mut made = BTreeSet::new();
-    let make = |path: &Path, made: &mut BTreeSet<std::path::PathBuf>| -> Result<()> {
+    let make = |path: &Path, made: &mut BTreeSet<PathBuf>| -> Result<()> {
         if made.insert(path.to_owned()) {
             let mut builder = std::fs::DirBuilder::new();
             builder
@@ -69,13 +70,6 @@ pub(super) fn write(
         give(&path, &owner);
     }
     Ok(bytes)
-}
-
-/// As root only, or within our groups; else everything is ours.
-fn give(path: &Path, owner: &std::fs::Metadata) {
-    if std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid())).is_err() {
-        let _ = std::os::unix::fs::chown(path, None, Some(owner.gid()));
-    }
 }
 
 /// The parts of the path of a file of the repository.
