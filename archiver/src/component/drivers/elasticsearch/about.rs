@@ -155,7 +155,7 @@ impl About {
         let (here, there) = (self.version, made);
         let newer =
             from == self.distribution && (there.major, there.minor) > (here.major, here.minor);
-        let ancient = from == self.distribution && there.major + 1 < here.major;
+        let ancient = from == self.distribution && there.major.saturating_add(1) < here.major;
         if newer || ancient {
             let why = match newer {
                 true => "a server reads no snapshot of a newer version",
@@ -173,7 +173,7 @@ impl About {
                 true => format!("Restore it into {from} {made} or newer."),
                 false => format!(
                     "Restore it into {from} {}, and upgrade that.",
-                    there.major + 1
+                    there.major.saturating_add(1)
                 ),
             }));
         }
