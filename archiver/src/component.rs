@@ -29,7 +29,6 @@ pub use crate::repository::format::component::{Consistency, Point};
 
 use crate::Result;
 use crate::cancel::CancelToken;
-use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Read;

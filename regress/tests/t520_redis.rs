@@ -3,13 +3,12 @@
 //! own evidence, which must also see what is wrong.
 
 use crate::component::{Bench, text};
-use pgark_archiver::component::memory::{MemorySink, MemorySource};
-use pgark_archiver::component::{Consistency, Driver, Request, Sink, Source};
+use pgark_archiver::component::{Consistency, Driver, Request, Source};
 use pgark_regress::TestDirectory;
-use pgark_regress::process::{self, wait_until};
+use pgark_regress::process::wait_until;
 use pgark_regress::redis_server::{Client, Make, RedisServer};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub(crate) fn driver(server: &RedisServer, more: &str) -> Box<dyn Driver> {
     crate::component::driver("redis", &format!("url = \"{}\"\n{more}", server.url()))

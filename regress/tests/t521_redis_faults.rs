@@ -4,7 +4,7 @@
 use crate::component::{Bench, text};
 use crate::t520_redis::{driver, empty_server, fill, overwrite, own_digest, select};
 use pgark_archiver::component::memory::{MemorySink, MemorySource};
-use pgark_archiver::component::{Consistency, Request, Sink};
+use pgark_archiver::component::{Consistency, Request, Sink, Source};
 use pgark_regress::process::{self, wait_until};
 use pgark_regress::redis_server::{Make, RedisServer};
 use std::sync::atomic::{AtomicBool, Ordering};
