@@ -29,7 +29,9 @@ fn failures_leave_nothing_behind() {
     );
     bulk(&server, "docs", 0..4000);
     let good = of(&server, "");
-    let slow = |more: &str| of(&server, &format!("bytes_per_second = 20000\n{more}"));
+    let slow = |server: &SearchServer, more: &str| {
+        of(server, &format!("bytes_per_second = 20000\n{more}"))
+    };
     let under_way = |server: &SearchServer| {
         wait_until("a snapshot is under way", Duration::from_secs(30), || {
             let answer = server.try_ask("GET", "/_snapshot/_status", None);
@@ -40,7 +42,7 @@ fn failures_leave_nothing_behind() {
     // Cancelled in the middle.
     let other = Bench::new("t545_cancel");
     let cancelled = std::thread::scope(|scope| {
-        let driver = slow("");
+        let driver = slow(&server, "");
         let other = &other;
         let work = scope.spawn(move || bench_capture(other, &*driver));
         under_way(&server);
@@ -57,7 +59,7 @@ fn failures_leave_nothing_behind() {
 
     // It stops answering in the middle, and goes on while pgark cleans up.
     let hung = std::thread::scope(|scope| {
-        let driver = slow("timeout_seconds = 3");
+        let driver = slow(&server, "timeout_seconds = 3");
         let bench = &bench;
         let work = scope.spawn(move || bench_capture(bench, &*driver));
         under_way(&server);
@@ -75,7 +77,7 @@ fn failures_leave_nothing_behind() {
 
     // It dies in the middle: an error; what it kept is removed by the next backup, and nothing else is.
     let died = std::thread::scope(|scope| {
-        let driver = slow("timeout_seconds = 2");
+        let driver = slow(&server, "timeout_seconds = 2");
         let bench = &bench;
         let work = scope.spawn(move || bench_capture(bench, &*driver));
         under_way(&server);
