@@ -140,7 +140,7 @@ impl Work<'_> {
     /// The state of a cluster replaces all persistent settings, templates, pipelines and policies.
     fn refuse_global_state(&self) -> Result<()> {
         let of = |segments: &[&str], key: Option<&str>| -> Result<Vec<String>> {
-            let answer = self.server.get(segments, &[])?;
+            let answer = self.server.get_some(segments)?;
             let list = match key {
                 Some(key) => answer.get(key).and_then(Value::as_array),
                 None => None,

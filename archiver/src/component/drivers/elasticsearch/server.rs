@@ -88,6 +88,20 @@ impl Server {
         self.call(Method::GET, segments, query, None)
     }
 
+    /// GET of what there may be none of: some of these answers are 404 then.
+    ///
+    /// # Errors
+    /// As [`Server::call`].
+    pub(super) fn get_some(&self, segments: &[&str]) -> Result<Value> {
+        let url = self.url(segments, &[]);
+        let (status, value) = self.http.answer(self.http.request(Method::GET, url))?;
+        match status {
+            StatusCode::NOT_FOUND => Ok(Value::Null),
+            status if status.is_success() => Ok(value),
+            status => Err(self.refused(status, &value)),
+        }
+    }
+
     /// What an answer that is no success means.
     pub(super) fn refused(&self, status: StatusCode, body: &Value) -> Error {
         let error = body.get("error").unwrap_or(&Value::Null);
