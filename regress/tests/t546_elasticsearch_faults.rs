@@ -12,10 +12,12 @@ use crate::t545_elasticsearch::{
 use pgark_archiver::component::memory::{MemorySink, MemorySource};
 use pgark_archiver::component::{Consistency, Driver, Request, Source};
 use pgark_archiver::error::ErrorKind;
-use pgark_regress::Pgark;
 use pgark_regress::process::wait_until;
 use pgark_regress::search_server::{Make, SearchServer, Tls, USER};
+use pgark_regress::{Pgark, account};
 use serde_json::{Value, json};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 #[test]
@@ -163,28 +165,27 @@ fn bad_settings(bench: &Bench, server: &SearchServer) {
     for folder in folders(server) {
         std::fs::remove_dir_all(server.repository_dir().join(folder)).unwrap();
     }
-    // One that the server may not write to.
-    let mode = |mode: u32| {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::Permissions::from_mode(mode);
-        std::fs::set_permissions(server.repository_dir(), mode).unwrap();
-    };
-    mode(0o555);
-    let locked = bench.try_capture(&*of(server, "")).unwrap_err();
-    let lines = of(server, "").check(&bench.context()).unwrap();
-    mode(0o755);
-    assert_eq!(
-        locked.code(),
-        "elasticsearch_repository",
-        "{}",
-        text(&locked)
+    // One that the nodes may not write to: as they see it, it is a directory that this host does not see.
+    let locked = server.repository_dir().join("locked");
+    std::fs::create_dir(&locked).unwrap();
+    account::give(&locked);
+    std::fs::set_permissions(&locked, Permissions::from_mode(0o555)).unwrap();
+    let locked = format!(
+        "url = \"{url}\"\nrepository_dir = \"{}\"\nrepository_location = \"{}\"",
+        outside.display(),
+        locked.display()
     );
-    assert!(
-        lines
-            .iter()
-            .any(|line| line.name == "repository_dir" && !line.ok),
-        "{lines:#?}"
-    );
+    let error = failed(&locked);
+    assert_eq!(error.code(), "elasticsearch_repository", "{}", text(&error));
+    let lines = driver("elasticsearch", &locked)
+        .check(&bench.context())
+        .unwrap();
+    let wrong = lines
+        .iter()
+        .find(|line| line.name == "repository_dir")
+        .unwrap();
+    assert!(!wrong.ok && !wrong.hint.is_empty(), "{lines:#?}");
+    std::fs::remove_dir(server.repository_dir().join("locked")).unwrap();
     assert_clean(server);
     // An index without its primary: a snapshot would be partial.
     server.ask(
@@ -214,7 +215,7 @@ fn bad_settings(bench: &Bench, server: &SearchServer) {
 #[test]
 fn elasticsearch_asks_for_a_user_over_tls() {
     let bench = Bench::new("t545_secured");
-    let repository = bench.directory.folder("repository");
+    let repository = bench.directory.folder("snapshots");
     let tls = Tls::make(&bench.directory);
     let make = Make::Elasticsearch;
     let server = SearchServer::start(
