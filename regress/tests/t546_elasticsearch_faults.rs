@@ -408,6 +408,7 @@ fn a_repository_stores_what_changed_and_a_restore_in_place_can_be_undone() {
     ]);
     assert_eq!(documents(&server, "docs-again"), whole);
     assert_clean(&server);
-    let label = second["label"].as_str().unwrap();
-    pgark.run(&["verify", "--backup", label]).expect(0);
+    pgark
+        .run(&["verify", "--all", "--level", "pages"])
+        .expect(0);
 }

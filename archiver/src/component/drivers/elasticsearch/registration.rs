@@ -7,8 +7,12 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// How long it is tried to clean up on a server that does not answer.
-const CLEANUP: Duration = Duration::from_secs(8);
+/// How long it is tried to clean up: a snapshot that is being made takes a while to end.
+const CLEANUP: Duration = Duration::from_secs(30);
+/// How often, when nobody listens at all.
+const REFUSALS_MAX: u32 = 8;
+/// A failure that comes as fast is no time-out.
+const REFUSED_WITHIN: Duration = Duration::from_millis(200);
 
 /// A repository under a name of ours. Dropping it removes it, what is in it too.
 pub(super) struct Registration<'a> {
@@ -64,10 +68,17 @@ impl<'a> Registration<'a> {
 
     fn clean(&self) -> Result<()> {
         let began = Instant::now();
+        let mut refusals = 0;
         loop {
-            match remove(self.server, self.place, &self.name) {
+            let attempt = Instant::now();
+            let result = remove(self.server, self.place, &self.name);
+            let unreachable = |error: &Error| error.code() == "component_unreachable";
+            if result.as_ref().is_err_and(unreachable) && attempt.elapsed() < REFUSED_WITHIN {
+                refusals += 1;
+            }
+            match result {
                 Ok(()) => return Ok(()),
-                Err(error) if began.elapsed() >= CLEANUP => {
+                Err(error) if began.elapsed() >= CLEANUP || refusals >= REFUSALS_MAX => {
                     return Err(Error::unavailable(
                         "elasticsearch_left_behind",
                         format!(
