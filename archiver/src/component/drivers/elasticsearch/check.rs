@@ -81,11 +81,7 @@ fn health(settings: &Settings, server: &Server) -> Result<CheckLine> {
 fn blocks(server: &Server) -> Result<CheckLine> {
     const NAME: &str = "blocks";
     let mut found = Vec::new();
-    let query = [
-        ("flat_settings", "true"),
-        ("expand_wildcards", "all"),
-        ("filter_path", "*.settings.index.blocks*"),
-    ];
+    let query = [("flat_settings", "true"), ("expand_wildcards", "all")];
     let answer = server.get(&["_all", "_settings", "index.blocks.*"], &query)?;
     for (index, value) in answer.as_object().into_iter().flatten() {
         let settings = value.get("settings").and_then(Value::as_object);
