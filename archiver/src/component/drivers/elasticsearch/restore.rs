@@ -66,7 +66,7 @@ pub(super) fn restore(
             return Err(error);
         }
     };
-    let mut notes = work.from_repository(&repository.name, &selection)?;
+    let mut notes = work.restore_registered(&repository.name, &selection)?;
     if let Err(left) = repository.remove() {
         tracing::warn!(code = left.code(), "{left}");
         notes.push(left.to_string());
@@ -192,7 +192,7 @@ impl Work<'_> {
         }
     }
 
-    fn from_repository(&self, repository: &str, selection: &Selection) -> Result<Vec<String>> {
+    fn restore_registered(&self, repository: &str, selection: &Selection) -> Result<Vec<String>> {
         let snapshot = &self.manifest.snapshot;
         let answer = self.server.get(&["_snapshot", repository, snapshot], &[])?;
         let state = answer.pointer("/snapshots/0/state").and_then(Value::as_str);
