@@ -285,14 +285,14 @@ impl SearchServer {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
+        // Held open until the answer is here: its end would end the connection.
         let mut input = child.stdin.take().unwrap();
-        input.write_all(&self.request(method, path, body)).ok()?;
-        // Held open: its end would end the connection.
+        let sent = input.write_all(&self.request(method, path, body));
         let mut answer = Vec::new();
-        child.stdout.take().unwrap().read_to_end(&mut answer).ok()?;
+        let read = child.stdout.take().unwrap().read_to_end(&mut answer);
         drop(input);
-        let _ = child.wait();
-        Some(answer)
+        child.wait().unwrap();
+        (sent.is_ok() && read.is_ok()).then_some(answer)
     }
 
     /// Stops (SIGSTOP) or continues all of it.

@@ -6,6 +6,7 @@
 //! Expectation: an error of its own each time; after it, or after the next backup, nothing of ours is there.
 
 use crate::component::{Bench, driver, text};
+use crate::t330_full_disk::Tmpfs;
 use crate::t545_elasticsearch::{
     assert_agrees, assert_clean, bulk, documents, fill, folders, of, opensearch, request, settings,
 };
@@ -187,6 +188,7 @@ fn bad_settings(bench: &Bench, server: &SearchServer) {
     assert!(!wrong.ok && !wrong.hint.is_empty(), "{lines:#?}");
     std::fs::remove_dir(server.repository_dir().join("locked")).unwrap();
     assert_clean(server);
+    full_disk(bench, server);
     // An index without its primary: a snapshot would be partial.
     server.ask(
         "PUT",
@@ -209,6 +211,36 @@ fn bad_settings(bench: &Bench, server: &SearchServer) {
                 .detail
                 .contains("docs: index.blocks.read_only_allow_delete")
     );
+    assert_clean(server);
+}
+
+/// The directory of the snapshots is full in the middle: the server itself cannot remove what it began.
+fn full_disk(bench: &Bench, server: &SearchServer) {
+    if !account::account().change {
+        return;
+    }
+    let small = server.repository_dir().join("small");
+    std::fs::create_dir(&small).unwrap();
+    let mounted = Tmpfs::mount(small.clone(), "size=128k");
+    let settings = format!(
+        "url = \"{}\"\nrepository_dir = \"{}\"",
+        server.url(),
+        small.display()
+    );
+    let full = bench.try_capture(&*driver("elasticsearch", &settings));
+    let full = full.unwrap_err();
+    assert!(
+        matches!(
+            full.code(),
+            "elasticsearch_partial" | "elasticsearch_repository"
+        ),
+        "{}",
+        text(&full)
+    );
+    assert_eq!(full.kind(), ErrorKind::Unavailable);
+    assert_eq!(std::fs::read_dir(&small).unwrap().count(), 0);
+    drop(mounted);
+    std::fs::remove_dir(&small).unwrap();
     assert_clean(server);
 }
 
