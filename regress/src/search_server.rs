@@ -17,7 +17,7 @@ pub const USER: (&str, &str) = ("pgark", "pgark-secret");
 /// bcrypt of that password, as `elasticsearch-users` writes it.
 const USER_HASH: &str = "$2a$10$vlL1PPSCXWi9.r3xkf4MkOeucMNs9dYxEKuEz2IeKoYQWbR3N6Que";
 /// It begins two Java machines.
-const START: Duration = Duration::from_secs(120);
+const START: Duration = Duration::from_secs(300);
 
 /// Which server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

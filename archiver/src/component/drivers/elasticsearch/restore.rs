@@ -194,7 +194,7 @@ impl Work<'_> {
 
     fn restore_registered(&self, repository: &str, selection: &Selection) -> Result<Vec<String>> {
         let snapshot = &self.manifest.snapshot;
-        let answer = self.server.get(&["_snapshot", repository, snapshot], &[])?;
+        let answer = self.server.get_some(&["_snapshot", repository, snapshot])?;
         let state = answer.pointer("/snapshots/0/state").and_then(Value::as_str);
         if state != Some("SUCCESS") {
             return Err(Error::invalid(

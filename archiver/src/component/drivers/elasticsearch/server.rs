@@ -131,11 +131,16 @@ impl Server {
                 "elasticsearch_restore_refused",
                 format!("{name} refused to restore"),
             ),
-            "snapshot_exception" | "concurrent_snapshot_execution_exception" => Error::unavailable(
+            // One whose end could not be written, on a full disk, is missing afterwards.
+            "snapshot_exception"
+            | "snapshot_missing_exception"
+            | "concurrent_snapshot_execution_exception" => Error::unavailable(
                 "elasticsearch_snapshot_failed",
                 format!("{name} could not make a snapshot"),
             )
-            .with_hint("Look at the cluster's health and at its own log."),
+            .with_hint(
+                "Look at the cluster's health, at free space where its snapshots go, and at its own log.",
+            ),
             "cluster_block_exception" => Error::invalid(
                 "elasticsearch_blocked",
                 format!("{name} is blocked for this"),
