@@ -15,6 +15,7 @@ stack) packages="$packages python3-venv" ;;
 test)
     packages="$packages postgresql-server-dev-15 libclang-14-dev binutils debootstrap"
     packages="$packages postgresql-15-cron python3-venv python3-zstandard openssl openssh-server openssh-client"
+    packages="$packages maven openjdk-17-jre-headless"
     ;;
 conformance) packages="$packages debootstrap python3-venv openssh-server openssh-client" ;;
 bench)
@@ -80,6 +81,9 @@ if [ "$want" = test ]; then
     "$(dirname "$0")/qdrant-edge.sh" >/dev/null
     for store in redis redis-8 valkey prometheus; do
         "$(dirname "$0")/stores.sh" "$store" >/dev/null
+    done
+    for store in elasticsearch opensearch; do
+        "$(dirname "$0")/search.sh" "$store" >/dev/null
     done
 fi
 if [ "$want" = conformance ] || [ "$want" = bench ]; then

@@ -30,6 +30,7 @@ pub mod recovery;
 pub mod redis_server;
 pub mod s3_proxy;
 pub mod s3_server;
+pub mod search_server;
 pub mod server_log;
 pub mod session;
 pub mod sftp_server;

@@ -50,6 +50,8 @@ mod t525_qdrant;
 mod t526_qdrant_faults;
 mod t530_chroma;
 mod t540_postgres_dump;
+mod t545_elasticsearch;
+mod t546_elasticsearch_faults;
 mod t560_prometheus;
 mod t570_grafana;
 mod t600_extension_sql;

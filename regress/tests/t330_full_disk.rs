@@ -17,10 +17,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A tmpfs that is unmounted with it.
-struct Tmpfs(PathBuf);
+pub(crate) struct Tmpfs(PathBuf);
 
 impl Tmpfs {
-    fn mount(path: PathBuf, options: &str) -> Self {
+    pub(crate) fn mount(path: PathBuf, options: &str) -> Self {
         let account = account::account();
         let owner = format!("uid={},gid={},mode=700", account.uid, account.gid);
         let mounted = Command::new("mount")

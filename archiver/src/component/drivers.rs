@@ -1,6 +1,7 @@
 //! The drivers, one file each, and which kind is whose.
 
 pub mod chroma;
+pub mod elasticsearch;
 pub mod files;
 pub mod grafana;
 mod http;
@@ -22,6 +23,9 @@ pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Dr
     match kind {
         files::KIND => Ok(Box::new(files::Files::open(name, settings)?)),
         "chroma" => Ok(Box::new(chroma::Chroma::new(parse(name, settings)?)?)),
+        "elasticsearch" => Ok(Box::new(elasticsearch::Elasticsearch::new(parse(
+            name, settings,
+        )?)?)),
         "grafana" => Ok(Box::new(grafana::Grafana::new(parse(name, settings)?)?)),
         "prometheus" => Ok(Box::new(prometheus::Prometheus::new(parse(
             name, settings,

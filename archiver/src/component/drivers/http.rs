@@ -192,7 +192,11 @@ impl Http {
         }
     }
 
-    fn body(&self, response: Response) -> Result<Vec<u8>> {
+    /// The whole of an answer.
+    ///
+    /// # Errors
+    /// Kind Unavailable, `component_unreachable`, when it breaks off; Data for one that is too large.
+    pub(super) fn body(&self, response: Response) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         response
             .take(ANSWER_BYTES_MAX + 1)
