@@ -176,7 +176,7 @@ impl Driver for Memory {
         }
         static NEXT: AtomicU64 = AtomicU64::new(1_790_000_000);
         let seconds = NEXT.fetch_add(1, Ordering::SeqCst);
-        let at = DateTime::from_timestamp(i64::try_from(seconds).unwrap(), 0).unwrap();
+        let at = chrono::DateTime::from_timestamp(i64::try_from(seconds).unwrap(), 0).unwrap();
         Ok(Point {
             consistency: Consistency::Fuzzy,
             from: at,
