@@ -182,6 +182,7 @@ impl Snapshot {
                 "begin_lsn": set.postgres.as_ref().map(|p| mark(&p.begin)),
                 "end_lsn": set.postgres.as_ref().map(|p| mark(&p.end)),
                 "quiesce": set.quiesce.achieved,
+                "consistency": set.consistency(),
                 "complete": set.outcome == SetOutcome::Complete,
                 "members": members.collect::<Vec<_>>(),
                 "job_ulid": self.job_of(repository, &set),
