@@ -57,6 +57,7 @@ mod t603_extension_schedules;
 mod t610_jobs;
 mod t611_catalog;
 mod t612_occurrences;
+mod t613_psql_alone;
 mod t614_sets_from_sql;
 mod t615_restore_points;
 // A part of the full tier of its own.
