@@ -306,16 +306,13 @@ COMMENT ON TABLE pgark.catalog_repository IS 'repositories of the agent''s confi
 CREATE TABLE pgark.catalog_component (
     name text PRIMARY KEY,
     kind text NOT NULL,
+    stage text NOT NULL CHECK (stage IN ('cluster', 'derived', 'blob')),
     node text NOT NULL,
-    groups text[] NOT NULL DEFAULT '{}',
-    stage text NOT NULL GENERATED ALWAYS AS (CASE
-        WHEN kind = 'postgres' THEN 'cluster'
-        WHEN kind IN ('redis', 'qdrant', 'chroma', 'elasticsearch') THEN 'derived'
-        ELSE 'blob' END) STORED
+    groups text[] NOT NULL DEFAULT '{}'
 );
 COMMENT ON TABLE pgark.catalog_component IS 'components of the agent''s configuration; the Postgres cluster has kind postgres';
 COMMENT ON COLUMN pgark.catalog_component.stage IS
-    'when it is captured within a backup set: derived from Postgres before, blobs that Postgres refers to after it';
+    'when it is captured within a backup set, by its driver: derived from Postgres before, blobs that Postgres refers to after it';
 
 CREATE TABLE pgark.catalog_cluster (
     repository text NOT NULL,

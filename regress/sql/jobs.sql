@@ -3,7 +3,7 @@
 
 -- The catalog, as the agent would fill it.
 INSERT INTO pgark.catalog_repository (name, kind, required, state, checked_at) VALUES ('local', 'posix', true, 'ok', now());
-INSERT INTO pgark.catalog_component (name, kind, node, groups) VALUES ('main', 'postgres', 'here', '{all}'), ('cache', 'redis', 'here', '{all,stores}');
+INSERT INTO pgark.catalog_component (name, kind, stage, node, groups) VALUES ('main', 'postgres', 'cluster', 'here', '{all}'), ('cache', 'redis', 'derived', 'here', '{all,stores}');
 
 SELECT pgark.request_backup() AS job \gset
 SELECT state, components, attempts, attempts_max, requested_by, timeline FROM pgark.job WHERE id = :job;

@@ -292,7 +292,7 @@ fn an_operator_reaches_nothing() {
         "SELECT * FROM pgark.claim_job('mallory')".to_owned(),
         "INSERT INTO pgark.queue_job (ulid) VALUES ('x')".to_owned(),
         "UPDATE pgark.queue_job SET action = 'gc'".to_owned(),
-        "INSERT INTO pgark.catalog_component VALUES ('x', 'files', 'x')".to_owned(),
+        "INSERT INTO pgark.catalog_component VALUES ('x', 'files', 'blob', 'x')".to_owned(),
         "COPY (SELECT 1) TO PROGRAM 'true'".to_owned(),
         "SELECT pg_read_file('/etc/passwd')".to_owned(),
     ] {

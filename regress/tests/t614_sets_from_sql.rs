@@ -278,7 +278,7 @@ fn advice_mends() {
     // How things are, without an agent, with a schedule that nobody evaluates and a repository that is away.
     cluster.psql("SELECT pgark.schedule('nightly', '0 2 * * *', 'backup');
         UPDATE pgark.config_schedule SET changed_at = now() - interval '1 hour';
-        INSERT INTO pgark.catalog_component (name, kind, node) VALUES ('main', 'postgres', 'here'), ('cache', 'redis', 'here');
+        INSERT INTO pgark.catalog_component (name, kind, stage, node) VALUES ('main', 'postgres', 'cluster', 'here'), ('cache', 'redis', 'derived', 'here');
         INSERT INTO pgark.catalog_repository (name, kind, required, state, detail, hint, checked_at) VALUES
             ('far', 's3', false, 'unavailable', 'no route', 'Mend the route.', now()), ('local', 'posix', true, 'ok', NULL, NULL, now());
         INSERT INTO pgark.catalog_backup (component, label, repository, kind, state, started_at, stopped_at, bytes_source, bytes_stored)

@@ -2,8 +2,10 @@
 
 use super::table::{self, Changed, Table};
 use super::{Alert, Connection, Snapshot, alert, audit, points};
+use crate::component::drivers;
 use crate::config::{Config, RepositoryKind};
 use crate::repository::Repository;
+use crate::repository::sets::SetStage;
 use crate::wal::repositories::Repositories;
 use crate::{Error, Result};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -300,12 +302,55 @@ fn components(config: &Config, node: &str) -> Vec<Value> {
         let groups = groups.filter(|(_, group)| group.components.iter().any(|c| c == name));
         groups.map(|(name, _)| name.clone()).collect::<Vec<_>>()
     };
-    let row = |name: &str, kind: Value| json!({"name": name, "kind": kind, "node": node, "groups": groups(name)});
+    let row = |name: &str, kind: &str, stage: SetStage| {
+        // The cluster's stage has another name in records of sets.
+        let stage = match stage {
+            SetStage::Base => "cluster",
+            SetStage::Derived => "derived",
+            SetStage::Blob => "blob",
+        };
+        json!({"name": name, "kind": kind, "stage": stage, "node": node, "groups": groups(name)})
+    };
     let cluster = config
         .cluster
         .iter()
-        .map(|c| row(&c.name, json!("postgres")));
-    let others = config.component.iter();
-    let others = others.map(|(name, component)| row(name, json!(component.common.kind)));
+        .map(|c| row(&c.name, "postgres", SetStage::Base));
+    let others = config.component.iter().map(|(name, component)| {
+        let kind = component.common.kind.as_str();
+        // One whose section its driver does not understand cannot be backed up either.
+        let driver = drivers::open(name, kind, &component.settings);
+        let stage = driver.map_or(SetStage::Blob, |driver| driver.stage().into());
+        row(name, kind, stage)
+    });
     cluster.chain(others).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn components_have_the_stage_of_their_driver() {
+        let config = Config::parse(
+            "[cluster]\nname = \"main\"\n[repository.local]\nkind = \"posix\"\npath = \"/r\"\n\
+             [component.files]\nkind = \"files\"\npaths = [\"/f\"]\n\
+             [component.cache]\nkind = \"redis\"\n\
+             [component.dump]\nkind = \"postgres_dump\"\ndatabases = [\"shop\"]\n\
+             [component.broken]\nkind = \"redis\"\nno_such_key = 1\n\
+             [group.all]\ncomponents = [\"main\", \"files\"]\n",
+        )
+        .unwrap();
+        let rows = components(&config, "here");
+        let told = |key: &str| {
+            let rows = rows.iter();
+            let texts = rows.map(|row| row[key].as_str().unwrap_or_default().to_owned());
+            texts.collect::<Vec<_>>()
+        };
+        assert_eq!(told("name"), ["main", "broken", "cache", "dump", "files"]);
+        assert_eq!(
+            told("stage"),
+            ["cluster", "blob", "derived", "derived", "blob"]
+        );
+        assert_eq!(rows[4]["groups"], json!(["all"]));
+    }
 }
