@@ -112,6 +112,19 @@ BEGIN
                 END IF;
             END;
         END LOOP;
+        -- These two wait: for no longer than they are allowed to, or not at all.
+        FOREACH arguments IN ARRAY ARRAY['NULL', '0', '-1', '9223372036854775807', '(SELECT min(id) FROM pgark.job)'] LOOP
+            BEGIN
+                calls := calls + 1;
+                EXECUTE format(CASE WHEN random() < 0.5 THEN 'SELECT pgark.wait(%s, %s)' ELSE 'CALL pgark.wait_for(%s, %s)' END,
+                    arguments || '::bigint', (ARRAY['NULL', '''0''', '''-1 day''', '''178000000 years''', '''31 days''',
+                    '''0.02 s'''])[1 + floor(random() * 6)::integer] || '::interval');
+            EXCEPTION WHEN OTHERS THEN
+                IF SQLSTATE LIKE 'XX%' OR SQLERRM LIKE '%panicked%' THEN
+                    RAISE EXCEPTION 'waiting for %: % %', arguments, SQLSTATE, SQLERRM;
+                END IF;
+            END;
+        END LOOP;
     END LOOP;
     RAISE NOTICE 'calls %', calls;
 END

@@ -79,6 +79,7 @@ fn each_role_can_do_its_own_and_no_more() {
         "SELECT pgark.schedule('x', '* * * * *', 'backup')",
         "SELECT pgark.mark('x')",
         "SELECT pgark.tick()",
+        "SELECT pgark.request_restore('main')",
         "SELECT * FROM pgark.queue_job",
     ] {
         denied(&cluster, "watcher", sql);
@@ -128,6 +129,7 @@ fn each_role_can_do_its_own_and_no_more() {
         "UPDATE pgark.queue_job SET state = 'queued'",
         "UPDATE pgark.config_schedule SET name = 'x'",
         "SELECT pgark.mark('x')",
+        "SELECT pgark.request_restore('main')",
     ] {
         denied(&cluster, "worker_bee", sql);
     }

@@ -25,6 +25,8 @@ pub(crate) fn installed<'a>(directory: &'a TestDirectory, major: Major) -> (Clus
     cluster
         .log_mut()
         .allow("aborting backup due to backend exiting");
+    // And when the agent ends while it asks.
+    cluster.log_mut().allow("connection to client lost");
     refresh_each_second(&mut pgark);
     (cluster, pgark)
 }
@@ -186,7 +188,7 @@ fn the_server_is_killed() {
     let (mut cluster, pgark) = installed(&directory, Major::Pg15);
     cluster.psql("CREATE EXTENSION pgark");
     let agent = pgark.agent(&[
-        ("PGARK_FAULT_SLEEP", "backup:before_commit=4"),
+        ("PGARK_FAULT_SLEEP", "backup:before_commit=2"),
         (
             "PGARK_FAULT_COUNT",
             directory.join("passes").to_str().unwrap(),

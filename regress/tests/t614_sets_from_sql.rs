@@ -196,9 +196,7 @@ fn anew(cluster: &Cluster<'_>, pgark: &Pgark) {
 #[test]
 fn an_agent_dies_in_mid_set() {
     let directory = TestDirectory::new("t614_killed");
-    let (mut cluster, pgark, _) = scene(&directory);
-    // Sessions of the killed.
-    cluster.log_mut().allow("connection to client lost");
+    let (cluster, pgark, _) = scene(&directory);
     let mut sets = 0;
     for (point, attempts_sealed) in [("set:before_seal", 0), ("job:finish", 1)] {
         let agent = pgark.agent(&[("PGARK_FAULT_CRASH", point)]);
