@@ -108,22 +108,21 @@ fn walk(name: &str, major: Major, settings: &[&str], before: &str, source: &str)
     restored.stop(StopMode::Fast);
 }
 
+/// Side by side: what takes time is the clock.
 #[test]
-fn through_pg_cron() {
-    let settings = [
+fn through_pg_cron_and_without() {
+    let with = [
         "shared_preload_libraries = 'pg_cron,pgark'",
         "cron.use_background_workers = on",
         "pgark.worker = off",
     ];
-    let extension = "CREATE EXTENSION pg_cron;\n";
-    walk("t613_cron", Major::Pg15, &settings, extension, "pg_cron");
-}
-
-#[test]
-fn without_pg_cron() {
-    let settings = [
+    let without = [
         "shared_preload_libraries = 'pgark'",
         "pgark.worker_interval = 1",
     ];
-    walk("t613_worker", Major::Pg17, &settings, "", "worker");
+    std::thread::scope(|scope| {
+        let extension = "CREATE EXTENSION pg_cron;\n";
+        scope.spawn(move || walk("t613_cron", Major::Pg15, &with, extension, "pg_cron"));
+        scope.spawn(move || walk("t613_worker", Major::Pg17, &without, "", "worker"));
+    });
 }
