@@ -21,14 +21,11 @@ const DIFFERENCES_TOLD: usize = 5;
 
 impl Work {
     pub(super) fn restore(&self, options: &RestoreOptions) -> Result<Outcome> {
-        let name = match self.job.components.as_deref() {
-            Some([name]) => name,
-            _ => {
-                return Err(Error::invalid(
-                    "job_unknown",
-                    "a restore is of one component",
-                ));
-            }
+        let Some([name]) = self.job.components.as_deref() else {
+            return Err(Error::invalid(
+                "job_unknown",
+                "a restore is of one component",
+            ));
         };
         // What the queue says of it is no more than a name: it may have been the cluster's.
         let section = self.config.component.get(name).ok_or_else(|| {
