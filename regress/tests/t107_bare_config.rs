@@ -29,7 +29,7 @@ fn shapes(info: &Value, check: &Value, verify: &Value, plan: &Value) {
     for answer in [info, check, verify, plan] {
         assert_eq!(answer["format"], 1);
     }
-    keys(info, "format components repositories");
+    keys(info, "format components repositories sets");
     let component = &info["components"][0];
     keys(
         component,
@@ -49,7 +49,7 @@ fn shapes(info: &Value, check: &Value, verify: &Value, plan: &Value) {
     keys(verify, "format objects bytes findings notes");
     keys(
         plan,
-        "format backup repository target wal bytes seconds_estimate warnings",
+        "format backup repository target wal bytes seconds_estimate warnings archived",
     );
     keys(&plan["target"], "lsn timeline time inclusive description");
     keys(&plan["wal"], "first last count");

@@ -187,8 +187,11 @@ fn the_server_is_killed() {
     let directory = TestDirectory::new("t610_server_killed");
     let (mut cluster, pgark) = installed(&directory, Major::Pg15);
     cluster.psql("CREATE EXTENSION pgark");
+    // The attempt is to outlive the server's recovery, however slow the machine.
+    cluster.psql("ALTER SYSTEM SET pgark.job_lease = '40s'");
+    cluster.psql("SELECT pg_reload_conf()");
     let agent = pgark.agent(&[
-        ("PGARK_FAULT_SLEEP", "backup:before_commit=2"),
+        ("PGARK_FAULT_SLEEP", "backup:before_commit=4"),
         (
             "PGARK_FAULT_COUNT",
             directory.join("passes").to_str().unwrap(),

@@ -98,8 +98,14 @@ fn drift(cluster: &Cluster<'_>, pgark: &Pgark, before: &str) {
         std::thread::sleep(Duration::from_secs(3));
         cluster.psql(written)
     };
-    let first = settle();
-    assert_eq!(settle(), first, "a refresh without news writes");
+    // Sessions report their counters late, on a busy machine by seconds. What is written at each refresh
+    // would never come to rest.
+    let mut before = settle();
+    let at_rest = (0..10).any(|_| {
+        let now = settle();
+        std::mem::replace(&mut before, now.clone()) == now
+    });
+    assert!(at_rest, "a refresh without news writes: {before}");
     drop(agent);
     // A damaged backup is an alert; one that gc removed is gone.
     let label = cluster.psql("SELECT min(label) FROM pgark.backup");

@@ -112,6 +112,13 @@ fn expired(directory: &TestDirectory) -> usize {
         .count()
 }
 
+/// Whether the agent knows, even after its death, that the schedule's last occurrence ran.
+fn noted(pgark: &Pgark, schedule: &str) -> bool {
+    let text = std::fs::read_to_string(pgark.state().join("schedules.json")).unwrap_or_default();
+    serde_json::from_str::<serde_json::Value>(&text)
+        .is_ok_and(|state| state["done"].get(schedule).is_some())
+}
+
 /// The agent believes that it last saw the server an hour ago.
 fn an_hour_ago(pgark: &Pgark) {
     let path = pgark.state().join("schedules.json");
@@ -164,6 +171,10 @@ fn while_the_server_is_down() {
     let agent = pgark.agent(&[]);
     wait_until("expire runs without the server", PATIENCE, || {
         expired(&directory) == 1
+    });
+    // Killed before it has written that down, it would run it again: harmless, and not the point here.
+    wait_until("the agent has noted that it ran", PATIENCE, || {
+        noted(&pgark, "tidy")
     });
     // The cluster's backup needs its server.
     assert_eq!(claims(&directory, "full").len(), 0);
