@@ -8,6 +8,7 @@
 
 use crate::t610_jobs::{done, installed};
 use pgark_regress::process::{is_alive, wait_until};
+use pgark_regress::redis_server::{Make, RedisServer};
 use pgark_regress::{Cluster, Major, TestDirectory, account};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -199,5 +200,66 @@ fn to_where_the_configuration_says() {
     assert_eq!(request("'again'"), "failed");
     assert_eq!(outcome(&cluster), "failed 1 would_overwrite");
     assert_eq!(files(&folder)[0].1, "1, in use");
+    drop(agent);
+}
+
+/// A store that is reached by an address: into another server, in part, and into a directory of its own.
+#[test]
+fn into_another_server() {
+    let directory = TestDirectory::new("t616_redis");
+    let (cluster, mut pgark) = installed(&directory, Major::Pg15);
+    let source = RedisServer::start(&directory, "source", Make::Redis7, &[]);
+    let other = RedisServer::start(&directory, "other", Make::Redis7, &[]);
+    for n in 0..50 {
+        let (key, value) = (format!("session:{n}"), format!("v{n}"));
+        source.ask(&["SET", &key, &value]);
+    }
+    source.ask(&["SET", "secret", "s"]);
+    pgark.configure(&format!(
+        "[component.cache]\nkind = \"redis\"\nurl = \"{0}\"\nrestore_requests_to = \"{1}\"\n\
+         [component.cold]\nkind = \"redis\"\nurl = \"{0}\"\nrestore_requests_to = \"{2}/{{job}}\"\n",
+        source.url(),
+        other.url(),
+        directory.folder("restored").display()
+    ));
+    cluster.psql("CREATE EXTENSION pgark");
+    let agent = pgark.agent(&[]);
+    cluster.wait_for("SELECT count(*) FROM pgark.component", "3", PATIENCE);
+    let stages = "SELECT string_agg(name || ' ' || stage, ', ' ORDER BY name) FROM pgark.component";
+    assert_eq!(
+        cluster.psql(stages),
+        "cache derived, cold derived, main cluster"
+    );
+    assert_eq!(done(&cluster, "pgark.request_backup()"), "succeeded");
+    let set = "SELECT complete, consistency, jsonb_array_length(members) FROM pgark.backup_set";
+    assert_eq!(cluster.psql(set), "t|point_in_time|3");
+    // The set's own point is known by its name, and leads to its members.
+    let plan = "SELECT string_agg(p.component || ' ' || p.complete || ' ' || (p.backup = m ->> 'label'), ', ' ORDER BY p.component)
+        FROM pgark.backup_set AS s, jsonb_array_elements(s.members) AS m,
+            LATERAL pgark.restore_plan(target_name => 'pgark:' || s.label || ':end') AS p WHERE p.component = m ->> 'component'";
+    assert_eq!(
+        cluster.psql(plan),
+        "cache true true, cold true true, main true true"
+    );
+    source.ask(&["SET", "session:1", "in use"]);
+
+    let some = "pgark.request_restore('cache', selection => ARRAY['session:*'])";
+    assert_eq!(done(&cluster, some), "succeeded");
+    assert_eq!(other.ask(&["DBSIZE"]), "50");
+    assert_eq!(other.ask(&["GET", "session:1"]), "v1");
+    assert_eq!(source.ask(&["GET", "session:1"]), "in use");
+    // Addresses are not told: they may hold a password.
+    let told = "SELECT result ? 'directory' AND result ->> 'directory' IS NULL FROM pgark.job ORDER BY id DESC LIMIT 1";
+    assert_eq!(cluster.psql(told), "t");
+    // What is there stays.
+    other.ask(&["SET", "session:1", "newer"]);
+    assert_eq!(done(&cluster, some), "failed");
+    assert_eq!(other.ask(&["GET", "session:1"]), "newer");
+
+    assert_eq!(done(&cluster, "pgark.request_restore('cold')"), "succeeded");
+    let mut cold = RedisServer::over(directory_of(&cluster), Make::Redis7, &[]);
+    cold.again(&[]);
+    assert_eq!(cold.ask(&["DBSIZE"]), "51");
+    assert_eq!(cold.ask(&["GET", "session:1"]), "v1");
     drop(agent);
 }
