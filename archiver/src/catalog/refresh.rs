@@ -334,7 +334,7 @@ mod tests {
         let config = Config::parse(
             "[cluster]\nname = \"main\"\n[repository.local]\nkind = \"posix\"\npath = \"/r\"\n\
              [component.files]\nkind = \"files\"\npaths = [\"/f\"]\n\
-             [component.cache]\nkind = \"redis\"\n\
+             [component.cache]\nkind = \"redis\"\nurl = \"redis://here:6379\"\n\
              [component.dump]\nkind = \"postgres_dump\"\ndatabases = [\"shop\"]\n\
              [component.broken]\nkind = \"redis\"\nno_such_key = 1\n\
              [group.all]\ncomponents = [\"main\", \"files\"]\n",
