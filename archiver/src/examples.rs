@@ -55,6 +55,16 @@ Examples:
   pgark repo lifecycle --apply --coldest standard-ia
   pgark repo lifecycle --repository far --output json";
 
+pub(crate) const REPO_LS: &str = "\
+Examples:
+  pgark repo ls
+  pgark repo ls components/ --repository far --output json";
+
+pub(crate) const REPO_GET: &str = "\
+Examples:
+  pgark repo get wal/7564810532671234567/00000001/00000000/000000010000000000000003 --to /tmp/000000010000000000000003
+  pgark repo get repository.json --to -";
+
 pub(crate) const ASSESS: &str = "\
 Examples:
   pgark assess

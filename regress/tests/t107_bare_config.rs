@@ -76,6 +76,35 @@ impl Bare {
     }
 }
 
+/// What is stored can be listed and fetched, object by object.
+fn objects(bare: &Bare, directory: &TestDirectory, segment: &Path) {
+    let listed = bare.run(&["repo", "ls", "wal/", "--output", "json"]);
+    let listed = listed.expect(0).json();
+    let name = segment.file_name().unwrap().to_str().unwrap();
+    let objects = listed["objects"].as_array().unwrap();
+    let object = objects
+        .iter()
+        .find(|o| o["key"].as_str().unwrap().ends_with(name))
+        .unwrap();
+    let key = object["key"].as_str().unwrap();
+    let folder = directory.folder("objects");
+    let [plain, raw] = ["plain", "raw"].map(|file| folder.join(file));
+    let get = |more: &[&str]| bare.run(&[&["repo", "get", key], more].concat());
+    let _ = get(&["--to", plain.to_str().unwrap()]).expect(0);
+    assert!(std::fs::read(&plain).unwrap() == std::fs::read(segment).unwrap());
+    let again = get(&["--to", plain.to_str().unwrap()]).expect(10);
+    assert!(again.stderr.contains("exists"), "{}", again.stderr);
+    let _ = get(&["--raw", "--to", raw.to_str().unwrap()]).expect(0);
+    let stored = directory.join("repository").join(key);
+    assert!(std::fs::read(&raw).unwrap() == std::fs::read(stored).unwrap());
+    assert_eq!(object["bytes"], std::fs::metadata(&raw).unwrap().len());
+    let shown = bare.run(&["repo", "get", "repository.json", "--to", "-"]);
+    assert!(shown.expect(0).json()["seal"].is_string());
+    let none = bare.run(&["repo", "get", "wal/nothing", "--to", "-"]);
+    assert_eq!((none.code, none.stdout.as_str()), (30, ""));
+    let _ = bare.run(&["repo", "get", "../x", "--to", "-"]).expect(10);
+}
+
 #[test]
 fn repositories_are_enough() {
     let directory = TestDirectory::new("t107_bare");
@@ -96,6 +125,8 @@ fn repositories_are_enough() {
     let get = ["archive-get", name.as_str(), copy.to_str().unwrap()];
     let _ = bare.run(&get).expect(0);
     assert!(std::fs::read(&copy).unwrap() == std::fs::read(&segment).unwrap());
+
+    objects(&bare, &directory, &segment);
 
     archive_with(&cluster, &host);
     cluster.psql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");

@@ -1,6 +1,7 @@
 //! `pgark repo`.
 
 mod lifecycle;
+mod objects;
 
 use super::gc::locks_text;
 use super::output::{
@@ -41,6 +42,12 @@ pub enum Command {
     /// is of no use after days. Rules of others stay; no rule removes what a backup needs.
     #[command(after_help = crate::examples::REPO_LIFECYCLE)]
     Lifecycle(lifecycle::Args),
+    /// List the objects of a repository. Needs no key.
+    #[command(after_help = crate::examples::REPO_LS)]
+    Ls(objects::LsArgs),
+    /// Fetch one object: WAL as Postgres wrote it, everything else as it is stored.
+    #[command(after_help = crate::examples::REPO_GET)]
+    Get(objects::GetArgs),
 }
 
 /// `pgark repo lock`.
@@ -93,6 +100,8 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
         Command::Copy(args) => copy(config, args, output, cancel),
         Command::Lock(args) => locks(config, args, output, cancel).map(|()| exit_code::DONE),
         Command::Lifecycle(args) => lifecycle::run(config, args, output).map(|()| exit_code::DONE),
+        Command::Ls(args) => objects::ls(config, args, output).map(|()| exit_code::DONE),
+        Command::Get(args) => objects::get(config, args, output).map(|()| exit_code::DONE),
     }
 }
 

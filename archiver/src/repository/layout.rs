@@ -129,6 +129,24 @@ pub fn wal_variant(system_id: SystemId, file: ArchiveFile, n: u32, b3: &str) -> 
     Key::new(format!("{}.r{n}-{b3}", wal(system_id, file)?))
 }
 
+/// The cluster and the WAL file whose content the object called `key` holds; `None` for any other object.
+#[must_use]
+pub fn wal_of(key: &Key) -> Option<(SystemId, ArchiveFile)> {
+    let parts: Vec<&str> = key.as_str().split('/').collect();
+    let (system_id, name) = match parts.as_slice() {
+        ["wal", system_id, "history", name] => (system_id, name),
+        ["wal", system_id, "conflict", name, _] if !key.file_name().contains('.') => {
+            (system_id, name)
+        }
+        ["wal", system_id, timeline, log, name] if timeline.len() == 8 && log.len() == 8 => {
+            (system_id, name)
+        }
+        _ => return None,
+    };
+    let name = name.split_once(".r").map_or(*name, |(name, _)| name);
+    Some((system_id.parse().ok()?, name.parse().ok()?))
+}
+
 /// `wal/<sysid>/<tli>/<log>/<segment>.idx<v>`: the commit index of a segment.
 ///
 /// # Errors
@@ -507,6 +525,37 @@ pub fn has_random_name(key: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn objects_of_wal_are_known_by_their_names() {
+        let of = |key: &str| wal_of(&Key::new(key).unwrap()).map(|(_, file)| file.to_string());
+        let segment = "000000010000000000000001";
+        let folder = "wal/7300000000000000001/00000001/00000000";
+        for suffix in ["", ".r1-abc"] {
+            assert_eq!(
+                of(&format!("{folder}/{segment}{suffix}")),
+                Some(segment.into())
+            );
+        }
+        for file in ["00000002.history".to_owned(), format!("{segment}.partial")] {
+            let folder = if file.len() == 16 {
+                "wal/7300000000000000001/history"
+            } else {
+                folder
+            };
+            assert_eq!(of(&format!("{folder}/{file}")), Some(file));
+        }
+        let quarantined = format!("wal/7300000000000000001/conflict/{segment}/01ABC-def");
+        assert_eq!(of(&quarantined), Some(segment.into()));
+        for other in [
+            "repository.json".to_owned(),
+            format!("{folder}/{segment}.idx1"),
+            format!("{quarantined}.json"),
+            "wal/7300000000000000001/00000001/covered/x.json".to_owned(),
+        ] {
+            assert_eq!(of(&other), None, "{other}");
+        }
+    }
 
     #[test]
     fn what_a_restore_needs_is_locked_and_what_is_swept_daily_is_not() {
