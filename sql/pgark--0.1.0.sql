@@ -214,7 +214,7 @@ INSERT INTO pgark.queue_policy DEFAULT VALUES;
 CREATE TABLE pgark.queue_job (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     ulid text NOT NULL UNIQUE,
-    action text NOT NULL CHECK (action IN ('backup', 'verify', 'expire', 'gc')),
+    action text NOT NULL CHECK (action IN ('backup', 'verify', 'expire', 'gc', 'restore')),
     components text[],
     repository text,
     options jsonb NOT NULL DEFAULT '{}',
@@ -306,16 +306,13 @@ COMMENT ON TABLE pgark.catalog_repository IS 'repositories of the agent''s confi
 CREATE TABLE pgark.catalog_component (
     name text PRIMARY KEY,
     kind text NOT NULL,
+    stage text NOT NULL CHECK (stage IN ('cluster', 'derived', 'blob')),
     node text NOT NULL,
-    groups text[] NOT NULL DEFAULT '{}',
-    stage text NOT NULL GENERATED ALWAYS AS (CASE
-        WHEN kind = 'postgres' THEN 'cluster'
-        WHEN kind IN ('redis', 'qdrant', 'chroma', 'elasticsearch') THEN 'derived'
-        ELSE 'blob' END) STORED
+    groups text[] NOT NULL DEFAULT '{}'
 );
 COMMENT ON TABLE pgark.catalog_component IS 'components of the agent''s configuration; the Postgres cluster has kind postgres';
 COMMENT ON COLUMN pgark.catalog_component.stage IS
-    'when it is captured within a backup set: derived from Postgres before, blobs that Postgres refers to after it';
+    'when it is captured within a backup set, by its driver: derived from Postgres before, blobs that Postgres refers to after it';
 
 CREATE TABLE pgark.catalog_cluster (
     repository text NOT NULL,
@@ -1285,6 +1282,27 @@ CREATE FUNCTION pgark.request_gc(repository text DEFAULT NULL, dry_run boolean D
 COMMENT ON FUNCTION pgark.request_gc(text, boolean) IS
     'asks to remove what nothing in a repository refers to, and returns the job';
 
+CREATE FUNCTION pgark.request_restore(component text, backup text DEFAULT NULL, selection text[] DEFAULT NULL,
+        repository text DEFAULT NULL) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        PERFORM pgark.check_database();
+        PERFORM pgark.check_component(component);
+        IF EXISTS (SELECT FROM pgark.catalog_component AS c WHERE c.name = component AND c.stage = 'cluster') THEN
+            RAISE EXCEPTION USING ERRCODE = 'wrong_object_type',
+                MESSAGE = format('component "%s" is the Postgres cluster', component),
+                DETAIL = 'A server cannot restore itself while it runs.',
+                HINT = 'SELECT pgark.restore_command(...); gives the line for a shell.';
+        END IF;
+        RETURN pgark.request('restore', ARRAY[component], repository,
+            jsonb_strip_nulls(jsonb_build_object('backup', backup, 'select', selection)));
+    END
+    $$;
+COMMENT ON FUNCTION pgark.request_restore(text, text, text[], text) IS
+    'asks to restore a component, or parts of it, to the place that the agent''s configuration names for that (restore_requests_to), and returns the job; nothing is replaced';
+
 CREATE FUNCTION pgark.no_job(job_id bigint) RETURNS void
     LANGUAGE plpgsql VOLATILE
     SET search_path = pg_catalog, pg_temp
@@ -2124,7 +2142,7 @@ GRANT EXECUTE ON FUNCTION pgark.version(), pgark.progress(), pgark.schedule_next
     pgark.restore_command(timestamptz, pg_lsn, text, text, text, text) TO pg_monitor, pgark_operator, pgark_agent;
 
 GRANT EXECUTE ON FUNCTION pgark.request_backup(text[], text), pgark.request_verify(text, text, text, text),
-    pgark.request_expire(text, text, boolean), pgark.request_gc(text, boolean),
+    pgark.request_expire(text, text, boolean), pgark.request_gc(text, boolean), pgark.request_restore(text, text, text[], text),
     pgark.schedule(text, text, text, text[], jsonb), pgark.schedule(text, interval, text, text[], jsonb),
     pgark.unschedule(text), pgark.tick(text), pgark.use_pg_cron(), pgark.set_retention(text, jsonb, text),
     pgark.set_component(text, interval), pgark.mark(text), pgark.cancel(bigint), pgark.wait(bigint, interval),

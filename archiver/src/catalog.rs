@@ -7,6 +7,7 @@
 mod alert;
 mod audit;
 mod occurrence;
+mod points;
 pub mod policy;
 pub mod queue;
 mod refresh;

@@ -17,7 +17,7 @@ mod failover_tests;
 mod fetch;
 mod files;
 mod finish;
-mod names;
+pub(crate) mod names;
 #[cfg(test)]
 mod names_tests;
 mod obstacles;

@@ -3,7 +3,7 @@
 
 -- The catalog, as the agent would fill it.
 INSERT INTO pgark.catalog_repository (name, kind, required, state, checked_at) VALUES ('local', 'posix', true, 'ok', now());
-INSERT INTO pgark.catalog_component (name, kind, node, groups) VALUES ('main', 'postgres', 'here', '{all}'), ('cache', 'redis', 'here', '{all,stores}');
+INSERT INTO pgark.catalog_component (name, kind, stage, node, groups) VALUES ('main', 'postgres', 'cluster', 'here', '{all}'), ('cache', 'redis', 'derived', 'here', '{all,stores}');
 
 SELECT pgark.request_backup() AS job \gset
 SELECT state, components, attempts, attempts_max, requested_by, timeline FROM pgark.job WHERE id = :job;
@@ -110,6 +110,13 @@ SELECT count(*) AS gone FROM pgark.job WHERE id = :job;
 SELECT pgark.request_backup(ARRAY['nobody']);
 SELECT pgark.request_backup(ARRAY[NULL]::text[]);
 SELECT pgark.request_backup(ARRAY[['main'], ['cache']]);
+SELECT pgark.request_restore('main');
+SELECT pgark.request_restore('stores');
+SELECT pgark.request_restore('cache', 'x');
+SELECT pgark.request_restore('cache', NULL, ARRAY['keys:*'], 'local') IS NOT NULL AS asked;
+SELECT components, repository, options, state FROM pgark.job ORDER BY id DESC LIMIT 1;
+SELECT pgark.cancel(max(id)) FROM pgark.job;
+SELECT pgark.schedule('again', '* * * * *', 'restore', ARRAY['cache']);
 SELECT pgark.request_backup(repository => 'ftp://elsewhere');
 SELECT pgark.request_verify(backup => '../../../etc/passwd');
 SELECT pgark.request_verify(backup => '$(reboot)');

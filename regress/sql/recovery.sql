@@ -2,7 +2,7 @@
 \set SHOW_CONTEXT never
 
 INSERT INTO pgark.catalog_repository (name, kind, required, state, checked_at) VALUES ('local', 'posix', true, 'ok', '2030-01-10 00:00+00');
-INSERT INTO pgark.catalog_component (name, kind, node) VALUES ('main', 'postgres', 'here'), ('cache', 'redis', 'here'), ('documents', 'files', 'here');
+INSERT INTO pgark.catalog_component (name, kind, stage, node) VALUES ('main', 'postgres', 'cluster', 'here'), ('cache', 'redis', 'derived', 'here'), ('documents', 'files', 'blob', 'here');
 SELECT pgark.restore_plan();
 SELECT system_identifier AS sysid FROM pgark.identity() \gset
 INSERT INTO pgark.catalog_cluster VALUES ('local', 'main', :sysid, 16777216, true);

@@ -1,6 +1,8 @@
 //! `make bench`: full backup, restore, archive-push and archive-get of pgark and pgBackRest, on one
 //! generated cluster, in one run, by the fairness rules of DESIGN 15.
 //!
+//! `pgbench` stands for itself: a server with the extension against one without.
+//!
 //! The order within a run: backups, each into a new repository; restores of the last of them; then
 //! a load writes WAL, which is archived into new repositories; then WAL is fetched from the
 //! repositories that hold the backups, which got all of it too. Tools take turns, and each round
@@ -8,6 +10,7 @@
 
 mod dataset;
 mod digest;
+mod extension;
 mod measure;
 mod record;
 mod s3;
@@ -36,6 +39,45 @@ pub fn run(settings: &Settings) {
     let started_at = chrono::Utc::now().to_rfc3339();
     let start = Instant::now();
     crate::pgark::measure_release();
+    let mut found = if settings.wants(extension::OPERATION) {
+        extension::runs(settings)
+    } else {
+        Vec::new()
+    };
+    let mut data_bytes = 0;
+    if settings.only != [extension::OPERATION] {
+        let (runs, bytes) = on_the_dataset(settings);
+        found.extend(runs);
+        data_bytes = bytes;
+    }
+    let record = Record {
+        format: 1,
+        commit: std::env::var("PGARK_BENCH_COMMIT").unwrap_or_else(|_| "unknown".to_owned()),
+        postgres: postgres_version(),
+        host: host(),
+        scale: settings.scale,
+        data_bytes,
+        complete: settings.is_complete(),
+        method: measure::METHOD,
+        digests: digest::MEANING,
+        started_at,
+        seconds: start.elapsed().as_secs_f64(),
+        runs: found,
+    };
+    let evidence = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let default = if record.complete {
+        evidence.join("evidence/bench.json")
+    } else {
+        evidence.join("results/bench.json")
+    };
+    let output = settings.output.clone().unwrap_or(default);
+    record.write(&output);
+    println!("{}", record.table());
+    println!("written to {}", output.display());
+}
+
+/// What the tools do with one generated cluster; and how large that is.
+fn on_the_dataset(settings: &Settings) -> (Vec<Run>, u64) {
     let cached = dataset::cached(settings);
     let directory = TestDirectory::new("bench");
     let mut cluster = Cluster::over(&directory, MAJOR, "source");
@@ -47,32 +89,10 @@ pub fn run(settings: &Settings) {
     bench.backups_and_restores();
     bench.wal();
     bench.s3();
-    let record = Record {
-        format: 1,
-        commit: std::env::var("PGARK_BENCH_COMMIT").unwrap_or_else(|_| "unknown".to_owned()),
-        postgres: cluster.psql("SHOW server_version"),
-        host: host(),
-        scale: settings.scale,
-        data_bytes,
-        complete: settings.is_complete(),
-        method: measure::METHOD,
-        digests: digest::MEANING,
-        started_at,
-        seconds: start.elapsed().as_secs_f64(),
-        runs: std::mem::take(&mut bench.runs),
-    };
+    let runs = std::mem::take(&mut bench.runs);
     drop(bench);
     cluster.stop(StopMode::Immediate);
-    let evidence = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let default = if record.complete {
-        evidence.join("evidence/bench.json")
-    } else {
-        evidence.join("results/bench.json")
-    };
-    let output = settings.output.clone().unwrap_or(default);
-    record.write(&output);
-    println!("{}", record.table());
-    println!("written to {}", output.display());
+    (runs, data_bytes)
 }
 
 fn host() -> String {
@@ -503,6 +523,14 @@ fn sql_digest(cluster: &Cluster<'_>) -> String {
          UNION ALL SELECT count(*), sum(hashtext(vector::text)) FROM embeddings WHERE id >= 10000000",
     );
     blake3::hash(text.as_bytes()).to_hex().to_string()
+}
+
+fn postgres_version() -> String {
+    let said = crate::cluster::run(MAJOR.command("postgres").arg("--version"));
+    let said = said.trim();
+    said.strip_prefix("postgres (PostgreSQL) ")
+        .unwrap_or(said)
+        .to_owned()
 }
 
 /// Runs a command to its end, which must be a good one, and returns what was run.

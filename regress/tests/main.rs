@@ -61,6 +61,10 @@ mod t603_extension_schedules;
 mod t610_jobs;
 mod t611_catalog;
 mod t612_occurrences;
+mod t613_psql_alone;
+mod t614_sets_from_sql;
+mod t615_restore_points;
+mod t616_restore_from_sql;
 // A part of the full tier of its own.
 #[cfg(feature = "pg18")]
 mod t400_postgres_18;

@@ -112,6 +112,19 @@ BEGIN
                 END IF;
             END;
         END LOOP;
+        -- These two wait: for no longer than they are allowed to, or not at all.
+        FOREACH arguments IN ARRAY ARRAY['NULL', '0', '-1', '9223372036854775807', '(SELECT min(id) FROM pgark.job)'] LOOP
+            BEGIN
+                calls := calls + 1;
+                EXECUTE format(CASE WHEN random() < 0.5 THEN 'SELECT pgark.wait(%s, %s)' ELSE 'CALL pgark.wait_for(%s, %s)' END,
+                    arguments || '::bigint', (ARRAY['NULL', '''0''', '''-1 day''', '''178000000 years''', '''31 days''',
+                    '''0.02 s'''])[1 + floor(random() * 6)::integer] || '::interval');
+            EXCEPTION WHEN OTHERS THEN
+                IF SQLSTATE LIKE 'XX%' OR SQLERRM LIKE '%panicked%' THEN
+                    RAISE EXCEPTION 'waiting for %: % %', arguments, SQLSTATE, SQLERRM;
+                END IF;
+            END;
+        END LOOP;
     END LOOP;
     RAISE NOTICE 'calls %', calls;
 END
@@ -124,7 +137,7 @@ fn functions_survive_random_arguments() {
     let mut cluster = cluster(&directory, Major::Pg15);
     cluster.log_mut().allow("ERROR:  ");
     cluster.psql("CREATE EXTENSION pgark");
-    cluster.psql("INSERT INTO pgark.catalog_component (name, kind, node) VALUES ('main', 'postgres', 'here')");
+    cluster.psql("INSERT INTO pgark.catalog_component (name, kind, stage, node) VALUES ('main', 'postgres', 'cluster', 'here')");
     let full = std::env::var("PGARK_TEST_TIER").is_ok_and(|tier| tier == "full");
     let rounds = if full { 300 } else { 8 };
     let postmaster = cluster.postmaster();
@@ -152,8 +165,8 @@ fn functions_survive_random_arguments() {
 const LARGE: &str = "
 INSERT INTO pgark.catalog_repository (name, kind, required, state, backup_count, checked_at)
     VALUES ('far', 's3', false, 'ok', 50000, now()), ('local', 'posix', true, 'ok', 50000, now());
-INSERT INTO pgark.catalog_component (name, kind, node) SELECT 'c' || i, 'files', 'here' FROM generate_series(1, 20) i;
-INSERT INTO pgark.catalog_component (name, kind, node) VALUES ('main', 'postgres', 'here');
+INSERT INTO pgark.catalog_component (name, kind, stage, node) SELECT 'c' || i, 'files', 'blob', 'here' FROM generate_series(1, 20) i;
+INSERT INTO pgark.catalog_component (name, kind, stage, node) VALUES ('main', 'postgres', 'cluster', 'here');
 INSERT INTO pgark.catalog_backup (component, label, repository, kind, state, started_at, stopped_at, system_identifier, timeline, start_lsn, stop_lsn, bytes_source, bytes_stored)
     SELECT CASE WHEN i % 21 = 0 THEN 'main' ELSE 'c' || i % 21 END, to_char('2020-01-01'::timestamp + i * interval '10 minutes', 'YYYYMMDD\"T\"HH24MISS\"Z\"') || '-AAAA',
         CASE WHEN i % 2 = 0 THEN 'local' ELSE 'far' END, 'postgres', 'live', '2020-01-01'::timestamptz + i * interval '10 minutes',

@@ -79,6 +79,7 @@ fn each_role_can_do_its_own_and_no_more() {
         "SELECT pgark.schedule('x', '* * * * *', 'backup')",
         "SELECT pgark.mark('x')",
         "SELECT pgark.tick()",
+        "SELECT pgark.request_restore('main')",
         "SELECT * FROM pgark.queue_job",
     ] {
         denied(&cluster, "watcher", sql);
@@ -107,7 +108,7 @@ fn each_role_can_do_its_own_and_no_more() {
         "SELECT pgark.audit('lie', 'x', '{}')",
         "SELECT pgark.timeline_begin(1)",
         "SELECT * FROM pgark.queue_job",
-        "INSERT INTO pgark.catalog_component (name, kind, node) VALUES ('x', 'files', 'here')",
+        "INSERT INTO pgark.catalog_component (name, kind, stage, node) VALUES ('x', 'files', 'blob', 'here')",
         "UPDATE pgark.queue_job SET action = 'gc'",
         "DELETE FROM pgark.catalog_audit",
         "SELECT pgark.set_progress(1, 'x', 1, 1, 1, 1, 1)",
@@ -120,7 +121,7 @@ fn each_role_can_do_its_own_and_no_more() {
     }
     let claimed = cluster.psql("SET ROLE worker_bee; SELECT id FROM pgark.claim_job('bee')");
     assert_eq!(claimed, job);
-    cluster.psql("SET ROLE worker_bee; INSERT INTO pgark.catalog_component (name, kind, node) VALUES ('main', 'postgres', 'here')");
+    cluster.psql("SET ROLE worker_bee; INSERT INTO pgark.catalog_component (name, kind, stage, node) VALUES ('main', 'postgres', 'cluster', 'here')");
     cluster.psql("SET ROLE worker_bee; SELECT pgark.record_occurrence('x', now())");
     for sql in [
         asked,
@@ -128,6 +129,7 @@ fn each_role_can_do_its_own_and_no_more() {
         "UPDATE pgark.queue_job SET state = 'queued'",
         "UPDATE pgark.config_schedule SET name = 'x'",
         "SELECT pgark.mark('x')",
+        "SELECT pgark.request_restore('main')",
     ] {
         denied(&cluster, "worker_bee", sql);
     }
@@ -176,7 +178,7 @@ fn keeps_configuration(major: Major) {
     let directory = TestDirectory::new(&format!("t601_dump_{major}"));
     let cluster = cluster(&directory, major);
     cluster.psql("CREATE EXTENSION pgark");
-    cluster.psql("INSERT INTO pgark.catalog_component (name, kind, node) VALUES ('main', 'postgres', 'here');
+    cluster.psql("INSERT INTO pgark.catalog_component (name, kind, stage, node) VALUES ('main', 'postgres', 'cluster', 'here');
         SELECT pgark.schedule('nightly', '0 2 * * *', 'backup'), pgark.schedule('often', interval '6 hours', 'backup', ARRAY['main']),
             pgark.set_retention('main', '{\"keep_last\": 7}'), pgark.set_component('main', interval '1 day'), pgark.request_backup();
         SELECT pgark.policy_stored(3, '{}')");

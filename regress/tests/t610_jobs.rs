@@ -25,6 +25,8 @@ pub(crate) fn installed<'a>(directory: &'a TestDirectory, major: Major) -> (Clus
     cluster
         .log_mut()
         .allow("aborting backup due to backend exiting");
+    // And when the agent ends while it asks.
+    cluster.log_mut().allow("connection to client lost");
     refresh_each_second(&mut pgark);
     (cluster, pgark)
 }
@@ -295,7 +297,7 @@ fn an_operator_reaches_nothing() {
         "SELECT * FROM pgark.claim_job('mallory')".to_owned(),
         "INSERT INTO pgark.queue_job (ulid) VALUES ('x')".to_owned(),
         "UPDATE pgark.queue_job SET action = 'gc'".to_owned(),
-        "INSERT INTO pgark.catalog_component VALUES ('x', 'files', 'x')".to_owned(),
+        "INSERT INTO pgark.catalog_component VALUES ('x', 'files', 'blob', 'x')".to_owned(),
         "COPY (SELECT 1) TO PROGRAM 'true'".to_owned(),
         "SELECT pg_read_file('/etc/passwd')".to_owned(),
     ] {

@@ -1,12 +1,13 @@
 //! Jobs that SQL asked for: claimed, run, and reported. The repository decides what was done; the tables
 //! only tell of it, so that a lost connection costs nothing but news.
 //!
-//! Two runners: backups wait for no verification, and neither waits for the other's kind. A third thread
+//! Three runners: backups wait for no verification, restores for neither. A further thread
 //! keeps tables and repositories in line ([`keeper`]).
 
 mod action;
 mod fallback;
 mod keeper;
+mod restore;
 
 use super::host::Host;
 use super::spawn;
@@ -24,8 +25,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What each runner takes.
-const RUNNERS: [(&str, &[&str]); 2] = [
+const RUNNERS: [(&str, &[&str]); 3] = [
     ("jobs-backup", &["backup"]),
+    ("jobs-restore", &["restore"]),
     ("jobs-upkeep", &["verify", "expire", "gc"]),
 ];
 /// A notification may be lost; and nobody notifies of a job whose time to be tried again has come.

@@ -1,9 +1,11 @@
 //! The tables brought in line with the repositories.
 
 use super::table::{self, Changed, Table};
-use super::{Alert, Connection, Snapshot, alert, audit};
+use super::{Alert, Connection, Snapshot, alert, audit, points};
+use crate::component::drivers;
 use crate::config::{Config, RepositoryKind};
 use crate::repository::Repository;
+use crate::repository::sets::SetStage;
 use crate::wal::repositories::Repositories;
 use crate::{Error, Result};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -15,6 +17,9 @@ const STAMP_EVERY: TimeDelta = TimeDelta::minutes(10);
 /// News of WAL alone wait for so many refreshes: writing them is WAL itself, and with `archive_timeout` an
 /// idle cluster would archive a segment because the one before was cataloged.
 const WAL_EVERY: u64 = 5;
+/// How many segments of a cluster one refresh looks at for restore points: an agent that begins over years
+/// of WAL in a bucket does its other work meanwhile.
+const SEGMENTS_MAX: usize = 256;
 /// Two that refresh at once wait for one another: agents of two hosts, or one and `catalog rebuild`.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7091113152601)";
 /// Tables whose rows come from repositories.
@@ -63,6 +68,7 @@ pub struct Catalog {
     complete_at: Option<DateTime<Utc>>,
     /// Objects and bytes of the repositories, as they were then.
     objects: BTreeMap<String, (i64, i64)>,
+    segments_max: usize,
 }
 
 /// Why the catalog is refreshed.
@@ -92,7 +98,15 @@ impl Catalog {
             stamp: None,
             complete_at: None,
             objects: BTreeMap::new(),
+            segments_max: SEGMENTS_MAX,
         }
+    }
+
+    /// Looks for restore points in all WAL at once, however long that takes.
+    #[must_use]
+    pub fn patient(mut self) -> Self {
+        self.segments_max = usize::MAX;
+        self
     }
 
     /// Looks at every repository and writes what differs. One whose objects have the names they had is not
@@ -116,7 +130,9 @@ impl Catalog {
             .saturating_mul(WAL_EVERY);
         let pause = TimeDelta::seconds(i64::try_from(pause).unwrap_or(i64::MAX / 1000));
         let waited = self.complete_at.is_none_or(|at| now - at >= pause);
-        let complete = news || waited || occasion != Occasion::Routine;
+        // A restore point that is shown is to be in WAL that is shown.
+        let marked = self.snapshots.values().any(|s| s.points.has_news);
+        let complete = news || waited || marked || occasion != Occasion::Routine;
         if complete {
             let counted = self.snapshots.iter();
             let counted = counted.filter_map(|(name, s)| Some((name.clone(), s.objects?)));
@@ -158,6 +174,8 @@ impl Catalog {
         })?;
         if complete {
             self.complete_at = Some(now);
+            let points = self.restore_points(connection, unknown.is_empty())?;
+            mended.tables.insert("restore_point", points);
         }
         let open: Vec<&Repository> = repositories
             .open
@@ -204,7 +222,28 @@ impl Catalog {
 
     fn read(&mut self, repository: &Repository, thorough: bool) -> Result<bool> {
         let snapshot = self.snapshots.entry(repository.name().to_owned());
-        snapshot.or_default().update(repository, thorough)
+        snapshot
+            .or_default()
+            .update(repository, thorough, self.segments_max)
+    }
+
+    /// Those of the WAL that was looked at. Their names are whatever anybody called them: one that the
+    /// database has no letters for must not keep the rest of the catalog from being written.
+    fn restore_points(&mut self, connection: &mut Connection, whole: bool) -> Result<Changed> {
+        let known = self.snapshots.values().map(|snapshot| &snapshot.points);
+        match points::write(&mut connection.sql, known, whole) {
+            Ok(changed) => {
+                for snapshot in self.snapshots.values_mut() {
+                    snapshot.points.has_news = false;
+                }
+                Ok(changed)
+            }
+            Err(error) if connection.is_alive() => {
+                tracing::warn!(code = error.code(), "catalog: restore points: {error}");
+                Ok(Changed::default())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn alerts(&self, seen: &[Seen]) -> Vec<Alert> {
@@ -263,12 +302,55 @@ fn components(config: &Config, node: &str) -> Vec<Value> {
         let groups = groups.filter(|(_, group)| group.components.iter().any(|c| c == name));
         groups.map(|(name, _)| name.clone()).collect::<Vec<_>>()
     };
-    let row = |name: &str, kind: Value| json!({"name": name, "kind": kind, "node": node, "groups": groups(name)});
+    let row = |name: &str, kind: &str, stage: SetStage| {
+        // The cluster's stage has another name in records of sets.
+        let stage = match stage {
+            SetStage::Base => "cluster",
+            SetStage::Derived => "derived",
+            SetStage::Blob => "blob",
+        };
+        json!({"name": name, "kind": kind, "stage": stage, "node": node, "groups": groups(name)})
+    };
     let cluster = config
         .cluster
         .iter()
-        .map(|c| row(&c.name, json!("postgres")));
-    let others = config.component.iter();
-    let others = others.map(|(name, component)| row(name, json!(component.common.kind)));
+        .map(|c| row(&c.name, "postgres", SetStage::Base));
+    let others = config.component.iter().map(|(name, component)| {
+        let kind = component.common.kind.as_str();
+        // One whose section its driver does not understand cannot be backed up either.
+        let driver = drivers::open(name, kind, &component.settings);
+        let stage = driver.map_or(SetStage::Blob, |driver| driver.stage().into());
+        row(name, kind, stage)
+    });
     cluster.chain(others).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn components_have_the_stage_of_their_driver() {
+        let config = Config::parse(
+            "[cluster]\nname = \"main\"\n[repository.local]\nkind = \"posix\"\npath = \"/r\"\n\
+             [component.files]\nkind = \"files\"\npaths = [\"/f\"]\n\
+             [component.cache]\nkind = \"redis\"\nurl = \"redis://here:6379\"\n\
+             [component.dump]\nkind = \"postgres_dump\"\ndatabases = [\"shop\"]\n\
+             [component.broken]\nkind = \"redis\"\nno_such_key = 1\n\
+             [group.all]\ncomponents = [\"main\", \"files\"]\n",
+        )
+        .unwrap();
+        let rows = components(&config, "here");
+        let told = |key: &str| {
+            let rows = rows.iter();
+            let texts = rows.map(|row| row[key].as_str().unwrap_or_default().to_owned());
+            texts.collect::<Vec<_>>()
+        };
+        assert_eq!(told("name"), ["main", "broken", "cache", "dump", "files"]);
+        assert_eq!(
+            told("stage"),
+            ["cluster", "blob", "derived", "derived", "blob"]
+        );
+        assert_eq!(rows[4]["groups"], json!(["all"]));
+    }
 }

@@ -1,6 +1,7 @@
 //! What one repository holds, as rows of the catalog's tables.
 
 use super::alert::{Alert, Severity};
+use super::points::Points;
 use super::table::{self, Table};
 use super::windows;
 use crate::repository::backups::{self, Found};
@@ -43,6 +44,8 @@ pub struct Snapshot {
     pub(super) objects: Option<(i64, i64)>,
     /// When something was last verified.
     pub(super) verified_at: Option<DateTime<Utc>>,
+    /// Restore points; what was read once is not read again.
+    pub(super) points: Points,
 }
 
 fn fingerprint(prefixes: &[&str], objects: &[ObjectMeta]) -> blake3::Hash {
@@ -76,11 +79,17 @@ fn bytes(n: u64) -> i64 {
 
 impl Snapshot {
     /// Reads what changed since `self` was read, or everything when `thorough`; whether that was more than
-    /// WAL. Damage is an alert, not an error.
+    /// WAL. For restore points at most `segments_max` segments of a cluster are looked at. Damage is an
+    /// alert, not an error.
     ///
     /// # Errors
     /// The storage's.
-    pub fn update(&mut self, repository: &Repository, thorough: bool) -> Result<bool> {
+    pub fn update(
+        &mut self,
+        repository: &Repository,
+        thorough: bool,
+        segments_max: usize,
+    ) -> Result<bool> {
         let objects = repository.storage().list("")?;
         let backups = Some(fingerprint(&OF_BACKUPS, &objects));
         let wal = Some(fingerprint(&OF_WAL, &objects));
@@ -98,6 +107,7 @@ impl Snapshot {
             *self = Self {
                 objects: self.objects,
                 verified_at: self.verified_at,
+                points: std::mem::take(&mut self.points),
                 ..Self::default()
             };
             for name in backups::components(repository)? {
@@ -106,8 +116,9 @@ impl Snapshot {
             self.sets(repository)?;
             self.backups.fingerprint = backups;
         }
-        if news || self.wal.fingerprint != wal {
+        if news || self.points.is_behind || self.wal.fingerprint != wal {
             self.wal = Half::default();
+            self.points.begin(segments_max);
             self.read_wal(repository)?;
             self.wal.fingerprint = wal;
         }
@@ -171,6 +182,7 @@ impl Snapshot {
                 "begin_lsn": set.postgres.as_ref().map(|p| mark(&p.begin)),
                 "end_lsn": set.postgres.as_ref().map(|p| mark(&p.end)),
                 "quiesce": set.quiesce.achieved,
+                "consistency": set.consistency(),
                 "complete": set.outcome == SetOutcome::Complete,
                 "members": members.collect::<Vec<_>>(),
                 "job_ulid": self.job_of(repository, &set),
@@ -346,7 +358,9 @@ impl Snapshot {
                 "is_current": newest == Some(system_id),
             });
             self.add(table::CLUSTER, row);
-            let rewound = self.wal(repository, name, (system_id, size), labels)?;
+            let of_system = labels.iter().filter(|l| l.system_identifier == system_id);
+            let of_system: Vec<Label> = of_system.cloned().collect();
+            let rewound = self.wal(repository, name, (system_id, size), &of_system)?;
             if newest == Some(system_id) {
                 self.suspension(repository, name, (system_id, &rewound))?;
             }
@@ -406,11 +420,8 @@ impl Snapshot {
             let alert = Alert::of(&error, Severity::Critical);
             self.raise(alert.at(Some(name), repository.name()));
         }
-        let labels: Vec<&Label> = labels
-            .iter()
-            .filter(|label| label.system_identifier == system_id)
-            .collect();
-        windows::add(self, repository, name, (&inventory, size), &labels)?;
+        windows::add(self, repository, name, (&inventory, size), labels)?;
+        self.points.look(repository, (&inventory, size), labels)?;
         Ok(rewound)
     }
 

@@ -91,7 +91,7 @@ pub(super) const BACKUP_SET: Table = Table {
 pub(super) const COMPONENT: Table = Table {
     name: "catalog_component",
     keys: &["name"],
-    values: &["kind", "node", "groups"],
+    values: &["kind", "stage", "node", "groups"],
     repository: None,
 };
 pub(super) const REPOSITORY: Table = Table {

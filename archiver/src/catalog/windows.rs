@@ -18,7 +18,7 @@ pub(super) fn add(
     repository: &Repository,
     name: &str,
     (inventory, size): (&Inventory, SegmentSize),
-    labels: &[&Label],
+    labels: &[Label],
 ) -> Result<()> {
     for timeline in inventory.timelines() {
         let history = match inventory.history(repository, timeline) {

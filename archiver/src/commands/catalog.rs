@@ -50,7 +50,7 @@ pub fn run(config: &Config, command: &Command, output: Output) -> Result<u8> {
         let now = SystemClock.now();
         occurrences += connection.learn_occurrences(repository, &section.name, now)?;
     }
-    let mut catalog = Catalog::new(&crate::repository::audit::node());
+    let mut catalog = Catalog::new(&crate::repository::audit::node()).patient();
     let mut mended = catalog.refresh(
         config,
         &mut connection,

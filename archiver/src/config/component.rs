@@ -50,6 +50,10 @@ pub struct Common {
     /// How long a hook may take, in seconds; then its process group is killed, and the hook has failed.
     #[serde(default = "default_hook_timeout")]
     pub hook_timeout_seconds: u64,
+    /// Where restores go that SQL asks for (`pgark.request_restore`): a directory or an address, as `--to`
+    /// takes it. A path may end in `{job}`: then each job gets a new directory of its own there. Nothing
+    /// that is there is replaced. Without this key SQL can restore nothing of the component.
+    pub restore_requests_to: Option<String>,
     /// restore-set restores by this number, smallest first; the cluster comes before all. Without it 100
     /// for stores that are derived from Postgres, 200 for blobs and files.
     pub restore_order: Option<i32>,
@@ -129,7 +133,7 @@ pub struct Group {
 }
 
 /// The keys of [`Common`]; any other one is the driver's.
-const COMMON_KEYS: [&str; 11] = [
+const COMMON_KEYS: [&str; 12] = [
     "kind",
     "before_backup",
     "after_backup",
@@ -138,6 +142,7 @@ const COMMON_KEYS: [&str; 11] = [
     "quiesce",
     "release",
     "hook_timeout_seconds",
+    "restore_requests_to",
     "restore_order",
     "ready_timeout_seconds",
     "reconcile",
@@ -175,6 +180,16 @@ impl Common {
 
 /// The group that exists without being configured: everything.
 pub const GROUP_FULL: &str = "full";
+
+/// Whether restores can go there: `{job}` is the whole last name of a path, or is not there at all.
+fn is_place(to: &str) -> bool {
+    let rest = match to.strip_suffix("/{job}") {
+        Some(rest) if rest.starts_with('/') => rest,
+        Some(_) => return false,
+        None => to,
+    };
+    !rest.trim().is_empty() && !rest.contains(['{', '}']) && !rest.starts_with('.')
+}
 
 /// Checks what the types do not say.
 ///
@@ -239,6 +254,12 @@ pub(super) fn validate(config: &Config) -> Result<()> {
             "release",
             &common.release,
         )?;
+        let requests = common.restore_requests_to.as_deref();
+        if requests.is_some_and(|to| !is_place(to)) {
+            return invalid(format!(
+                "{place}.restore_requests_to is neither an address nor an absolute path, which may have {{job}} as its last name"
+            ));
+        }
         can_quiesce |= !common.quiesce.is_empty();
         if common
             .reconcile

@@ -180,6 +180,18 @@ impl Set {
         self.members.iter().find(|m| m.component == component)
     }
 
+    /// That of the member that is the least exact; `None` when no member was backed up.
+    #[must_use]
+    pub fn consistency(&self) -> Option<Consistency> {
+        let rank = |consistency: &Consistency| match consistency {
+            Consistency::PointInTime => 0,
+            Consistency::CrashConsistent => 1,
+            Consistency::Fuzzy => 2,
+        };
+        let members = self.members.iter().filter_map(|m| m.consistency);
+        members.max_by_key(rank)
+    }
+
     /// A new one.
     #[must_use]
     pub fn new(label: BackupLabel, started_at: DateTime<Utc>, asked: Quiesce) -> Self {

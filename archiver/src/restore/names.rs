@@ -8,21 +8,21 @@ use crate::repository::format::manifest::Label;
 use crate::wal::inventory::{Inventory, Lineage};
 use crate::wal::target::{self, Archive, NamedPoint};
 use crate::{Error, ErrorKind, Result};
-use pgark_types::{Lsn, SystemId, TargetTimeline, TimelineId};
+use pgark_types::{Lsn, SegmentName, SystemId, TargetTimeline, TimelineId};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// How many restore points a message lists.
 const LISTED_MAX: usize = 10;
 
 /// Where to look.
-pub(super) struct Names<'a> {
-    pub(super) repository: &'a Repository,
-    pub(super) inventory: &'a Inventory,
-    pub(super) system_id: SystemId,
+pub(crate) struct Names<'a> {
+    pub(crate) repository: &'a Repository,
+    pub(crate) inventory: &'a Inventory,
+    pub(crate) system_id: SystemId,
     /// The backups that may be begun with, oldest first.
-    pub(super) labels: &'a [Label],
+    pub(crate) labels: &'a [Label],
     /// `latest` stands for any: it is the default, and a name does not say on which branch it is.
-    pub(super) timeline: TargetTimeline,
+    pub(crate) timeline: TargetTimeline,
 }
 
 /// All restore points that can be recovered to, by timeline and place.
@@ -43,7 +43,7 @@ impl Names<'_> {
         let mut points = BTreeMap::new();
         let mut seen = HashSet::new();
         for timeline in timelines {
-            match self.along(timeline, &mut seen) {
+            match self.along(timeline, &mut seen, usize::MAX) {
                 Ok(found) => {
                     let keyed = found.into_iter().map(|p| ((p.timeline, p.lsn), p));
                     points.extend(keyed);
@@ -60,11 +60,18 @@ impl Names<'_> {
         Ok(Points(points))
     }
 
-    fn along(
+    /// Looks at the WAL after every backup that leads to `timeline`, as far as it is not in `seen`: at
+    /// most `most` segments, the oldest first.
+    ///
+    /// # Errors
+    /// Kind Data: a history file or WAL that is missing or damaged. The storage's.
+    pub(crate) fn along(
         &self,
         timeline: TimelineId,
-        seen: &mut HashSet<pgark_types::SegmentName>,
+        seen: &mut HashSet<SegmentName>,
+        most: usize,
     ) -> Result<Vec<NamedPoint>> {
+        let limit = seen.len().saturating_add(most);
         let history = self.inventory.history(self.repository, timeline)?;
         let lineage = Lineage::from(&history);
         let own = |label: &&Label| {
@@ -91,7 +98,8 @@ impl Names<'_> {
                 continue;
             };
             reached = Some(last.number(size)?);
-            points.extend(target::restore_points(&archive, last, seen)?);
+            let most = limit.saturating_sub(seen.len());
+            points.extend(target::restore_points(&archive, last, seen, most)?);
         }
         Ok(points)
     }

@@ -144,6 +144,8 @@ pub struct NamedPoint {
     pub name: String,
     /// Where its record begins.
     pub lsn: Lsn,
+    /// Where it ends: what `pg_create_restore_point` returned.
+    pub end_lsn: Lsn,
     /// The timeline of that place.
     pub timeline: TimelineId,
     /// When, by the server's clock.
@@ -151,7 +153,8 @@ pub struct NamedPoint {
 }
 
 /// The restore points after the backup in the WAL of `archive` up to `to_segment`. The segments that
-/// it shares with a lineage looked at before are left out; `seen` remembers them.
+/// it shares with a lineage looked at before are left out; `seen` remembers them. At most `most` others
+/// are read, the oldest first.
 ///
 /// # Errors
 /// Kind Data: `wal_gap`, or damage. The storage's error.
@@ -159,13 +162,15 @@ pub fn restore_points(
     archive: &Archive<'_>,
     to_segment: SegmentName,
     seen: &mut HashSet<SegmentName>,
+    most: usize,
 ) -> Result<Vec<NamedPoint>> {
     let last = to_segment.number(archive.size)?;
     let mut segments = archive.segments(archive.first_no(), last)?;
     let known = segments.iter().take_while(|s| seen.contains(s)).count();
-    if known == segments.len() {
+    if known == segments.len() || most == 0 {
         return Ok(Vec::new());
     }
+    segments.truncate(known.saturating_add(most));
     // A record may span the last known one and the next.
     segments.drain(..known.saturating_sub(1));
     let mut search = Search::names();
@@ -181,6 +186,7 @@ pub fn restore_points(
     let points = points.map(|(point, segment)| NamedPoint {
         name: point.name.clone(),
         lsn: point.lsn,
+        end_lsn: point.end_lsn,
         timeline: timeline_at(archive, point.lsn, *segment),
         time: point.time.to_utc(),
     });

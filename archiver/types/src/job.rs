@@ -17,6 +17,10 @@ const ANNOTATIONS_MAX: usize = 32;
 const ANNOTATION_KEY_BYTES_MAX: usize = 63;
 /// Bytes of a note.
 const ANNOTATION_BYTES_MAX: usize = 1024;
+/// Parts that a restore may name.
+const SELECT_MAX: usize = 100;
+/// Bytes of the name of a part.
+const SELECT_BYTES_MAX: usize = 1024;
 
 /// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -30,11 +34,19 @@ pub enum Action {
     Expire,
     /// Remove what nothing refers to.
     Gc,
+    /// Restore a component, to where the host's configuration says.
+    Restore,
 }
 
 impl Action {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Backup, Self::Verify, Self::Expire, Self::Gc];
+    pub const ALL: [Self; 5] = [
+        Self::Backup,
+        Self::Verify,
+        Self::Expire,
+        Self::Gc,
+        Self::Restore,
+    ];
 
     /// Its name in SQL.
     #[must_use]
@@ -44,7 +56,14 @@ impl Action {
             Self::Verify => "verify",
             Self::Expire => "expire",
             Self::Gc => "gc",
+            Self::Restore => "restore",
         }
+    }
+
+    /// Whether it may be asked for again and again by the clock.
+    #[must_use]
+    pub const fn can_be_scheduled(self) -> bool {
+        !matches!(self, Self::Restore)
     }
 }
 
@@ -121,6 +140,18 @@ pub struct SweepOptions {
     pub dry_run: bool,
 }
 
+/// Options of a restore. To where is not among them: the configuration of the host says that.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreOptions {
+    /// This backup; else the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupLabel>,
+    /// Only these parts, in the terms of the component's kind.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub select: Vec<String>,
+}
+
 /// The options of a job, checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
@@ -133,6 +164,8 @@ pub enum JobOptions {
     Expire(SweepOptions),
     /// Of gc.
     Gc(SweepOptions),
+    /// Of a restore.
+    Restore(RestoreOptions),
 }
 
 impl JobOptions {
@@ -169,6 +202,7 @@ impl JobOptions {
             Action::Verify => Self::Verify(serde_json::from_value(value).map_err(failed)?),
             Action::Expire => Self::Expire(serde_json::from_value(value).map_err(failed)?),
             Action::Gc => Self::Gc(serde_json::from_value(value).map_err(failed)?),
+            Action::Restore => Self::Restore(serde_json::from_value(value).map_err(failed)?),
         };
         options.check()?;
         Ok(options)
@@ -189,8 +223,30 @@ impl JobOptions {
                 _ => Ok(()),
             },
             Self::Expire(_) | Self::Gc(_) => Ok(()),
+            Self::Restore(options) => check_select(&options.select),
         }
     }
+}
+
+fn check_select(select: &[String]) -> Result<(), ScheduleError> {
+    if select.len() > SELECT_MAX {
+        return Err(invalid(
+            Action::Restore,
+            format!("More than {SELECT_MAX} parts are selected."),
+        ));
+    }
+    let is_odd = |part: &String| {
+        part.is_empty() || part.len() > SELECT_BYTES_MAX || part.chars().any(char::is_control)
+    };
+    if select.iter().any(is_odd) {
+        return Err(invalid(
+            Action::Restore,
+            format!(
+                "A selected part has 1 to {SELECT_BYTES_MAX} bytes, and no control characters."
+            ),
+        ));
+    }
+    Ok(())
 }
 
 fn check_annotations(annotations: &BTreeMap<String, String>) -> Result<(), ScheduleError> {
@@ -231,6 +287,7 @@ fn invalid(action: Action, detail: String) -> ScheduleError {
         Action::Backup => "spread_checkpoint, annotations",
         Action::Verify => "backup, level, oldest_percent",
         Action::Expire | Action::Gc => "dry_run",
+        Action::Restore => "backup, select",
     };
     ScheduleError::new(
         format!("invalid options of action \"{action}\""),

@@ -203,6 +203,7 @@ fn bad_definitions_are_refused() {
     }
     assert!(with("cron", "1,".repeat(500).into()).contains("bytes long"));
     assert!(with("action", "rm".into()).contains("does not exist"));
+    assert!(with("action", "restore".into()).contains("cannot be scheduled"));
     assert!(with("components", serde_json::json!([])).contains("list of components"));
     assert!(with("path", "/etc/passwd".into()).contains("unknown field"));
     assert!(with("options", serde_json::json!({"command": "x"})).contains("unknown field"));
@@ -230,7 +231,16 @@ fn options_are_a_closed_list() {
     assert_eq!(ok(Action::Backup, annotated), annotated);
     let verify = r#"{"backup":"20261120T201015Z-5RJ9","level":"pages"}"#;
     assert_eq!(ok(Action::Verify, verify), verify);
+    let restore = r#"{"backup":"20261120T201015Z-5RJ9","select":["docs/*"]}"#;
+    assert_eq!(ok(Action::Restore, restore), restore);
+    assert_eq!(ok(Action::Restore, "{}"), "{}");
+    let many = serde_json::json!({"select": vec!["x"; 101]}).to_string();
     for (action, bad) in [
+        (Action::Restore, r#"{"to":"/"}"#),
+        (Action::Restore, r#"{"select":"x"}"#),
+        (Action::Restore, r#"{"select":[""]}"#),
+        (Action::Restore, r#"{"select":["a\nb"]}"#),
+        (Action::Restore, many.as_str()),
         (Action::Backup, r#"{"target_dir":"/"}"#),
         (Action::Backup, r#"{"annotations":{"a b":"x"}}"#),
         (Action::Backup, "{\"annotations\":{\"a\":\"x\\ny\"}}"),

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How the numbers were made; written beside them.
-pub(super) const METHOD: &str = "seconds: monotonic clock from the start of the command (archive_push: from the reload that sets archive_command) until it ended (archive_push: until the server marked the last segment as archived; recovery: until it paused at its target). cpu_seconds: user and system time from /proc of the harness's reaped children, of the server process that runs the command (archiver, self and children; startup, children) and of the agent. max_rss_bytes: sum of the resident sets of all processes of the tool, agent included, sampled every 10 ms. Caches were dropped before each run.";
+pub(super) const METHOD: &str = "seconds: monotonic clock from the start of the command (archive_push: from the reload that sets archive_command) until it ended (archive_push: until the server marked the last segment as archived; recovery: until it paused at its target). cpu_seconds: user and system time from /proc of the harness's reaped children, of the server process that runs the command (archiver, self and children; startup, children) and of the agent. max_rss_bytes: sum of the resident sets of all processes of the tool, agent included, sampled every 10 ms. Caches were dropped before each run. pgbench: the time of the client, from its start to its end, and its processor time and memory, not the server's; new tables, caches as they are then.";
 
 const SAMPLE_EVERY: Duration = Duration::from_millis(10);
 /// A process that was seen this often without being the tool's is somebody else's: a shell has

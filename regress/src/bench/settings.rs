@@ -15,6 +15,8 @@ pub struct Settings {
     pub recovery_segments: u32,
     /// `PGARK_BENCH_LONG_SEGMENTS`: segments of the one long run at the end; 0 leaves it out.
     pub long_segments: u32,
+    /// `PGARK_BENCH_TRANSACTIONS`: of each of pgbench's two clients in one run; 50000.
+    pub transactions: u32,
     /// `PGARK_BENCH_ONLY`: a comma-separated list of operations; empty for all.
     pub only: Vec<String>,
     /// `PGARK_BENCH_SEED`: seeds the generated data; 20240229.
@@ -36,6 +38,7 @@ impl Settings {
             segments: number("PGARK_BENCH_SEGMENTS", 250),
             recovery_segments: number("PGARK_BENCH_RECOVERY_SEGMENTS", 100),
             long_segments: number("PGARK_BENCH_LONG_SEGMENTS", 0),
+            transactions: number("PGARK_BENCH_TRANSACTIONS", 50_000),
             only: variable("PGARK_BENCH_ONLY")
                 .map(|list| list.split(',').map(str::to_owned).collect())
                 .unwrap_or_default(),
@@ -56,7 +59,11 @@ impl Settings {
     /// Whether the run shows everything that the fairness rules ask for.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.only.is_empty() && self.scale >= 1.0 && self.runs >= 5 && self.segments >= 250
+        self.only.is_empty()
+            && self.scale >= 1.0
+            && self.runs >= 5
+            && self.segments >= 250
+            && self.transactions >= 50_000
     }
 }
 

@@ -57,6 +57,7 @@ impl Work {
             JobOptions::Verify(options) => self.verify(&options),
             JobOptions::Expire(options) => self.expire(options),
             JobOptions::Gc(options) => self.gc(options),
+            JobOptions::Restore(options) => self.restore(&options),
         }
     }
 

@@ -260,7 +260,7 @@ fn due(
 fn runs_without_server(definition: &Definition, shared: &Shared) -> bool {
     match (definition.action, &definition.components) {
         (Action::Verify | Action::Expire | Action::Gc, _) => true,
-        (Action::Backup, None) => false,
+        (Action::Backup, None) | (Action::Restore, _) => false,
         (Action::Backup, Some(names)) => {
             let cluster = shared.config.cluster_name();
             let members = shared.config.members(names);

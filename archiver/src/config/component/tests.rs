@@ -74,6 +74,22 @@ fn nonsense_is_refused_by_its_key() {
             "backup_set.quiesce_seconds_max",
         ),
         ("[component.\"a/b\"]\nkind = \"files\"", "name \"a/b\""),
+        (
+            "[component.d]\nkind = \"files\"\nrestore_requests_to = \"\"",
+            "component.d.restore_requests_to",
+        ),
+        (
+            "[component.d]\nkind = \"files\"\nrestore_requests_to = \"/r/{job}/x\"",
+            "component.d.restore_requests_to",
+        ),
+        (
+            "[component.d]\nkind = \"files\"\nrestore_requests_to = \"/{job}\"",
+            "component.d.restore_requests_to",
+        ),
+        (
+            "[component.d]\nkind = \"files\"\nrestore_requests_to = \"redis://h/{job}\"",
+            "component.d.restore_requests_to",
+        ),
     ] {
         let error = refusal(&format!("{BASE}{more}\n"));
         assert!(error.starts_with(key), "{more}: {error}");
@@ -121,4 +137,17 @@ fn components_are_selected_by_name_and_group() {
         bare.select_components(&[], &[]).unwrap_err().code(),
         "no_components"
     );
+}
+
+#[test]
+fn requests_from_sql_have_a_place() {
+    for to in ["/r/{job}", "/r", "redis://other:6379", "db.example:5433"] {
+        let more = format!("[component.d]\nkind = \"files\"\nrestore_requests_to = \"{to}\"\n");
+        let config = Config::parse(&format!("{BASE}{more}")).unwrap();
+        let section = &config.component["d"];
+        assert_eq!(section.common.restore_requests_to.as_deref(), Some(to));
+        assert!(!section.settings.contains_key("restore_requests_to"));
+        // Nobody is asked by default.
+        assert_eq!(config.component["cache"].common.restore_requests_to, None);
+    }
 }

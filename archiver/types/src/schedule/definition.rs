@@ -235,6 +235,13 @@ fn lift_own_options(raw: &mut Value) -> Result<(), ScheduleError> {
 impl Raw {
     fn check(self, now: DateTime<Utc>) -> Result<Definition, ScheduleError> {
         let action: Action = self.action.parse()?;
+        if !action.can_be_scheduled() {
+            return Err(ScheduleError::new(
+                format!("action \"{action}\" cannot be scheduled"),
+                "It is asked for once.",
+                "Request it: SELECT pgark.request_restore(component);",
+            ));
+        }
         let options = JobOptions::parse_map(action, self.options)?;
         let time_zone = self.time_zone.unwrap_or_else(|| "UTC".to_owned());
         let zone: Tz = time_zone.parse().map_err(|_| {

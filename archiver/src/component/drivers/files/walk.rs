@@ -167,6 +167,9 @@ impl Walk<'_> {
                             "all_paths_missing",
                             "none of the component's paths exists",
                         )
+                        .with_hint(
+                            "Is a file system not mounted? Else correct paths in [component.NAME].",
+                        )
                         .with_source(error));
                     }
                 }
