@@ -1,6 +1,7 @@
 //! `pgark.toml` (DESIGN 14): parsed strictly, so that a misspelt key is an error and not a default.
 
 pub mod component;
+mod storage_keys;
 
 use crate::repository::Repository;
 use crate::repository::crypto::source::{KeySource, PassphraseSource};
@@ -559,6 +560,7 @@ impl Config {
             )
             .with_hint(KEYS_HINT)
         })?;
+        storage_keys::check(text)?;
         config.validate()?;
         Ok(config)
     }
@@ -582,18 +584,7 @@ impl Config {
         }
         for (name, repository) in &self.repository {
             match (repository.kind, &repository.path) {
-                (RepositoryKind::Posix, Some(path)) if path.is_absolute() => {
-                    if repository.bucket.is_some() || repository.endpoint.is_some() {
-                        return invalid(format!(
-                            "repository.{name}: bucket and endpoint need kind = \"s3\""
-                        ));
-                    }
-                    if repository.object_lock != ObjectLockMode::None {
-                        return invalid(format!(
-                            "repository.{name}: object_lock needs kind = \"s3\""
-                        ));
-                    }
-                }
+                (RepositoryKind::Posix, Some(path)) if path.is_absolute() => {}
                 (RepositoryKind::Posix, _) => {
                     return invalid(format!("repository.{name}.path must be an absolute path"));
                 }
