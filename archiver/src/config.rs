@@ -142,6 +142,13 @@ pub struct Wal {
     /// How long after a repository that is not required missed something the agent first tries to
     /// complete it from a required one, in seconds; later tries wait up to ten minutes. 0 = never.
     pub catch_up_seconds: u64,
+    /// How many bytes of WAL the agent keeps in its state_dir for repositories that are not required and
+    /// late, in all, where its key reads none of the required ones (a writer's key): there it cannot copy
+    /// from those later. 0 = none. A tenth of the disk stays free in any case.
+    pub spool_bytes_max: u64,
+    /// How often the agent looks for WAL of a timeline that another one has left (an old primary that
+    /// still writes), in seconds; a listing or two per repository. 0 = never.
+    pub fork_check_seconds: u64,
 }
 
 impl Default for Wal {
@@ -155,6 +162,8 @@ impl Default for Wal {
             inflight_wait_seconds: 60,
             covered_sample_seconds: 60,
             catch_up_seconds: 30,
+            spool_bytes_max: 1 << 30,
+            fork_check_seconds: 15,
         }
     }
 }

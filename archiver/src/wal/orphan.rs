@@ -3,7 +3,9 @@
 //! Somebody went on writing the old timeline: a primary that was not stopped, or a branch that a
 //! recovery to the past has left.
 
-use crate::postgres::history_file::TimelineHistory;
+pub mod arrivals;
+
+use crate::postgres::history_file::{HistoryEntry, TimelineHistory};
 use crate::repository::Repository;
 use crate::wal::inventory::Inventory;
 use crate::{ErrorKind, Result};
@@ -70,27 +72,34 @@ fn past_the_forks(
     history: &TimelineHistory,
     size: SegmentSize,
 ) -> Vec<Orphan> {
-    let orphan = |timeline: TimelineId, switch: Lsn| {
-        // The fork's own segment may be the old timeline's last: a server that was shut down
-        // archives it.
-        let fork = size.segment_no(switch);
-        let past = |segment: &SegmentName| segment.number(size).is_ok_and(|no| no > fork);
-        let mut segments = inventory.segments(timeline).filter(past);
-        let first = segments.next()?;
-        let (last, count) = segments.fold((first, 1), |(_, count), next| (next, count + 1));
-        Some(Orphan {
-            timeline,
-            first,
-            last,
-            count,
-            switch,
-            newest: history.timeline,
-        })
-    };
     let entries = history.entries.iter();
     entries
-        .filter_map(|e| orphan(e.timeline, e.switch))
+        .filter_map(|entry| past_the_fork(inventory, history, entry, size))
         .collect()
+}
+
+/// The segments of the ancestor `entry` past where `history` leaves it.
+fn past_the_fork(
+    inventory: &Inventory,
+    history: &TimelineHistory,
+    entry: &HistoryEntry,
+    size: SegmentSize,
+) -> Option<Orphan> {
+    // The fork's own segment may be the old timeline's last: a server that was shut down
+    // archives it.
+    let fork = size.segment_no(entry.switch);
+    let past = |segment: &SegmentName| segment.number(size).is_ok_and(|no| no > fork);
+    let mut segments = inventory.segments(entry.timeline).filter(past);
+    let first = segments.next()?;
+    let (last, count) = segments.fold((first, 1), |(_, count), next| (next, count + 1));
+    Some(Orphan {
+        timeline: entry.timeline,
+        first,
+        last,
+        count,
+        switch: entry.switch,
+        newest: history.timeline,
+    })
 }
 
 #[cfg(test)]
