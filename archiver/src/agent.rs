@@ -7,6 +7,7 @@
 pub mod client;
 pub mod protocol;
 
+mod backlog;
 mod catch_up;
 mod forks;
 mod host;
@@ -90,7 +91,7 @@ pub fn run(config: Config) -> Result<()> {
 fn start(config: &Arc<Config>) -> Result<Agent> {
     let stats = Arc::new(Stats::default());
     let host = Arc::new(Host::new(config)?);
-    let catch_up = CatchUp::start(config)?;
+    let catch_up = CatchUp::start(config, &stats)?;
     let pusher = Pusher::start(config, &host, &stats, catch_up)?;
     let spool = Spool::start(config, &stats)?;
     Ok(Agent {

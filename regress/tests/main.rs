@@ -41,6 +41,7 @@ mod t434_lifecycle;
 mod t435_s3_access;
 mod t440_several_repositories;
 mod t441_failover;
+mod t442_write_only;
 mod t450_sftp;
 mod t451_sftp_faults;
 mod t500_files;
