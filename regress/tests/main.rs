@@ -44,6 +44,7 @@ mod t441_failover;
 mod t442_write_only;
 mod t450_sftp;
 mod t451_sftp_faults;
+mod t452_sftp_full;
 mod t500_files;
 mod t510_sets;
 mod t520_redis;
