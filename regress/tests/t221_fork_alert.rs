@@ -55,8 +55,13 @@ fn an_old_primary_that_writes_on() {
     assert_eq!(names(&history, "00000002.history").len(), 1);
     // Its tables are up to date, and due again in a minute.
     let _new = beside.agent(&[]);
-    standby.wait_for("SELECT count(*) FROM pgark.wal_range WHERE timeline = 2", "1", SOON);
-    let alert = "SELECT count(*) FROM pgark.alert WHERE code = 'wal_orphaned' AND cleared_at IS NULL";
+    standby.wait_for(
+        "SELECT count(*) FROM pgark.wal_range WHERE timeline = 2",
+        "1",
+        SOON,
+    );
+    let alert =
+        "SELECT count(*) FROM pgark.alert WHERE code = 'wal_orphaned' AND cleared_at IS NULL";
     assert_eq!(standby.psql(alert), "0");
 
     primary.psql("CREATE TABLE lost AS SELECT 1 AS n");
@@ -78,7 +83,10 @@ fn an_old_primary_that_writes_on() {
             _ => vec![verb],
         };
         let shown = beside.run(&arguments).expect(0).stdout;
-        assert!(shown.contains("past its end") && shown.contains(&last), "{shown}");
+        assert!(
+            shown.contains("past its end") && shown.contains(&last),
+            "{shown}"
+        );
     }
     let mut restored = Cluster::over(&directory, major, "r");
     beside.restore(&restored, &[]);

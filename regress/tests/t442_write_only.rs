@@ -48,7 +48,13 @@ fn scene<'a>(directory: &'a TestDirectory, wal: &str) -> Scene<'a> {
     let mut owner = install_encrypted(directory, &cluster);
     owner.configure(&section(directory, "spare", "spare.key"));
     let kit = directory.join("spare.kit");
-    let init = ["init", "--repository", "spare", "--recovery-kit", kit.to_str().unwrap()];
+    let init = [
+        "init",
+        "--repository",
+        "spare",
+        "--recovery-kit",
+        kit.to_str().unwrap(),
+    ];
     let _ = owner.run(&init).expect(0);
     let mut host = Pgark::new(directory, "host", Some(&cluster));
     host.configure(&format!("[wal]\ncatch_up_seconds = 1\n{wal}"));
@@ -56,7 +62,17 @@ fn scene<'a>(directory: &'a TestDirectory, wal: &str) -> Scene<'a> {
         let key = format!("{name}.writer");
         let path = directory.join(&key);
         let path = path.to_str().unwrap();
-        let add = ["key", "add", "--repository", name, "--name", "host", "--writer", "--key-file", path];
+        let add = [
+            "key",
+            "add",
+            "--repository",
+            name,
+            "--name",
+            "host",
+            "--writer",
+            "--key-file",
+            path,
+        ];
         let _ = owner.run(&add).expect(0);
         host.configure(&section(directory, name, &key));
     }
@@ -90,7 +106,9 @@ impl Scene<'_> {
     fn has(&self, segments: &[String]) -> usize {
         let id = system_id(&self.cluster);
         let segments = segments.iter();
-        segments.filter(|s| object(&self.spare, &id, s).exists()).count()
+        segments
+            .filter(|s| object(&self.spare, &id, s).exists())
+            .count()
     }
 
     fn kept(&self) -> Vec<std::fs::DirEntry> {
@@ -102,7 +120,17 @@ impl Scene<'_> {
     /// "repo copy" by the owner of the keys; how many WAL files it copied.
     #[track_caller]
     fn complete(&self) -> u64 {
-        let copy = ["--output", "json", "repo", "copy", "--from", "local", "--to", "spare", "--compare"];
+        let copy = [
+            "--output",
+            "json",
+            "repo",
+            "copy",
+            "--from",
+            "local",
+            "--to",
+            "spare",
+            "--compare",
+        ];
         let report = self.owner.run(&copy).expect(0).json();
         report["wal_copied"].as_u64().unwrap()
     }
@@ -141,12 +169,19 @@ fn what_the_late_one_missed_is_kept_for_it() {
     let missed = scene.archive(6);
     assert_eq!(host.agent_counter("late_kept"), 4);
     assert!(host.agent_counter("late_lost") >= 2);
-    assert!(host.agent_log().contains("alert=\"late_wal_lost\""), "{}", host.agent_log());
+    assert!(
+        host.agent_log().contains("alert=\"late_wal_lost\""),
+        "{}",
+        host.agent_log()
+    );
     scene.come_back();
-    wait_until("it has what could be kept", LONG, || scene.has(&missed) == 4);
+    wait_until("it has what could be kept", LONG, || {
+        scene.has(&missed) == 4
+    });
     wait_until("the gap is told of", LONG, || {
         let log = host.agent_log();
-        log.contains("alert=\"repository_lags\"") && log.contains("pgark repo copy --from local --to spare")
+        log.contains("alert=\"repository_lags\"")
+            && log.contains("pgark repo copy --from local --to spare")
     });
     // What comes now comes directly.
     let now = scene.archive(1);
@@ -156,7 +191,10 @@ fn what_the_late_one_missed_is_kept_for_it() {
     assert_eq!(scene.complete(), 2);
     assert_eq!(scene.has(&missed), 6);
     let check = host.run(&["check", "--no-switch"]).stdout;
-    assert!(check.contains("lag spare: it has what the others have"), "{check}");
+    assert!(
+        check.contains("lag spare: it has what the others have"),
+        "{check}"
+    );
 }
 
 /// A tenth of the disk is left alone: `pg_wal` may lie on it.
@@ -176,9 +214,16 @@ fn the_disk_is_not_filled() {
     scene.leave();
     let missed = scene.archive(5);
     assert_eq!(scene.host.agent_counter("late_kept"), 3);
-    assert!(scene.host.agent_log().contains("a tenth of it is left alone"));
+    assert!(
+        scene
+            .host
+            .agent_log()
+            .contains("a tenth of it is left alone")
+    );
     scene.come_back();
-    wait_until("it has what could be kept", LONG, || scene.has(&missed) == 3);
+    wait_until("it has what could be kept", LONG, || {
+        scene.has(&missed) == 3
+    });
     assert_eq!(scene.complete(), 2);
     let _ = switch(&scene.cluster);
 }

@@ -40,7 +40,11 @@ fn objects_onto_a_full_server() {
     for free in [0, 500_000] {
         let ballast = disk.fill(free);
         let error = put("a/during", 2_000_000).unwrap_err();
-        assert_eq!((error.kind(), error.code()), (ErrorKind::Unavailable, "disk_full"), "{error:?}");
+        assert_eq!(
+            (error.kind(), error.code()),
+            (ErrorKind::Unavailable, "disk_full"),
+            "{error:?}"
+        );
         assert!(error.hint().unwrap().contains("on the server") && error.detail().is_some());
         let streamed = storage.start_object().and_then(|mut writer| {
             writer.write(&[7; 2_000_000])?;
@@ -53,7 +57,9 @@ fn objects_onto_a_full_server() {
         for name in ["a/during", "a/streamed"] {
             assert_eq!(storage.head(&key(name)).unwrap(), None);
         }
-        wait_until("nothing is left over", Duration::from_secs(20), || temporaries(&path) == 0);
+        wait_until("nothing is left over", Duration::from_secs(20), || {
+            temporaries(&path) == 0
+        });
         std::fs::remove_file(&ballast).unwrap();
     }
     assert_eq!(put("a/during", 2_000_000).unwrap(), Put::Created);
@@ -68,7 +74,9 @@ fn objects_onto_a_full_server() {
     }
     let error = put("b/files", 10).unwrap_err();
     assert_eq!(error.code(), "disk_full", "{error:?}");
-    files.iter().for_each(|file| std::fs::remove_file(file).unwrap());
+    files
+        .iter()
+        .for_each(|file| std::fs::remove_file(file).unwrap());
     assert_eq!(put("b/files", 10).unwrap(), Put::Created);
     assert_eq!(storage.list("").unwrap().len(), 4);
 }
@@ -86,7 +94,11 @@ fn archiving_onto_a_full_server() {
     directory.set_repository(server.section(server.port(), &path));
     let builder = Cluster::builder(&directory, Major::Pg15, "a").wal_segment_mib(1);
     let (mut cluster, pgark) = archived(&directory, builder);
-    for line in ["(code disk_full)", "archiv", "aborting backup due to backend exiting"] {
+    for line in [
+        "(code disk_full)",
+        "archiv",
+        "aborting backup due to backend exiting",
+    ] {
         cluster.log_mut().allow(line);
     }
     cluster.archive_all();
@@ -94,15 +106,25 @@ fn archiving_onto_a_full_server() {
     cluster.psql("CREATE TABLE t AS SELECT generate_series(1, 20000) AS i");
     let segment = cluster.psql("SELECT pg_walfile_name(pg_switch_wal())");
     let wal = cluster.data().join("pg_wal").join(&segment);
-    let told = pgark.run(&["archive-push", wal.to_str().unwrap()]).expect(20).stderr;
-    assert!(told.contains("(code disk_full)") && told.contains("HINT:  "), "{told}");
+    let told = pgark
+        .run(&["archive-push", wal.to_str().unwrap()])
+        .expect(20)
+        .stderr;
+    assert!(
+        told.contains("(code disk_full)") && told.contains("HINT:  "),
+        "{told}"
+    );
     let told = pgark.run(&["backup"]).expect(20).stderr;
     assert!(told.contains("(code disk_full)"), "{told}");
     std::fs::remove_file(&ballast).unwrap();
     cluster.archive_all();
     pgark.backup();
-    wait_until("nothing is left over", Duration::from_secs(20), || temporaries(&path) == 0);
-    let _ = pgark.run(&["verify", "--all", "--level", "pages"]).expect(0);
+    wait_until("nothing is left over", Duration::from_secs(20), || {
+        temporaries(&path) == 0
+    });
+    let _ = pgark
+        .run(&["verify", "--all", "--level", "pages"])
+        .expect(0);
     let restored = pgark.recovered(&directory, Major::Pg15, "b", &[]);
     assert_eq!(restored.psql("SELECT count(*) FROM t"), "20000");
     drop(restored);

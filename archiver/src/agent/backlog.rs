@@ -107,7 +107,10 @@ impl Backlog {
         }
         let stat = rustix::fs::statvfs(&self.directory).map_err(|e| {
             Error::io(
-                format!("could not measure the disk of \"{}\"", self.directory.display()),
+                format!(
+                    "could not measure the disk of \"{}\"",
+                    self.directory.display()
+                ),
                 e.into(),
             )
         })?;
@@ -158,7 +161,10 @@ impl Backlog {
         if layout::short_digest(&blake3::hash(&bytes)) != waiting.digest {
             return Err(Error::data(
                 "late_file_damaged",
-                format!("\"{}\" is not what was written there", waiting.path.display()),
+                format!(
+                    "\"{}\" is not what was written there",
+                    waiting.path.display()
+                ),
             ));
         }
         Ok(bytes)
@@ -167,7 +173,12 @@ impl Backlog {
     /// Forgets a file. A crash may bring it back: it is sent again, and found there.
     pub(super) fn remove(&self, waiting: &Waiting) -> Result<()> {
         let removed = self.fs.remove_file(&waiting.path);
-        removed.map_err(|e| Error::io(format!("could not remove \"{}\"", waiting.path.display()), e))
+        removed.map_err(|e| {
+            Error::io(
+                format!("could not remove \"{}\"", waiting.path.display()),
+                e,
+            )
+        })
     }
 }
 
@@ -178,7 +189,12 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>> {
         Ok(entries) => entries
             .map(|entry| entry.map(|e| e.path()).map_err(io))
             .collect(),
-        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+        Err(e)
+            if matches!(
+                e.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+            ) =>
+        {
             Ok(Vec::new())
         }
         Err(e) => Err(io(e)),

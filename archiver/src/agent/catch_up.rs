@@ -156,7 +156,9 @@ impl CatchUp {
 
     fn complete(&self, name: &str) -> Result<Report> {
         let open = Repositories::open(&self.config)?.open;
-        let to = open.iter().find(|(r, required)| !required && r.name() == name);
+        let to = open
+            .iter()
+            .find(|(r, required)| !required && r.name() == name);
         let any = open.iter().find(|(_, required)| *required);
         let (Some((to, _)), Some((any, _))) = (to, any) else {
             return Err(Error::unavailable(
@@ -181,7 +183,9 @@ impl CatchUp {
                     self.stats.late_sent.add();
                     sent += 1;
                 }
-                Err(error) if backlog::is_lost(&error) => self.lose(to.name(), waiting.file, &error),
+                Err(error) if backlog::is_lost(&error) => {
+                    self.lose(to.name(), waiting.file, &error)
+                }
                 Err(error) => return Err(error),
             }
             self.backlog.remove(&waiting)?;

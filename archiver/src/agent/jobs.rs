@@ -65,11 +65,7 @@ impl Shared {
 }
 
 /// Starts the threads, unless there is no connection string.
-pub(super) fn start(
-    config: &Arc<Config>,
-    host: &Arc<Host>,
-    news: Arc<AtomicBool>,
-) -> Result<()> {
+pub(super) fn start(config: &Arc<Config>, host: &Arc<Host>, news: Arc<AtomicBool>) -> Result<()> {
     if config.require_cluster()?.conninfo.is_empty() {
         return Ok(());
     }

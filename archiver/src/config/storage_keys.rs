@@ -135,14 +135,19 @@ mod tests {
             for key in all.filter(|key| !kinds_of(key).contains(&kind)) {
                 let error = parse(&format!("{section}{key} = {}\n", value(key))).unwrap_err();
                 let told = error.to_string();
-                let name = format!("repository.r: kind \"{kind}\" knows nothing of {key} (of kind ");
+                let name =
+                    format!("repository.r: kind \"{kind}\" knows nothing of {key} (of kind ");
                 assert!(told.starts_with(&name), "{told}");
                 assert!(error.hint().is_some());
             }
         }
         // Even with the value that it has by default, and several at once.
         let told = parse(&format!("{POSIX}port = 22\nregion = \"us-east-1\"\n")).unwrap_err();
-        assert!(told.to_string().contains("port (of kind sftp), region (of kind s3)"), "{told}");
+        assert!(
+            told.to_string()
+                .contains("port (of kind sftp), region (of kind s3)"),
+            "{told}"
+        );
         // What belongs to both is fine in both.
         for section in [BUCKET, SERVER] {
             let more = "deadline_seconds = 9\nbytes_per_second_max = 1\nrequired = true\n";
@@ -162,7 +167,8 @@ mod tests {
             if let Some(text) = line.strip_prefix("/// ") {
                 doc.push_str(text);
                 doc.push(' ');
-            } else if let Some((key, _)) = line.strip_prefix("pub ").and_then(|l| l.split_once(':')) {
+            } else if let Some((key, _)) = line.strip_prefix("pub ").and_then(|l| l.split_once(':'))
+            {
                 let expected: &[&str] = match doc.as_str() {
                     d if d.starts_with("S3: ") => &["s3"],
                     d if d.starts_with("SFTP: ") => &["sftp"],
@@ -175,6 +181,10 @@ mod tests {
                 doc.clear();
             }
         }
-        assert_eq!(seen, S3.len() + SFTP.len() + REMOTE.len() + 4, "kind, path, required, encryption");
+        assert_eq!(
+            seen,
+            S3.len() + SFTP.len() + REMOTE.len() + 4,
+            "kind, path, required, encryption"
+        );
     }
 }

@@ -149,8 +149,13 @@ fn superseded_policies_and_old_claims_go() {
     assert_eq!(swept.objects, 31 + 1);
     let policies = world.keys("policy/");
     assert_eq!(policies.len(), 100 + 1, "{policies:?}");
-    assert!(policies.contains(&format!("policy/{COMPONENT}/000032.json")), "{policies:?}");
-    let kept = retention::current(&world.repository, COMPONENT).unwrap().unwrap();
+    assert!(
+        policies.contains(&format!("policy/{COMPONENT}/000032.json")),
+        "{policies:?}"
+    );
+    let kept = retention::current(&world.repository, COMPONENT)
+        .unwrap()
+        .unwrap();
     assert_eq!((kept.n, kept.retention), (131, keep_last(131)));
     let left = crate::schedule::list(&world.repository, COMPONENT).unwrap();
     assert_eq!(left, [("nightly".to_owned(), claims[1].due_at)]);
@@ -177,7 +182,9 @@ fn a_sleeper_does_not_put_its_policy_into_a_hole() {
     let sleeper = world.repository.with_storage(Arc::new(old));
     let n = retention::set(&sleeper, world.clock(), COMPONENT, keep_last(7)).unwrap();
     assert_eq!(n, 151);
-    let kept = retention::current(&world.repository, COMPONENT).unwrap().unwrap();
+    let kept = retention::current(&world.repository, COMPONENT)
+        .unwrap()
+        .unwrap();
     assert_eq!((kept.n, kept.retention), (151, keep_last(7)));
 }
 

@@ -313,12 +313,24 @@ fn other(outcome: MemberOutcome) -> SetMember {
 fn sets_come_along_once_their_backups_are_there() {
     let source = Source::new();
     let pair = Pair::new(&source, 21);
-    let first = backups::committed(&pair.from, NAME).unwrap()[0].label.clone();
+    let first = backups::committed(&pair.from, NAME).unwrap()[0]
+        .label
+        .clone();
     source.change();
     let second = source.back_up(&pair.from, &pair.clock).unwrap().label;
-    let whole = set(&pair.clock, 1, &first, vec![SetMember::new("x", "redis", SetStage::Derived)]);
+    let whole = set(
+        &pair.clock,
+        1,
+        &first,
+        vec![SetMember::new("x", "redis", SetStage::Derived)],
+    );
     // One member has gone in the first repository too, and cannot come any more.
-    let gone = set(&pair.clock, 2, &first, vec![other(MemberOutcome::Committed)]);
+    let gone = set(
+        &pair.clock,
+        2,
+        &first,
+        vec![other(MemberOutcome::Committed)],
+    );
     let later = set(&pair.clock, 3, &second, Vec::new());
     for set in [&whole, &gone, &later] {
         sets::seal(&pair.from, set, |_| true).unwrap();
@@ -339,14 +351,30 @@ fn sets_come_along_once_their_backups_are_there() {
     };
     let label = |set: &Set| set.label.to_string();
     let copied = outcomes(&pair.copy(&one));
-    assert_eq!(copied, [(label(&whole), Arrived::Copied), (label(&gone), Arrived::Copied)]);
-    assert_eq!(sets::find(&pair.to, &whole.label).unwrap(), Some(whole.clone()));
+    assert_eq!(
+        copied,
+        [
+            (label(&whole), Arrived::Copied),
+            (label(&gone), Arrived::Copied)
+        ]
+    );
+    assert_eq!(
+        sets::find(&pair.to, &whole.label).unwrap(),
+        Some(whole.clone())
+    );
     let without = sets::find(&pair.to, &gone.label).unwrap().unwrap();
     assert_eq!(without.members[1].outcome, MemberOutcome::Elsewhere);
     assert_eq!(sets::find(&pair.to, &later.label).unwrap(), None);
     let copied = outcomes(&pair.copy(&Request::default()));
     let present = |set: &Set| (label(set), Arrived::Present);
-    assert_eq!(copied, [present(&whole), present(&gone), (label(&later), Arrived::Copied)]);
+    assert_eq!(
+        copied,
+        [
+            present(&whole),
+            present(&gone),
+            (label(&later), Arrived::Copied)
+        ]
+    );
     pair.assert_copied("with sets");
     // A set is found from the copy alone, and another one of that label is told of.
     assert_eq!(sets::newest_whole(&pair.to).unwrap(), Some(later));
@@ -355,7 +383,11 @@ fn sets_come_along_once_their_backups_are_there() {
     different.members[0].label = Some(second);
     sets::seal(&third, &different, |_| true).unwrap();
     let report = pair.copy_as(&third, &one).unwrap();
-    let kinds: Vec<_> = report.findings.iter().map(|f| (f.object.clone(), f.kind)).collect();
+    let kinds: Vec<_> = report
+        .findings
+        .iter()
+        .map(|f| (f.object.clone(), f.kind))
+        .collect();
     assert_eq!(kinds, [(format!("set {}", whole.label), "copies_differ")]);
 }
 
@@ -363,7 +395,9 @@ fn sets_come_along_once_their_backups_are_there() {
 fn a_set_waits_for_a_member_that_the_first_repository_has() {
     let source = Source::new();
     let pair = Pair::new(&source, 22);
-    let first = backups::committed(&pair.from, NAME).unwrap()[0].label.clone();
+    let first = backups::committed(&pair.from, NAME).unwrap()[0]
+        .label
+        .clone();
     source.change();
     let second = source.back_up(&pair.from, &pair.clock).unwrap().label;
     // Both of one cluster here; what counts is that one of them is not there yet.
@@ -386,7 +420,9 @@ fn a_set_waits_for_a_member_that_the_first_repository_has() {
 #[test]
 fn pins_and_annotations_come_along() {
     let pair = Pair::new(&Source::new(), 23);
-    let label = backups::committed(&pair.from, NAME).unwrap()[0].label.clone();
+    let label = backups::committed(&pair.from, NAME).unwrap()[0]
+        .label
+        .clone();
     let note = |repository: &Repository, text: &str| {
         let note = Note::Annotate {
             key: "why".to_owned(),

@@ -36,44 +36,68 @@ fn files_wait_for_their_repository_in_order() {
     let label = format!("{ONE}.00000028.backup");
     let partial = format!("{TWO}.partial");
     for name in [TWO, &label, &partial, ONE, "00000002.history"] {
-        backlog.keep("far", identity(7), file(name), name.as_bytes()).unwrap();
+        backlog
+            .keep("far", identity(7), file(name), name.as_bytes())
+            .unwrap();
     }
     let old = Identity {
         postgres_major: None,
         ..identity(8)
     };
     backlog.keep("other", old, file(ONE), b"x").unwrap();
-    assert_eq!(names(&backlog, "far"), ["00000002.history", ONE, &label, TWO, &partial]);
+    assert_eq!(
+        names(&backlog, "far"),
+        ["00000002.history", ONE, &label, TWO, &partial]
+    );
     // What an agent finds that was started anew.
     let again = open(state.path(), PLENTY);
-    assert_eq!(again.waiting("far").unwrap(), backlog.waiting("far").unwrap());
+    assert_eq!(
+        again.waiting("far").unwrap(),
+        backlog.waiting("far").unwrap()
+    );
     for waiting in again.waiting("far").unwrap() {
         assert_eq!(waiting.identity, identity(7));
-        assert_eq!(again.read(&waiting).unwrap(), waiting.file.to_string().as_bytes());
+        assert_eq!(
+            again.read(&waiting).unwrap(),
+            waiting.file.to_string().as_bytes()
+        );
         again.remove(&waiting).unwrap();
     }
     assert_eq!(names(&again, "far"), [""; 0]);
     assert_eq!(again.waiting("other").unwrap()[0].identity, old);
     assert_eq!(names(&again, "nowhere"), [""; 0]);
     let mode = std::fs::metadata(&again.waiting("other").unwrap()[0].path).unwrap();
-    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777, 0o600);
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777,
+        0o600
+    );
 }
 
 #[test]
 fn the_limit_counts_for_all_of_them() {
     let state = tempfile::tempdir().unwrap();
     let backlog = open(state.path(), 100);
-    backlog.keep("far", identity(7), file(ONE), &[1; 60]).unwrap();
+    backlog
+        .keep("far", identity(7), file(ONE), &[1; 60])
+        .unwrap();
     // The same again costs nothing.
-    backlog.keep("far", identity(7), file(ONE), &[1; 60]).unwrap();
-    let error = backlog.keep("other", identity(7), file(TWO), &[1; 41]).unwrap_err();
+    backlog
+        .keep("far", identity(7), file(ONE), &[1; 60])
+        .unwrap();
+    let error = backlog
+        .keep("other", identity(7), file(TWO), &[1; 41])
+        .unwrap_err();
     assert_eq!(error.code(), "late_spool_full");
     assert!(error.detail().unwrap().starts_with("60 bytes wait already"));
-    backlog.keep("other", identity(7), file(TWO), &[1; 40]).unwrap();
+    backlog
+        .keep("other", identity(7), file(TWO), &[1; 40])
+        .unwrap();
     assert_eq!(backlog.bytes().unwrap(), 100);
     // What was sent makes room.
     backlog.remove(&backlog.waiting("far").unwrap()[0]).unwrap();
-    backlog.keep("far", identity(7), file(TWO), &[2; 60]).unwrap();
+    backlog
+        .keep("far", identity(7), file(TWO), &[2; 60])
+        .unwrap();
     let none = open(state.path(), 0);
     let error = none.keep("far", identity(7), file(ONE), b"x").unwrap_err();
     assert_eq!(error.code(), "late_spool_full");
@@ -83,7 +107,9 @@ fn the_limit_counts_for_all_of_them() {
 fn what_the_disk_has_spoilt_is_not_sent() {
     let state = tempfile::tempdir().unwrap();
     let backlog = open(state.path(), PLENTY);
-    backlog.keep("far", identity(7), file(ONE), b"content").unwrap();
+    backlog
+        .keep("far", identity(7), file(ONE), b"content")
+        .unwrap();
     let waiting = &backlog.waiting("far").unwrap()[0];
     for spoilt in [&b"contenT"[..], b"", b"contents"] {
         std::fs::write(&waiting.path, spoilt).unwrap();
@@ -133,7 +159,11 @@ fn a_crash_at_any_moment_keeps_what_was_kept() {
                 let kept = backlog.keep("far", identity(7), file(name), &[7; 9000]);
                 kept.is_ok()
             });
-            let first = backlog.waiting("far").unwrap_or_default().into_iter().next();
+            let first = backlog
+                .waiting("far")
+                .unwrap_or_default()
+                .into_iter()
+                .next();
             let removed = first.filter(|w| kept[0] && w.file == file(ONE));
             let removed = removed.is_some_and(|w| backlog.remove(&w).is_ok() || fs.is_down());
             let over = !fs.is_down();
@@ -142,7 +172,10 @@ fn a_crash_at_any_moment_keeps_what_was_kept() {
             let found = names(&again, "far");
             for (n, name) in [ONE, TWO].into_iter().enumerate() {
                 let must = kept[n] && !(n == 0 && removed);
-                assert!(!must || found.iter().any(|f| f == name), "{crash_at}: {found:?}");
+                assert!(
+                    !must || found.iter().any(|f| f == name),
+                    "{crash_at}: {found:?}"
+                );
             }
             for waiting in again.waiting("far").unwrap() {
                 match again.read(&waiting) {
@@ -180,7 +213,9 @@ fn a_full_disk_leaves_nothing_behind() {
             assert!(found.iter().all(|path| parse(path).is_some()), "{found:?}");
         }
         // There is room again.
-        backlog.keep("far", identity(7), file(ONE), &[7; 9000]).unwrap();
+        backlog
+            .keep("far", identity(7), file(ONE), &[7; 9000])
+            .unwrap();
         assert_eq!(backlog.bytes().unwrap(), 9000);
     }
     assert!(failures > 3, "{failures}");

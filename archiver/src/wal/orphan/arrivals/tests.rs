@@ -3,8 +3,8 @@ use crate::clock::{Clock, SystemClock};
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{Put, SharedStorage};
 use crate::wal::container;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 const ID: SystemId = SystemId(7);
@@ -135,6 +135,8 @@ fn a_newer_timeline_is_followed_and_a_damaged_one_is_not() {
     assert_eq!(world.look(), [(1, 2, true), (2, 4, true)]);
     // Another cluster has other forks.
     let now = world.clock.now();
-    let other = world.known.look(&world.repository, (SystemId(8), SIZE), now);
+    let other = world
+        .known
+        .look(&world.repository, (SystemId(8), SIZE), now);
     assert_eq!(other.unwrap(), []);
 }
