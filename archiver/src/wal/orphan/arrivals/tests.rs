@@ -41,7 +41,8 @@ struct World {
 impl World {
     fn new() -> Self {
         let clock = Arc::new(HandClock::default());
-        let storage: SharedStorage = Arc::new(MemoryStorage::with_clock(clock.clone()));
+        let storage: SharedStorage =
+            Arc::new(MemoryStorage::with_clock(Arc::<HandClock>::clone(&clock)));
         crate::repository::create(&storage, clock.as_ref()).unwrap();
         Self {
             clock,
