@@ -162,7 +162,7 @@ impl Default for Wal {
             inflight_wait_seconds: 60,
             covered_sample_seconds: 60,
             catch_up_seconds: 30,
-            spool_bytes_max: 1 << 30,
+            spool_bytes_max: 1_073_741_824,
             fork_check_seconds: 15,
         }
     }

@@ -8,6 +8,7 @@ use super::stats::Stats;
 use crate::Result;
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
+use crate::repository::Repository;
 use crate::wal::cluster::Identity;
 use crate::wal::orphan::arrivals::{Arrival, Arrivals};
 use crate::wal::repositories::Repositories;
@@ -19,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// While more and more arrives it is said once a minute.
 const ALERT_EVERY: Duration = Duration::from_secs(60);
+/// They are opened again after this time in any case: a key may have been changed.
+const OPEN_MAX: Duration = Duration::from_secs(600);
 /// Looking takes at most this share of the time, however slow the repositories are.
 const REST_PER_WORK: u32 = 5;
 
@@ -37,6 +40,7 @@ pub(super) fn start(
         host: Arc::clone(host),
         stats: Arc::clone(stats),
         news: Arc::clone(news),
+        open: None,
         known: BTreeMap::new(),
         alerted: BTreeMap::new(),
     };
@@ -48,6 +52,8 @@ struct Watch {
     host: Arc<Host>,
     stats: Arc<Stats>,
     news: Arc<AtomicBool>,
+    /// Open as long as they answer: opening costs requests, and a passphrase costs more.
+    open: Option<(Instant, Vec<Repository>)>,
     /// By repository.
     known: BTreeMap<String, Arrivals>,
     /// When it was last said of a repository's timeline.
@@ -70,18 +76,32 @@ impl Watch {
     fn look(&mut self) -> Result<()> {
         let own = Identity::of_data_directory(&self.host.data_directory()?)?;
         let cluster = (own.system_identifier, own.segment_size);
-        for (repository, _) in Repositories::open(&self.config)?.open {
+        let (opened, repositories) = match self.open.take() {
+            Some((opened, open)) if opened.elapsed() < OPEN_MAX => (opened, open),
+            _ => (Instant::now(), self.open()?),
+        };
+        let mut all = repositories.len() == self.config.repository.len();
+        for repository in &repositories {
             let name = repository.name().to_owned();
             let known = self.known.entry(name.clone()).or_default();
-            match known.look(&repository, cluster, SystemClock.now()) {
+            match known.look(repository, cluster, SystemClock.now()) {
                 Ok(arrivals) => arrivals.iter().for_each(|a| self.tell(&name, a)),
-                Err(error) => tracing::debug!(
-                    code = error.code(),
-                    "could not look for forks in repository \"{name}\": {error}"
-                ),
+                Err(error) => {
+                    all = false;
+                    tracing::debug!(
+                        code = error.code(),
+                        "could not look for forks in repository \"{name}\": {error}"
+                    );
+                }
             }
         }
+        self.open = all.then_some((opened, repositories));
         Ok(())
+    }
+
+    fn open(&self) -> Result<Vec<Repository>> {
+        let open = Repositories::open(&self.config)?.open;
+        Ok(open.into_iter().map(|(repository, _)| repository).collect())
     }
 
     fn tell(&mut self, repository: &str, arrival: &Arrival) {

@@ -40,7 +40,7 @@ impl std::fmt::Display for Orphan {
 }
 
 /// The orphans of a cluster. The newest timeline is the one with the highest number whose history is
-/// stored; one that cannot be read is passed over.
+/// stored; one that is damaged is passed over. Without a key that reads, names tell.
 ///
 /// # Errors
 /// The storage's.
@@ -52,6 +52,10 @@ pub fn orphans(
     for timeline in inventory.timelines().into_iter().rev() {
         if !inventory.has_history(timeline) {
             continue;
+        }
+        if !repository.can_read() {
+            let history = by_names(inventory, timeline, size);
+            return Ok(history.map_or_else(Vec::new, |h| past_the_forks(inventory, &h, size)));
         }
         match inventory.history(repository, timeline) {
             Ok(history) => return Ok(past_the_forks(inventory, &history, size)),
@@ -65,6 +69,29 @@ pub fn orphans(
         }
     }
     Ok(Vec::new())
+}
+
+/// What names alone tell of where `newest` began, for who cannot read its history: in its first segment,
+/// which no earlier timeline goes on behind. `None` while it has none. Its ancestors and others cannot be
+/// told apart, nor promotions from recoveries to the past.
+fn by_names(
+    inventory: &Inventory,
+    newest: TimelineId,
+    size: SegmentSize,
+) -> Option<TimelineHistory> {
+    let first = inventory.segments(newest).next()?;
+    let switch = first.start_lsn(size).ok()?;
+    let timelines = inventory.timelines().into_iter();
+    let earlier = timelines.filter(|timeline| *timeline < newest);
+    let entry = |timeline| HistoryEntry {
+        timeline,
+        switch,
+        reason: String::new(),
+    };
+    Some(TimelineHistory {
+        timeline: newest,
+        entries: earlier.map(entry).collect(),
+    })
 }
 
 fn past_the_forks(

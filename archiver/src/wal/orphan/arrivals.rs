@@ -2,7 +2,7 @@
 //! taken several times a minute: a listing of the history files, and one per timeline that was left, of
 //! the few segments behind the last one known.
 
-use super::{Orphan, past_the_fork};
+use super::{Orphan, by_names, past_the_fork};
 use crate::postgres::history_file::TimelineHistory;
 use crate::repository::{Repository, layout};
 use crate::storage::ObjectMeta;
@@ -59,7 +59,7 @@ impl Arrivals {
         }
         let storage = repository.storage();
         let began = histories(&storage.list(&layout::history_prefix(system_id))?);
-        self.follow(repository, system_id, &began)?;
+        self.follow(repository, (system_id, size), &began)?;
         let Some(history) = self.newest.clone() else {
             return Ok(Vec::new());
         };
@@ -105,7 +105,7 @@ impl Arrivals {
     fn follow(
         &mut self,
         repository: &Repository,
-        system_id: SystemId,
+        (system_id, size): (SystemId, SegmentSize),
         stored: &BTreeMap<TimelineId, DateTime<Utc>>,
     ) -> Result<()> {
         for timeline in stored.keys().rev().copied() {
@@ -115,16 +115,20 @@ impl Arrivals {
             if self.damaged.contains(&timeline) {
                 continue;
             }
-            let read = get::fetch(repository, system_id, ArchiveFile::History(timeline));
-            let parse = |bytes: Vec<u8>| TimelineHistory::parse(timeline, &bytes);
-            match read.and_then(|bytes| bytes.map(parse).transpose()) {
+            let read = match repository.can_read() {
+                true => read(repository, system_id, timeline),
+                false => Inventory::load(repository, system_id)
+                    .map(|inventory| by_names(&inventory, timeline, size)),
+            };
+            match read {
                 Ok(Some(history)) => {
                     self.newest = Some(history);
                     self.surveyed = false;
                     self.last.clear();
                     return Ok(());
                 }
-                Ok(None) => {}
+                // Its first segment has not come yet, or it went.
+                Ok(None) => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Data => {
                     tracing::warn!(
                         code = error.code(),
@@ -137,6 +141,16 @@ impl Arrivals {
         }
         Ok(())
     }
+}
+
+fn read(
+    repository: &Repository,
+    system_id: SystemId,
+    timeline: TimelineId,
+) -> Result<Option<TimelineHistory>> {
+    let bytes = get::fetch(repository, system_id, ArchiveFile::History(timeline))?;
+    let parse = |bytes: Vec<u8>| TimelineHistory::parse(timeline, &bytes);
+    bytes.map(parse).transpose()
 }
 
 /// When the history file of each timeline was stored, by the storage's clock.

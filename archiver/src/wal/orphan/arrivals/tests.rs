@@ -1,8 +1,12 @@
 use super::*;
 use crate::clock::{Clock, SystemClock};
+use crate::repository::crypto::key_text;
+use crate::repository::crypto::keys::NewSlot;
+use crate::repository::crypto::source::KeySource;
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{Put, SharedStorage};
 use crate::wal::container;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -140,4 +144,44 @@ fn a_newer_timeline_is_followed_and_a_damaged_one_is_not() {
         .known
         .look(&world.repository, (SystemId(8), SIZE), now);
     assert_eq!(other.unwrap(), []);
+}
+
+/// A host with a writer's key, or none, cannot read where a timeline began.
+#[test]
+fn names_tell_who_cannot_read() {
+    let mut world = World::new();
+    let storage: SharedStorage = Arc::new(MemoryStorage::with_clock(Arc::<HandClock>::clone(
+        &world.clock,
+    )));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("key");
+    std::fs::write(&path, key_text::render(&[7; 32], &[]).as_bytes()).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let source = KeySource::KeyFile(path);
+    let slot = NewSlot {
+        name: "key".to_owned(),
+        credential: source.to_open().unwrap(),
+    };
+    crate::repository::create_encrypted(&storage, world.clock.as_ref(), &[6; 16], &[slot]).unwrap();
+    world.repository = Repository::open_with("test", Arc::clone(&storage), &source).unwrap();
+    (1..=4).for_each(|n| world.segment(1, n));
+    world.put("00000002.history", PROMOTED);
+    let owner = world.repository.clone();
+    let locked = Repository::open("test", storage).unwrap();
+    assert!(!locked.can_read());
+    world.repository = locked.clone();
+    // Nothing tells yet where it began.
+    assert_eq!(world.look(), []);
+    world.repository = owner.clone();
+    world.segment(2, 3);
+    world.repository = locked.clone();
+    // Left there before the fork was known, for all that can be told.
+    assert_eq!(world.look(), [(1, 1, false)]);
+    let inventory = Inventory::load(&locked, ID).unwrap();
+    let all = super::super::orphans(&locked, &inventory, SIZE).unwrap();
+    assert_eq!((all.len(), all[0].count), (1, 1));
+    world.repository = owner;
+    world.segment(1, 5);
+    world.repository = locked;
+    assert_eq!(world.look(), [(1, 2, true)]);
 }
