@@ -7,7 +7,9 @@
 pub mod client;
 pub mod protocol;
 
+mod backlog;
 mod catch_up;
+mod forks;
 mod host;
 mod jobs;
 mod leftovers;
@@ -33,6 +35,7 @@ use std::io::Write as _;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use tokio::signal::unix::SignalKind;
 
 /// What all threads of the agent share.
@@ -63,7 +66,9 @@ pub fn run(config: Config) -> Result<()> {
     sampler::start(&agent.config, &agent.host, &agent.stats)?;
     let (host, stats) = (Arc::clone(&agent.host), Arc::clone(&agent.stats));
     names::start(&agent.config, &agent.host)?;
-    jobs::start(&agent.config, &agent.host)?;
+    let news = Arc::new(AtomicBool::new(false));
+    forks::start(&agent.config, &agent.host, &agent.stats, &news)?;
+    jobs::start(&agent.config, &agent.host, news)?;
     server::start(socket, Arc::new(agent))?;
     // The archive module failed as long as nobody listened, and Postgres may sleep for a minute.
     if host.room().is_ok_and(|room| room.ready > 0) {
@@ -86,7 +91,7 @@ pub fn run(config: Config) -> Result<()> {
 fn start(config: &Arc<Config>) -> Result<Agent> {
     let stats = Arc::new(Stats::default());
     let host = Arc::new(Host::new(config)?);
-    let catch_up = CatchUp::start(config)?;
+    let catch_up = CatchUp::start(config, &stats)?;
     let pusher = Pusher::start(config, &host, &stats, catch_up)?;
     let spool = Spool::start(config, &stats)?;
     Ok(Agent {

@@ -1,6 +1,7 @@
 //! `pgark.toml` (DESIGN 14): parsed strictly, so that a misspelt key is an error and not a default.
 
 pub mod component;
+mod storage_keys;
 
 use crate::repository::Repository;
 use crate::repository::crypto::source::{KeySource, PassphraseSource};
@@ -141,6 +142,13 @@ pub struct Wal {
     /// How long after a repository that is not required missed something the agent first tries to
     /// complete it from a required one, in seconds; later tries wait up to ten minutes. 0 = never.
     pub catch_up_seconds: u64,
+    /// How many bytes of WAL the agent keeps in its state_dir for repositories that are not required and
+    /// late, in all, where its key reads none of the required ones (a writer's key): there it cannot copy
+    /// from those later. 0 = none. A tenth of the disk stays free in any case.
+    pub spool_bytes_max: u64,
+    /// How often the agent looks for WAL of a timeline that another one has left (an old primary that
+    /// still writes), in seconds; a listing or two per repository. 0 = never.
+    pub fork_check_seconds: u64,
 }
 
 impl Default for Wal {
@@ -154,6 +162,8 @@ impl Default for Wal {
             inflight_wait_seconds: 60,
             covered_sample_seconds: 60,
             catch_up_seconds: 30,
+            spool_bytes_max: 1_073_741_824,
+            fork_check_seconds: 15,
         }
     }
 }
@@ -559,6 +569,7 @@ impl Config {
             )
             .with_hint(KEYS_HINT)
         })?;
+        storage_keys::check(text)?;
         config.validate()?;
         Ok(config)
     }
@@ -582,18 +593,7 @@ impl Config {
         }
         for (name, repository) in &self.repository {
             match (repository.kind, &repository.path) {
-                (RepositoryKind::Posix, Some(path)) if path.is_absolute() => {
-                    if repository.bucket.is_some() || repository.endpoint.is_some() {
-                        return invalid(format!(
-                            "repository.{name}: bucket and endpoint need kind = \"s3\""
-                        ));
-                    }
-                    if repository.object_lock != ObjectLockMode::None {
-                        return invalid(format!(
-                            "repository.{name}: object_lock needs kind = \"s3\""
-                        ));
-                    }
-                }
+                (RepositoryKind::Posix, Some(path)) if path.is_absolute() => {}
                 (RepositoryKind::Posix, _) => {
                     return invalid(format!("repository.{name}.path must be an absolute path"));
                 }

@@ -11,7 +11,7 @@ pub use expire::{Expired, Request, expire, preview};
 pub(crate) use expire::{decisions, suspended};
 pub(crate) use history::newest_by_timeline;
 pub use history::{Loaded, load};
-pub use policy::{Change, Kept, change_policy, current, numbers, set};
+pub use policy::{Change, Kept, POLICIES_KEPT, change_policy, current, numbers, set};
 
 #[cfg(test)]
 mod tests;

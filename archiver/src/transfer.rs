@@ -1,14 +1,17 @@
 //! Copies between repositories: catching up, moving, copies in another region.
 //!
 //! Registrations come first, then history files, WAL, names and clock samples, then backups, each
-//! with its `end` last. What is there already stays: a name that holds another content is a finding,
+//! with its `end` last, what was noted about them, and backup sets. What is there already stays: a name that holds another content is a finding,
 //! and the content that was refused goes into quarantine as in any push. A run that dies is run
 //! again; it goes on with the first file that is missing.
 //!
 //! Every content is decoded, checked and encoded anew, because keys differ between repositories
 //! (`docs/decisions/0035-copies-between-repositories.md`).
 
+mod sets;
 mod wal;
+
+pub use sets::SetReport;
 
 use crate::backup::Arrived;
 use crate::backup::replicate::Replication;
@@ -67,6 +70,8 @@ pub struct Report {
     pub wal_bytes: u64,
     /// The backups that were asked for.
     pub backups: Vec<BackupReport>,
+    /// The backup sets of which all is there now.
+    pub sets: Vec<SetReport>,
     /// What could not be copied, and why.
     pub findings: Vec<Finding>,
     /// How long it took.
@@ -183,6 +188,9 @@ pub fn run(
         .try_for_each(|part| transfer.copy(part, &progress, &mut report));
     progress.finish();
     copied?;
+    if !request.wal_only {
+        transfer.sets(&mut report)?;
+    }
     report.elapsed = began.elapsed();
     Ok(report)
 }
@@ -370,7 +378,7 @@ impl Transfer<'_> {
                 }
             }
         }
-        Ok(())
+        self.notes(&part.selected, report)
     }
 }
 

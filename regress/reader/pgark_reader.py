@@ -5,6 +5,8 @@
     pgark_reader.py restore REPO COMPONENT LABEL TARGET [--tablespace-map OID=DIR]...
     pgark_reader.py wal REPO SYSID NAME OUT
 
+An encrypted repository needs [--key-file FILE] (a recovery kit will do) or [--passphrase-file FILE].
+
 It checks every digest that the format has and writes nothing that fails one. It restores the files
 of a base backup, backup_label and tablespace_map included; settings for recovery are the caller's.
 """
@@ -42,6 +44,15 @@ def crockford(raw):
     """The text of a binary ULID."""
     number = int.from_bytes(raw, "big")
     return "".join("0123456789ABCDEFGHJKMNPQRSTVWXYZ"[number >> 5 * n & 31] for n in range(25, -1, -1))
+
+
+def binary(text):
+    """The 16 bytes of a ULID."""
+    number = 0
+    require(len(text) == 26, "malformed ULID")
+    for letter in text:
+        number = number << 5 | "0123456789ABCDEFGHJKMNPQRSTVWXYZ".index(letter)
+    return number.to_bytes(17, "big")[1:]
 
 
 def crc32c_table():
@@ -106,18 +117,146 @@ class Fields:
         return [self.number(length) for _ in range(count)]
 
 
+def key_of_text(text):
+    """The 32 bytes of a key file or a recovery kit."""
+    lines = [line.strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    require(len(lines) == 4, "no key file: it has no four lines")
+    key = b""
+    for number, line in enumerate(lines, 1):
+        digits = line.translate({ord(c): None for c in " \t-"}).lower()
+        require(len(digits) == 21 and digits[0] == str(number), f"key file: line {number} is malformed")
+        part, check = bytes.fromhex(digits[1:17]), bytes.fromhex(digits[17:])
+        found = blake3(b"pgark key line\0" + bytes([number]) + part).digest()[:2]
+        require(found == check, f"key file: line {number} has a slip in it")
+        key += part
+    return key
+
+
+def xaes_open(key, nonce, message, aad):
+    """Decrypts XAES-256-GCM; the tag stands behind the ciphertext."""
+    # Here, so that a repository in clear is read without a library of ciphers.
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    from cryptography.hazmat.primitives.ciphers.algorithms import AES
+    from cryptography.hazmat.primitives.cmac import CMAC
+
+    derived = b""
+    for counter in (1, 2):
+        mac = CMAC(AES(key))
+        mac.update(bytes([0, counter]) + b"X\0" + nonce[:12])
+        derived += mac.finalize()
+    try:
+        return AESGCM(derived).decrypt(nonce[12:], message, aad)
+    except InvalidTag:
+        raise Refused("damaged, or another key") from None
+
+
+def unwrap(key, wrapped, aad):
+    nonce = bytes.fromhex(wrapped["nonce"])
+    require(len(nonce) == 24, "malformed nonce")
+    return xaes_open(key, nonce, bytes.fromhex(wrapped["message"]), aad)
+
+
+class Keyring:
+    """The keys of an encrypted repository."""
+
+    def __init__(self, repository, credential):
+        self.repository, self.data_keys = repository, {}
+        epochs = [record for _, record in self.records("keys/epoch")]
+        require(epochs, "there is no key epoch")
+        current = max(epochs, key=lambda record: record["number"])
+        number, epoch = current["number"], binary(current["epoch"])
+        aad = b"pgark key epoch v1\0" + repository.id + struct.pack("<I", number) + epoch
+        secret = unwrap(self.master(current["epoch"], credential), current["wrapped"], aad)
+        require(len(secret) == 32 + 32 * number, "malformed key epoch")
+        self.digest_key = secret[:32]
+        self.private = {n: secret[32 * n : 32 * n + 32] for n in range(1, number + 1)}
+
+    def records(self, folder):
+        """The records of this repository in a folder, by name; damaged ones are no keys."""
+        for name in self.repository.names(folder):
+            if not name.endswith(".json"):
+                continue
+            try:
+                record = self.repository.sealed(f"{folder}/{name}")
+            except (Refused, ValueError):
+                continue
+            if record.get("repository") == self.repository.id.hex() and record.get("format") == 1:
+                yield name, record
+
+    def master(self, epoch, credential):
+        """The master key, by the first slot of the epoch that the credential opens."""
+        kind, secret = credential
+        for _, slot in self.records("keys"):
+            method = slot["method"]
+            if slot["epoch"] != epoch or method["kind"] != kind:
+                continue
+            key = secret
+            if kind == "passphrase":
+                from argon2.low_level import Type, hash_secret_raw
+
+                key = hash_secret_raw(
+                    secret,
+                    bytes.fromhex(method["salt"]),
+                    time_cost=method["passes"],
+                    memory_cost=method["memory_kib"],
+                    parallelism=method["lanes"],
+                    hash_len=32,
+                    type=Type.ID,
+                    version=0x13,
+                )
+            aad = b"pgark key slot v1\0" + self.repository.id
+            aad += binary(slot["slot"]) + binary(epoch) + kind.encode()
+            try:
+                return unwrap(key, method["wrapped"], aad)
+            except Refused:
+                continue
+        raise Refused("the key opens no slot of this repository")
+
+    def data_key(self, raw):
+        """The data key with this ULID."""
+        if raw not in self.data_keys:
+            from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+            from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+            text = crockford(raw)
+            names = [n for n in self.repository.names("keys/dek") if n.endswith(f"-{text}.json")]
+            require(len(names) == 1, f"data key {text} is missing")
+            record = self.repository.sealed(f"keys/dek/{names[0]}")
+            require(record["repository"] == self.repository.id.hex(), "a data key of another repository")
+            require(record["data_key"] == text and record["epoch"] in self.private, "malformed data key")
+            private = X25519PrivateKey.from_private_bytes(self.private[record["epoch"]])
+            own = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+            public = bytes.fromhex(record["public"])
+            agreed = private.exchange(X25519PublicKey.from_public_bytes(public))
+            aad = b"pgark data key v1\0" + self.repository.id + raw
+            wrapping = blake3(aad + public + own + agreed, key=self.digest_key).digest()
+            self.data_keys[raw] = unwrap(wrapping, record["wrapped"], aad)
+        return self.data_keys[raw]
+
+
 class Repository:
     """A repository in a directory."""
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, path, credential=None):
+        self.path, self.keyring = path, None
         identity = self.sealed("repository.json")
         require(identity["format"] == 1, "a repository of another format")
-        require(identity["encryption"] == "none", "an encrypted repository: this reader has no ciphers")
+        require(identity["encryption"] in ("none", "xaes-256-gcm"), "an unknown encryption")
         require(not identity.get("features_required"), "a repository with unknown features")
         self.id = bytes.fromhex(identity["id"])
-        self.key = bytes.fromhex(identity["digest_key"])
-        require(len(self.id) == 16 and len(self.key) == 32, "malformed repository.json")
+        require(len(self.id) == 16, "malformed repository.json")
+        if identity["encryption"] == "none":
+            self.key = bytes.fromhex(identity["digest_key"])
+        else:
+            require(credential, "an encrypted repository: --key-file or --passphrase-file")
+            self.keyring = Keyring(self, credential)
+            self.key = self.keyring.digest_key
+        require(len(self.key) == 32, "malformed repository.json")
+
+    def require_as_encrypted(self, encrypted):
+        require(encrypted == (self.keyring is not None), "not as encrypted as its repository")
 
     def get(self, key):
         """The bytes of an object; None when there is none."""
@@ -150,8 +289,10 @@ class Repository:
         head, foot = data[:length], data[-64:]
         require(struct.unpack_from("<I", head, length - 4)[0] == zlib.crc32(head[:-4]), f"{key}: damaged header")
         # Version 2 names the session and the data key; the latter is zero without encryption.
-        require(zero(head[10:16]) and zero(head[64 if length == 96 else 48 : -4]), f"{key}: unknown features")
+        data_key = head[64:80] if length == 96 else bytes(16)
+        require(zero(head[10:16]) and zero(head[80 if length == 96 else 48 : -4]), f"{key}: unknown features")
         require(head[16:32] == self.id, f"{key}: belongs to another repository")
+        self.require_as_encrypted(not zero(data_key))
         toc_at, count, toc_crc, digest, spare, crc, mark = struct.unpack("<QII32sII8s", foot)
         require(mark == magic and spare == 0 and crc == zlib.crc32(foot[:52]), f"{key}: damaged footer")
         require(toc_at + 24 * count == len(data) - 64, f"{key}: wrong length")
@@ -162,19 +303,34 @@ class Repository:
             frame = data[at : at + stored + 44]
             require(offset == at and at + stored + 44 <= toc_at, f"{key}: wrong table of contents")
             require(struct.unpack_from("<IIxxxxI", frame) == (stored, plain, class_), f"{key}: wrong table of contents")
-            frames[at] = frame
+            frames[at] = Frame(self, frame, head[32:48], at, data_key)
             at += len(frame)
         require(at == toc_at, f"{key}: bytes behind the last frame")
         return crockford(head[32:48]), frames
 
 
-def open_frame(frame, class_):
-    """Checks a stored frame and returns its plain bytes."""
-    stored, plain_len, codec, cipher, data_key, found, spare, nonce = struct.unpack_from("<IIBBHB3s24s", frame)
-    require(struct.unpack_from("<I", frame, len(frame) - 4)[0] == zlib.crc32(frame[:-4]), "damaged frame")
-    require(cipher == 0 and data_key == 0 and zero(spare) and zero(nonce), "a frame of unknown features")
-    require(found == class_ and stored == len(frame) - 44 and plain_len <= PLAIN_MAX, "not the frame expected")
-    return decompress(frame[40:-4], codec, plain_len)
+class Frame:
+    """A stored frame, and where it stands."""
+
+    def __init__(self, repository, data, ulid, offset, data_key):
+        self.repository, self.data, self.place, self.data_key = repository, data, (ulid, offset), data_key
+
+    def open(self, class_):
+        """Checks the frame and returns its plain bytes."""
+        data = self.data
+        stored, plain_len, codec, cipher, number, found, spare, nonce = struct.unpack_from("<IIBBHB3s24s", data)
+        require(struct.unpack_from("<I", data, len(data) - 4)[0] == zlib.crc32(data[:-4]), "damaged frame")
+        require(found == class_ and stored == len(data) - 44 and plain_len <= PLAIN_MAX, "not the frame expected")
+        keyring = self.repository.keyring
+        require(zero(spare) and (cipher, number) == ((1, 1) if keyring else (0, 0)), "a frame of unknown features")
+        payload = data[40:-4]
+        if keyring:
+            ulid, offset = self.place
+            aad = b"pgark frame v1\0" + self.repository.id + ulid + struct.pack("<Q", offset) + data[:16]
+            payload = xaes_open(keyring.data_key(self.data_key), nonce, payload, aad)
+        else:
+            require(zero(nonce), "a frame of unknown features")
+        return decompress(payload, codec, plain_len)
 
 
 class Backup:
@@ -186,7 +342,7 @@ class Backup:
         data = repository.get(key)
         require(data is not None, f"{key} is missing")
         _, frames = repository.frames(key, data)
-        self.manifest = json.loads(b"".join(open_frame(frame, MANIFEST) for frame in frames.values()))
+        self.manifest = json.loads(b"".join(frame.open(MANIFEST) for frame in frames.values()))
         require(self.manifest["format"] == 1, f"{key}: another format")
         require((self.manifest["component"], self.manifest["label"]) == (component, label), f"{key}: misplaced")
         end = repository.sealed(f"sessions/{self.manifest['session']}/end")
@@ -209,6 +365,8 @@ class Backup:
             require(key in (f"packs/{b3[:2]}/{ulid}-{b3}.pack", f"meta/{b3[:2]}/{ulid}-{b3}.meta"), f"{key}: wrong digest")
             found, frames = self.repository.frames(key, data)
             require(found == ulid, f"{key}: another ULID in its header")
+            named = self.keys[ulid].get("data_key")
+            require(all(f.data_key == (binary(named) if named else bytes(16)) for f in frames.values()), f"{key}: another data key")
             if kind == "packs":
                 self.opened = {u: o for u, o in self.opened.items() if o[0] == "meta"}
             self.opened[ulid] = (kind, frames, {})
@@ -217,10 +375,10 @@ class Backup:
     def frame(self, ulid, offset, stored_len, class_):
         kind, frames, plain = self.object(ulid)
         if offset not in plain:
-            require(offset in frames and len(frames[offset]) == stored_len + 44, "a reference to no frame")
+            require(offset in frames and len(frames[offset].data) == stored_len + 44, "a reference to no frame")
             if kind == "packs":
                 plain.clear()
-            plain[offset] = open_frame(frames[offset], class_)
+            plain[offset] = frames[offset].open(class_)
         return plain[offset]
 
     def slice(self, slice_, class_):
@@ -487,12 +645,20 @@ def container(repository, sysid, name, data):
     require(blake3(data[:-32]).digest() == data[-32:], "wrong digest")
     header = struct.unpack_from("<HHIQQQIBBBB24s32s", data, 8)
     version, flags, timeline, found, plain_len, stored, epoch, codec, cipher, length, spare, nonce, tag = header
-    require(version == 1 and not (flags or epoch or cipher or spare) and zero(nonce), "unknown features")
-    end = 104 + length
+    require(version == 1 and not (flags or epoch or spare) and cipher in (0, 1), "unknown features")
+    repository.require_as_encrypted(cipher == 1)
+    named = 104 + length
+    end = named + 16 * cipher
     require(len(data) >= end + 36 and struct.unpack_from("<I", data, end)[0] == zlib.crc32(data[:end]), "damaged header")
-    require(data[104:end] == name and found == sysid and timeline == int(name[:8], 16), "another file")
+    require(data[104:named] == name and found == sysid and timeline == int(name[:8], 16), "another file")
     require(plain_len <= WAL_MAX and stored == len(data) - end - 36, "wrong length")
-    plain = decompress(data[end + 4 : -32], codec, plain_len)
+    body = data[end + 4 : -32]
+    if cipher:
+        aad = b"pgark wal container v1\0" + repository.id + data[:end]
+        body = xaes_open(repository.keyring.data_key(data[named:end]), nonce, body, aad)
+    else:
+        require(zero(nonce), "unknown features")
+    plain = decompress(body, codec, plain_len)
     identity = b"pgark wal v1\0" + struct.pack("<QIB", sysid, timeline, length) + name
     require(repository.digest(identity + plain).digest() == tag, "wrong content tag")
     return plain
@@ -540,6 +706,17 @@ def list_backups(repository):
     return 3 if damaged else 0
 
 
+def credential(args):
+    """What opens an encrypted repository: the kind of its slot, and the secret."""
+    if args.key_file:
+        with open(args.key_file, encoding="utf-8") as file:
+            return "key-file", key_of_text(file.read())
+    if args.passphrase_file:
+        with open(args.passphrase_file, "rb") as file:
+            return "passphrase", file.read().rstrip(b"\r\n")
+    return None
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -547,11 +724,14 @@ def main():
         sub = verbs.add_parser(verb)
         for name in ["repo", *names]:
             sub.add_argument(name, type=int if name == "sysid" else str)
+        keys = sub.add_mutually_exclusive_group()
+        keys.add_argument("--key-file", metavar="FILE")
+        keys.add_argument("--passphrase-file", metavar="FILE", help="line ends behind it do not count")
         if verb == "restore":
             sub.add_argument("--tablespace-map", action="append", default=[], metavar="OID=DIR")
     args = parser.parse_args()
     try:
-        repository = Repository(args.repo)
+        repository = Repository(args.repo, credential(args))
         if args.verb == "list":
             return list_backups(repository)
         if args.verb == "restore":

@@ -2,10 +2,12 @@
 # Takes a backup of a real cluster, copies the reader alone into an empty folder, and restores with it:
 # the same files as "pgark restore" writes, a cluster that starts and answers, and no damage delivered.
 #
-#   test_reader.sh PGARK POSTGRES_BINDIR PYTHON        (not as root; PYTHON comes from ../setup/python.sh)
+#   test_reader.sh PGARK POSTGRES_BINDIR PYTHON [encrypted]   (not as root; PYTHON comes from ../setup/python.sh)
+#
+# "encrypted": the repository is, by a key file; a recovery kit and a passphrase open it too, another key does not.
 set -euo pipefail
 export LC_ALL=C
-pgark=$1 bin=$2 python=$3
+pgark=$1 bin=$2 python=$3 encrypted=${4:-}
 reader=$(cd "$(dirname "$0")" && pwd)/pgark_reader.py
 work=$(mktemp -d)
 export PGHOST=$work PGPORT=5432 PGUSER=postgres
@@ -14,7 +16,8 @@ cd "$work"
 
 fail() { echo "FAILED: $*" >&2; exit 1; }
 sql() { "$bin/psql" -XAtqc "$1" postgres; }
-alone() { (cd alone && env -i "$python" -I pgark_reader.py "$@"); }
+key=()
+alone() { (cd alone && env -i "$python" -I pgark_reader.py "$@" "${key[@]}"); }
 start() { "$bin/pg_ctl" -D "$1" -l "$1.log" -w -t 60 start >/dev/null || { tail -20 "$1.log"; fail "$1 does not start"; }; }
 
 mkdir alone state tablespace
@@ -31,7 +34,15 @@ kind = "posix"
 path = "$work/repo"
 C
 chmod 600 pgark.toml
-"$pgark" --config pgark.toml init --no-encryption
+if [[ $encrypted ]]; then
+    printf '[repository.local.encryption]\nmode = "key-file"\nkey_file = "%s"\n' "$work/local.key" >> pgark.toml
+    "$pgark" --config pgark.toml init --recovery-kit "$work/local.kit"
+    (umask 077 && echo 'correct horse battery staple' > passphrase)
+    "$pgark" --config pgark.toml key add --name spoken --passphrase-file "$work/passphrase"
+    key=(--key-file "$work/local.key")
+else
+    "$pgark" --config pgark.toml init --no-encryption
+fi
 "$bin/initdb" -k -D data -U postgres >/dev/null 2>&1
 cat >> data/postgresql.conf <<C
 listen_addresses = ''
@@ -61,6 +72,33 @@ IFS=$'\t' read -r component label system _ timeline _ _ first _ < <(alone list "
 [[ $component == main && $timeline == 1 ]] || fail "list"
 alone restore "$work/repo" main "$label" "$work/restored" --tablespace-map "$(basename data/pg_tblspc/*)=$work/side"
 
+if [[ $encrypted ]]; then
+    # Nothing is delivered without the key, or with another one; with the others, the same.
+    grep -qa 'after the backup' -r repo && fail "rows in clear"
+    mine=("${key[@]}")
+    sed 's/^1 ..../1 0000/; t; ' local.key > slip.key
+    "$python" -c 'import os, sys; from blake3 import blake3
+for n in range(1, 5):
+    part = os.urandom(8)
+    print(n, part.hex(), blake3(b"pgark key line\0" + bytes([n]) + part).hexdigest()[:4])' > other.key
+    echo 'correct horse battery' > other_passphrase
+    for wrong in "" "--key-file $work/other.key" "--key-file $work/slip.key" "--passphrase-file $work/other_passphrase"; do
+        read -ra key <<< "$wrong"
+        status=0
+        alone restore "$work/repo" main "$label" "$work/refused" 2>/dev/null || status=$?
+        [[ $status == 30 && ! -e refused ]] || fail "restored with '$wrong': exit $status"
+    done
+    number=0
+    for right in "--key-file $work/local.kit" "--passphrase-file $work/passphrase"; do
+        read -ra key <<< "$right"
+        number=$((number + 1))
+        alone restore "$work/repo" main "$label" "$work/again$number" --tablespace-map "$(basename data/pg_tblspc/*)=$work/side$number"
+        diff -r --exclude=pg_tblspc --exclude=tablespace_map restored "again$number" || fail "$right restores something else"
+        diff -r side "side$number" || fail "$right restores something else"
+    done
+    key=("${mine[@]}")
+fi
+
 # The same bytes and modes as pgark's own restore, but for what that adds.
 "$pgark" --config pgark.toml restore --target-dir "$work/other" --tablespace-map "$work/tablespace=$work/other_side" >/dev/null
 added=(backup_manifest pgark_recovery.json recovery.signal postgresql.auto.conf tablespace_map)
@@ -89,7 +127,11 @@ sql "CREATE EXTENSION amcheck" && sql "SELECT bt_index_check('a_md5_idx', true)"
 # A flipped bit anywhere in what the backup needs: refused. The sessions of restores are not needed.
 session=$(grep -l COMMIT repo/sessions/*/end | xargs -n1 dirname | xargs -n1 basename)
 flips=0
-for object in repo/packs/*/* repo/meta/*/* "repo/components/main/backups/$label/manifest" "repo/sessions/$session/end" repo/repository.json; do
+keys=()
+# The key epoch, and the data key of the session.
+[[ $encrypted ]] && mapfile -t keys < <(printf '%s\n' repo/keys/epoch/*; grep -l "$session" repo/keys/dek/*)
+[[ ! $encrypted || ${#keys[@]} -ge 2 ]] || fail "no keys to flip: ${keys[*]}"
+for object in "${keys[@]}" repo/packs/*/* repo/meta/*/* "repo/components/main/backups/$label/manifest" "repo/sessions/$session/end" repo/repository.json; do
     size=$(stat -c %s "$object")
     cp "$object" saved
     chmod u+w "$object"

@@ -14,7 +14,7 @@ demo) ;;
 stack) packages="$packages python3-venv" ;;
 test)
     packages="$packages postgresql-server-dev-15 libclang-14-dev binutils debootstrap"
-    packages="$packages postgresql-15-cron python3-venv python3-zstandard openssl openssh-server openssh-client"
+    packages="$packages postgresql-15-cron python3-venv python3-zstandard python3-cryptography python3-argon2 openssl openssh-server openssh-client"
     packages="$packages maven openjdk-17-jre-headless"
     ;;
 conformance) packages="$packages debootstrap python3-venv openssh-server openssh-client" ;;

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes the Python that the independent reader of the format runs in, and prints its path.
 #
-# zstandard is Debian's; blake3 is in no Debian package, so it comes through pip, as the very files
+# zstandard is Debian's, and so are the ciphers (cryptography, argon2); blake3 is in no Debian package, so it comes through pip, as the very files
 # that regress/reader/requirements.txt names by their digests. Outside the clone, like the chroots,
 # under a name that holds the hash of everything it is made of.
 #
@@ -10,10 +10,10 @@ set -eu
 
 requirements=$(cd "$(dirname "$0")/.." && pwd)/reader/requirements.txt
 system=/usr/bin/python3
-recipe=1
+recipe=2
 
 if ! version=$("$system" --version 2>/dev/null); then
-    echo "python.sh: $system is missing; as root, run: apt-get install python3-venv python3-zstandard" >&2
+    echo "python.sh: $system is missing; as root, run: apt-get install python3-venv python3-zstandard python3-cryptography python3-argon2" >&2
     exit 1
 fi
 cache="${PGARK_CACHE:-/var/cache/pgark}"
@@ -44,7 +44,7 @@ if [ ! -e "$root/.pgark-ready" ]; then
         "$system" -m venv --system-site-packages "$root"
         "$root/bin/python" -m pip install --quiet --disable-pip-version-check \
             --no-deps --require-hashes --only-binary :all: -r "$requirements"
-        "$root/bin/python" -I -c 'import blake3, zstandard'
+        "$root/bin/python" -I -c 'import argon2, blake3, cryptography, zstandard'
         chmod -R go+rX "$root"
         touch "$root/.pgark-ready"
     } >&2

@@ -35,6 +35,7 @@ pub mod server_log;
 pub mod session;
 pub mod sftp_server;
 pub mod tcp_proxy;
+pub mod tmpfs;
 pub mod tools;
 
 pub use cluster::{Cluster, ClusterBuilder, StopMode};

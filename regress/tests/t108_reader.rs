@@ -7,7 +7,8 @@
 //! Trap: both sides may share a mistake that the page does not tell, and a reader that checks nothing
 //! restores damage too.
 //! Expectation: the same files and modes as `pgark restore` writes, the same rows after recovery, and
-//! a flipped bit in any object that the backup needs is refused before a control file is written.
+//! a flipped bit in any object that the backup needs is refused before a control file is written. The same
+//! from an encrypted repository, with the key file, the recovery kit and a passphrase; no other key opens it.
 
 use pgark_regress::{Major, Output, TestDirectory, account};
 use std::path::{Path, PathBuf};
@@ -25,9 +26,9 @@ fn python() -> PathBuf {
     PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
 }
 
-#[test]
-fn the_independent_reader_restores() {
-    let directory = TestDirectory::new("t108_reader");
+/// Runs the script; how many flips it made.
+fn restores(name: &str, arguments: &[&str]) -> u32 {
+    let directory = TestDirectory::new(name);
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("reader");
     // The clone may be out of the account's reach.
     let copies = ["test_reader.sh", "pgark_reader.py"].map(|name| {
@@ -37,15 +38,28 @@ fn the_independent_reader_restores() {
     let postgres = Major::Pg15.host_path("/usr/lib/postgresql/15/bin");
     let mut script = account::command("/bin/bash");
     script.arg(&copies[0]).arg(pgark_regress::pgark::binary());
-    script.arg(postgres).arg(python());
+    script.arg(postgres).arg(python()).args(arguments);
     script.env("TMPDIR", directory.path()).current_dir("/");
     let output = Output::from(script.output().unwrap()).expect(0);
     println!("{}", output.stdout);
     assert!(output.stdout.ends_with("\nok\n"), "{output:?}");
-    // At the least: a pack, two meta objects, the manifest, the decision, the identity.
     let flips = output.stdout.lines().find_map(|line| {
         let count = line.strip_prefix("cases: flips for the reader ")?;
         count.parse::<u32>().ok()
     });
-    assert!(flips.unwrap() >= 6, "{flips:?}");
+    flips.unwrap()
+}
+
+#[test]
+fn the_independent_reader_restores() {
+    // At the least: a pack, two meta objects, the manifest, the decision, the identity.
+    let flips = restores("t108_reader", &[]);
+    assert!(flips >= 6, "{flips}");
+}
+
+#[test]
+fn the_independent_reader_decrypts() {
+    // Those, the key epoch and the session's data key.
+    let flips = restores("t108_encrypted", &["encrypted"]);
+    assert!(flips >= 8, "{flips}");
 }

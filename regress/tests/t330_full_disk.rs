@@ -10,64 +10,10 @@
 //! The tmpfs needs root; `docs/untested.md` says so.
 
 use pgark_regress::recovery::{archived, install};
-use pgark_regress::{Cluster, Major, Output, Pgark, StopMode, TestDirectory, account, tools};
-use std::io::Write;
+use pgark_regress::tmpfs::{Tmpfs, is_root};
+use pgark_regress::{Cluster, Major, Output, Pgark, StopMode, TestDirectory, tools};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
-/// A tmpfs that is unmounted with it.
-pub(crate) struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    pub(crate) fn mount(path: PathBuf, options: &str) -> Self {
-        let account = account::account();
-        let owner = format!("uid={},gid={},mode=700", account.uid, account.gid);
-        let mounted = Command::new("mount")
-            .args([
-                "-t",
-                "tmpfs",
-                "-o",
-                &format!("{options},{owner}"),
-                "pgark-test",
-            ])
-            .arg(&path)
-            .status()
-            .unwrap();
-        assert!(mounted.success(), "could not mount a tmpfs: {mounted}");
-        Self(path)
-    }
-
-    fn grow(&self, options: &str) {
-        let grown = Command::new("mount")
-            .args(["-o", &format!("remount,{options}")])
-            .arg(&self.0)
-            .status()
-            .unwrap();
-        assert!(grown.success());
-    }
-
-    /// Fills it, and leaves `bytes` free.
-    fn fill(&self, bytes: u64) -> PathBuf {
-        // With a name that no object has, so that verify does not mind it in a repository.
-        let ballast = self.0.join("ballast+");
-        let mut file = std::fs::File::create(&ballast).unwrap();
-        while file.write_all(&[1; 4096]).is_ok() {}
-        let length = file.metadata().unwrap().len();
-        file.set_len(length - bytes).unwrap();
-        ballast
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
+use std::path::Path;
 
 #[track_caller]
 fn assert_refused(output: Output, code: &str) {

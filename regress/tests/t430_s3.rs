@@ -47,6 +47,21 @@ fn timelines_on_s3_15() {
     timelines_in(&directory, Major::Pg15);
 }
 
+/// Point-in-time recovery from a real server, encrypted: in the full tier, which may take a minute.
+#[test]
+fn targets_on_encrypted_radosgw_15() {
+    if std::env::var_os("PGARK_TEST_TIER").is_none_or(|tier| tier != "full") {
+        return;
+    }
+    let directory = TestDirectory::new("t430_radosgw");
+    let server = S3Server::radosgw(&directory);
+    server.create_bucket("backups");
+    directory.set_repository(section(&directory, &server.endpoint(), "backups"));
+    directory.set_encrypted();
+    targets_in(&directory, Major::Pg15);
+    assert!(!directory.join("repository").exists());
+}
+
 #[test]
 fn through_the_agent_to_s3_and_back() {
     let more = "storage_class_wal = \"STANDARD_IA\"\nsse = \"s3\"\n";

@@ -172,18 +172,15 @@ fn a_stolen_credential_destroys_nothing_on_radosgw() {
 }
 
 /// A name that somebody took and gave up again before pgark came to it.
-#[test]
-fn a_name_that_was_taken_before_is_no_free_name() {
+fn taken_before(directory: &TestDirectory, server: &S3Server) {
     use pgark_archiver::storage::{Key, Put};
-    let directory = TestDirectory::new("t433_taken");
-    let server = S3Server::moto(&directory);
-    server.create_locked_bucket("locked");
-    let keys = section(&directory, &server.endpoint(), "locked");
+    server.create_locked_bucket("taken");
+    let keys = section(directory, &server.endpoint(), "taken");
     let keys = format!("{keys}object_lock = \"governance\"\nobject_lock_days = 3\n");
     let storage = pgark_regress::s3_server::storage(&keys);
     let name = "wal/1/00000001/00000000/000000010000000000000001";
     server.boto(&format!(
-        "s3.put_object(Bucket='locked', Key='{name}', Body=b'poison')\ns3.delete_object(Bucket='locked', Key='{name}')"
+        "s3.put_object(Bucket='taken', Key='{name}', Body=b'poison')\ns3.delete_object(Bucket='taken', Key='{name}')"
     ));
     let key = Key::new(name).unwrap();
     assert_eq!(storage.put_if_absent(&key, b"good").unwrap(), Put::Exists);
@@ -193,7 +190,7 @@ fn a_name_that_was_taken_before_is_no_free_name() {
     assert_eq!(storage.put_if_absent(&key, b"first").unwrap(), Put::Created);
     assert_eq!(storage.put_if_absent(&key, b"first").unwrap(), Put::Exists);
     server.boto(&format!(
-        "s3.put_object(Bucket='locked', Key='{key}', Body=b'second!')"
+        "s3.put_object(Bucket='taken', Key='{key}', Body=b'second!')"
     ));
     assert_eq!(storage.get(&key, 100).unwrap(), b"first");
     assert_eq!(storage.get_range(&key, 1, 3).unwrap(), b"irs");
@@ -205,15 +202,18 @@ fn a_name_that_was_taken_before_is_no_free_name() {
 }
 
 #[test]
-fn locks_are_extended_and_a_bucket_without_them_is_refused() {
-    let directory = TestDirectory::new("t433_extend");
-    let server = S3Server::moto(&directory);
+fn a_name_that_was_taken_before_is_no_free_name() {
+    let directory = TestDirectory::new("t433_taken");
+    taken_before(&directory, &S3Server::moto(&directory));
+}
+
+fn extended(directory: &TestDirectory, server: &S3Server) {
     server.create_locked_bucket("locked");
     server.create_bucket("plain");
     let with = |bucket: &str, days: u32, name: &str| {
-        let keys = section(&directory, &server.endpoint(), bucket);
+        let keys = section(directory, &server.endpoint(), bucket);
         let lock = format!("object_lock = \"governance\"\nobject_lock_days = {days}\n");
-        installation(&directory, name, &(keys + &lock))
+        installation(directory, name, &(keys + &lock))
     };
     let plain = with("plain", 1, "plain")
         .run(&["init", "--no-encryption"])
@@ -243,4 +243,22 @@ fn locks_are_extended_and_a_bucket_without_them_is_refused() {
     );
     let again = json(&long, &["repo", "lock"], 0);
     assert_eq!(again["repositories"][0]["locks"]["extended"], 0, "{again}");
+}
+
+#[test]
+fn locks_are_extended_and_a_bucket_without_them_is_refused() {
+    let directory = TestDirectory::new("t433_extend");
+    extended(&directory, &S3Server::moto(&directory));
+}
+
+/// The same on a server that means its locks.
+#[test]
+fn locks_are_extended_on_radosgw() {
+    if !full() {
+        return;
+    }
+    let directory = TestDirectory::new("t433_extend_radosgw");
+    let server = S3Server::radosgw(&directory);
+    extended(&directory, &server);
+    taken_before(&directory, &server);
 }

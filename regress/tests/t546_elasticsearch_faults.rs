@@ -6,7 +6,7 @@
 //! Expectation: an error of its own each time; after it, or after the next backup, nothing of ours is there.
 
 use crate::component::{Bench, driver, text};
-use crate::t330_full_disk::Tmpfs;
+use pgark_regress::tmpfs::Tmpfs;
 use crate::t545_elasticsearch::{
     assert_agrees, assert_clean, bulk, documents, fill, folders, of, opensearch, request, settings,
 };

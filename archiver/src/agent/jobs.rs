@@ -20,6 +20,7 @@ use crate::progress::Meter;
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
 use fallback::Fallback;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -47,6 +48,8 @@ struct Shared {
     started_at: DateTime<Utc>,
     catalog: Mutex<Catalog>,
     fallback: Arc<Fallback>,
+    /// Something was found that the tables should tell of at once.
+    news: Arc<AtomicBool>,
 }
 
 impl Shared {
@@ -64,7 +67,7 @@ impl Shared {
 }
 
 /// Starts the threads, unless there is no connection string.
-pub(super) fn start(config: &Arc<Config>, host: &Arc<Host>) -> Result<()> {
+pub(super) fn start(config: &Arc<Config>, host: &Arc<Host>, news: Arc<AtomicBool>) -> Result<()> {
     if config.require_cluster()?.conninfo.is_empty() {
         return Ok(());
     }
@@ -76,6 +79,7 @@ pub(super) fn start(config: &Arc<Config>, host: &Arc<Host>) -> Result<()> {
         fallback: Arc::new(Fallback::open(&config.agent.state_dir)),
         node,
         started_at: SystemClock.now(),
+        news,
     });
     for (name, actions) in RUNNERS {
         let runner = Runner {

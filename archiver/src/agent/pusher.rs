@@ -350,6 +350,10 @@ impl Pusher {
         let name = self.config.cluster_name();
         let clock: SharedClock = Arc::new(SystemClock);
         let pushed = push::push_all(repos, name, key.file, &bytes, options, &clock);
+        if let Ok((outcome, repos)) = &pushed {
+            // Before it is acknowledged: afterwards a crash would lose it.
+            self.catch_up.keep(outcome, repos, key.file, &bytes);
+        }
         // A slow best-effort repository may still be reading it.
         if let Ok(bytes) = Arc::try_unwrap(bytes) {
             *buffer = bytes;

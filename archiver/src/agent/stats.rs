@@ -40,6 +40,14 @@ pub(super) struct Stats {
     pub(super) fetch_absent: Counter,
     /// Coverage samples stored.
     pub(super) covered_samples: Counter,
+    /// WAL files kept for a repository that is not required and was late.
+    pub(super) late_kept: Counter,
+    /// Of these, the ones that it has now.
+    pub(super) late_sent: Counter,
+    /// WAL files that could not be kept, or not be sent: the late repository lacks them.
+    pub(super) late_lost: Counter,
+    /// Alerts of WAL past a fork.
+    pub(super) fork_alerts: Counter,
     /// Times Postgres's archiver was woken.
     pub(super) wakeups: Counter,
     /// Connections refused: another user, or too many.

@@ -202,6 +202,13 @@ fn print(args: &CopyArgs, report: &Report, output: Output) -> Result<()> {
         };
         print_text(format_args!("backup {}: {how}", backup.label));
     }
+    for set in &report.sets {
+        let how = match set.outcome {
+            crate::backup::Arrived::Present => "there already",
+            _ => "copied",
+        };
+        print_text(format_args!("set {}: {how}", set.label));
+    }
     print_text(format_args!(
         "WAL files: {} copied ({}), {} there already; {:.1} s",
         report.wal_copied,

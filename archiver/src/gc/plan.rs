@@ -6,6 +6,7 @@ use super::{Begin, Candidate, Done, Plan, Report, Run, Waiting, Why, lock, runni
 use crate::clock::new_ulid;
 use crate::repository::session::{End, read_end};
 use crate::repository::{audit, layout, sets, tombs};
+use crate::retention;
 use crate::storage::ObjectMeta;
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
@@ -79,6 +80,7 @@ pub(super) fn survey(
     sets_gone(run, &live, cutoff, &mut candidates)?;
     superseded(run, known, &mut candidates)?;
     outdated(run, &mut candidates)?;
+    policies(run, &mut candidates)?;
     let expired = wal::expired(run, &condemned, &mut report.left)?;
     candidates.extend(expired.candidates);
     report.locked = lock::spare(run, &mut candidates)?;
@@ -262,6 +264,24 @@ fn superseded(
             let object = run.repository.storage().head(&key)?;
             candidates.extend(object.map(|o| candidate(o, Why::Superseded)));
         }
+    }
+    Ok(())
+}
+
+/// Policies that newer ones have replaced long ago. The highest number of each component counts, and who
+/// sets the next one starts from it; the ones before it tell what was in force when.
+fn policies(run: &Run<'_>, candidates: &mut Vec<Candidate>) -> Result<()> {
+    let mut by_component: BTreeMap<String, BTreeMap<u32, ObjectMeta>> = BTreeMap::new();
+    for object in run.repository.storage().list(layout::POLICIES_PREFIX)? {
+        if let Some((component, n)) = layout::policy_of(&object.key) {
+            by_component.entry(component).or_default().insert(n, object);
+        }
+    }
+    let kept = usize::try_from(retention::POLICIES_KEPT).unwrap_or(usize::MAX);
+    for records in by_component.into_values() {
+        let old = records.into_values().rev().skip(kept);
+        let old = old.filter(|object| object.modified + run.settings.age_min <= run.now);
+        candidates.extend(old.map(|object| candidate(object, Why::Superseded)));
     }
     Ok(())
 }

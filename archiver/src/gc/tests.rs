@@ -17,6 +17,7 @@ use crate::wal::answer::{Answer, Scope, answer};
 use crate::wal::repositories::Repositories;
 use pgark_types::retention::RetentionPolicy;
 use pgark_types::{ArchiveFile, SegmentName, SegmentSize};
+use std::sync::Arc;
 use world::{COMPONENT, SYSTEM, World};
 
 fn keep_last(n: u32) -> RetentionPolicy {
@@ -116,6 +117,131 @@ fn wal_goes_behind_a_floor() {
         world.repository.storage().delete(&key).unwrap();
     }
     assert_eq!(ask(5).unwrap_err().code(), "wal_expired");
+}
+
+/// Policies and claims of occurrences that nobody needs any more go; what counts, and what is young, stays.
+#[test]
+fn superseded_policies_and_old_claims_go() {
+    let world = World::new();
+    let set = |component: &str, n: u32| {
+        let policy = keep_last(n);
+        retention::set(&world.repository, world.clock(), component, policy).unwrap()
+    };
+    (1..=130).for_each(|n| assert_eq!(set(COMPONENT, n), n));
+    set("other", 3);
+    let claim = |due: DateTime<Utc>| crate::schedule::Occurrence {
+        cluster: COMPONENT.to_owned(),
+        schedule: "nightly".to_owned(),
+        due_at: due,
+        job: Ulid::from_parts(1, 1),
+        node: "a".to_owned(),
+        claimed_at: due,
+    };
+    let claims = [world.now(), world.now() + TimeDelta::days(59)].map(claim);
+    crate::schedule::claim(&[&world.repository], &claims[0]).unwrap();
+    // Too young yet.
+    assert_eq!(world.gc().unwrap().plan, None);
+    world.hours(59 * 24);
+    crate::schedule::claim(&[&world.repository], &claims[1]).unwrap();
+    set(COMPONENT, 131);
+    world.hours(24);
+    let swept = collect(&world);
+    assert_eq!(swept.objects, 31 + 1);
+    let policies = world.keys("policy/");
+    assert_eq!(policies.len(), 100 + 1, "{policies:?}");
+    assert!(
+        policies.contains(&format!("policy/{COMPONENT}/000032.json")),
+        "{policies:?}"
+    );
+    let kept = retention::current(&world.repository, COMPONENT)
+        .unwrap()
+        .unwrap();
+    assert_eq!((kept.n, kept.retention), (131, keep_last(131)));
+    let left = crate::schedule::list(&world.repository, COMPONENT).unwrap();
+    assert_eq!(left, [("nightly".to_owned(), claims[1].due_at)]);
+    // Numbers go on where they were.
+    assert_eq!(set(COMPONENT, 132), 132);
+    world.settle();
+}
+
+/// A process that slept through a hundred changes, and through gc, puts its policy on top all the same:
+/// below, it would count for nothing.
+#[test]
+fn a_sleeper_does_not_put_its_policy_into_a_hole() {
+    let world = World::new();
+    let set = |n: u32| retention::set(&world.repository, world.clock(), COMPONENT, keep_last(n));
+    (1..=150).for_each(|n| assert_eq!(set(n).unwrap(), n));
+    world.hours(72);
+    assert_eq!(collect(&world).objects, 50);
+    // Its listing is from when 20 was the newest.
+    let storage = world.repository.storage();
+    let old = Asleep {
+        inner: SharedStorage::clone(storage),
+        newest: std::sync::Mutex::new(Some(20)),
+    };
+    let sleeper = world.repository.with_storage(Arc::new(old));
+    let n = retention::set(&sleeper, world.clock(), COMPONENT, keep_last(7)).unwrap();
+    assert_eq!(n, 151);
+    let kept = retention::current(&world.repository, COMPONENT)
+        .unwrap()
+        .unwrap();
+    assert_eq!((kept.n, kept.retention), (151, keep_last(7)));
+}
+
+/// A storage whose first listing is an old one.
+#[derive(Debug)]
+struct Asleep {
+    inner: SharedStorage,
+    newest: std::sync::Mutex<Option<u32>>,
+}
+
+impl crate::storage::Storage for Asleep {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+
+    fn capabilities(&self) -> crate::storage::Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn put_if_absent(&self, key: &Key, bytes: &[u8]) -> Result<Put> {
+        self.inner.put_if_absent(key, bytes)
+    }
+
+    fn start_object(&self) -> Result<Box<dyn crate::storage::ObjectWriter>> {
+        self.inner.start_object()
+    }
+
+    fn get(&self, key: &Key, size_max: u64) -> Result<Vec<u8>> {
+        self.inner.get(key, size_max)
+    }
+
+    fn get_range(&self, key: &Key, offset: u64, length: u64) -> Result<Vec<u8>> {
+        self.inner.get_range(key, offset, length)
+    }
+
+    fn head(&self, key: &Key) -> Result<Option<crate::storage::ObjectMeta>> {
+        self.inner.head(key)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<crate::storage::ObjectMeta>> {
+        let Some(newest) = self.newest.lock().unwrap().take() else {
+            return self.inner.list(prefix);
+        };
+        Ok(vec![crate::storage::ObjectMeta {
+            key: layout::policy(COMPONENT, newest)?,
+            size: 1,
+            modified: Utc::now(),
+        }])
+    }
+
+    fn delete(&self, key: &Key) -> Result<()> {
+        self.inner.delete(key)
+    }
+
+    fn make_durable(&self, key: &Key) -> Result<()> {
+        self.inner.make_durable(key)
+    }
 }
 
 #[test]

@@ -288,6 +288,15 @@ pub fn policy_prefix(component: &str) -> String {
     format!("policy/{component}/")
 }
 
+/// The component and the number in a key that [`policy`] made; `None` for any other key.
+#[must_use]
+pub fn policy_of(key: &Key) -> Option<(String, u32)> {
+    let rest = key.as_str().strip_prefix(POLICIES_PREFIX)?;
+    let (component, name) = rest.split_once('/')?;
+    let n = name.strip_suffix(".json")?.parse().ok()?;
+    (policy(component, n).ok()? == *key).then(|| (component.to_owned(), n))
+}
+
 /// `sets/<label>.json`: a backup set.
 ///
 /// # Errors

@@ -103,6 +103,33 @@ pub fn all(repository: &Repository, component: &str) -> Result<BTreeMap<BackupLa
     Ok(found)
 }
 
+/// Copies the notes about a backup: those that the other repository lacks behind the ones it has. Where it
+/// has notes of its own, they count, and nothing is added.
+///
+/// # Errors
+/// Kind Data when one is damaged, or the storage's.
+pub(crate) fn copy(
+    from: &Repository,
+    to: &Repository,
+    component: &str,
+    label: &BackupLabel,
+) -> Result<()> {
+    let prefix = format!("{}{label}/", layout::notes_prefix(component));
+    for object in from.storage().list(&prefix)? {
+        let name = object.key.as_str().strip_prefix(&prefix);
+        let number = name.and_then(|name| name.strip_suffix(".json")?.parse().ok());
+        let Some(n) = number else { continue };
+        let key = layout::note(component, label, n)?;
+        let Some(record) = record::read::<Record>(from, &key)? else {
+            continue;
+        };
+        if !record::decide(to, &key, &record)? {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
 /// Adds a note about a committed backup.
 ///
 /// # Errors

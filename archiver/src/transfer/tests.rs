@@ -2,6 +2,9 @@
 
 use super::*;
 use crate::backup::testdata::{self, NAME, SeededClock, Source};
+use crate::config::component::Quiesce;
+use crate::repository::notes::{self, Note};
+use crate::repository::sets::{self, MemberOutcome, Set, SetMember, SetStage};
 use crate::repository::{layout, session};
 use crate::restore::testdata as restores;
 use crate::storage::faulty::{Faults, FaultyStorage};
@@ -286,4 +289,165 @@ fn what_to_copy_can_be_chosen() {
     let first = label.first_segment;
     assert!(inventory.contains(first));
     assert!(inventory.segments(first.timeline).all(|s| s >= first));
+}
+
+/// A set of the backup `label`, and of what else `members` says.
+fn set(clock: &SharedClock, n: u32, label: &BackupLabel, members: Vec<SetMember>) -> Set {
+    let mut set = Set::new(BackupLabel::new(clock.now(), n), clock.now(), Quiesce::None);
+    let mut own = SetMember::new(NAME, "postgres", SetStage::Base);
+    own.outcome = MemberOutcome::Committed;
+    own.label = Some(label.clone());
+    set.members.push(own);
+    set.members.extend(members);
+    set
+}
+
+fn other(outcome: MemberOutcome) -> SetMember {
+    let mut member = SetMember::new("cache", "redis", SetStage::Derived);
+    member.outcome = outcome;
+    member.label = Some("20260101T000000Z-AAAA".parse().unwrap());
+    member
+}
+
+#[test]
+fn sets_come_along_once_their_backups_are_there() {
+    let source = Source::new();
+    let pair = Pair::new(&source, 21);
+    let first = backups::committed(&pair.from, NAME).unwrap()[0]
+        .label
+        .clone();
+    source.change();
+    let second = source.back_up(&pair.from, &pair.clock).unwrap().label;
+    let whole = set(
+        &pair.clock,
+        1,
+        &first,
+        vec![SetMember::new("x", "redis", SetStage::Derived)],
+    );
+    // One member has gone in the first repository too, and cannot come any more.
+    let gone = set(
+        &pair.clock,
+        2,
+        &first,
+        vec![other(MemberOutcome::Committed)],
+    );
+    let later = set(&pair.clock, 3, &second, Vec::new());
+    for set in [&whole, &gone, &later] {
+        sets::seal(&pair.from, set, |_| true).unwrap();
+    }
+    let wal = Request {
+        wal_only: true,
+        ..Request::default()
+    };
+    assert!(pair.copy(&wal).sets.is_empty());
+    let one = Request {
+        backups: vec![first.clone()],
+        ..Request::default()
+    };
+    let outcomes = |report: &Report| -> Vec<(String, Arrived)> {
+        assert!(report.findings.is_empty(), "{report:?}");
+        let sets = report.sets.iter();
+        sets.map(|s| (s.label.to_string(), s.outcome)).collect()
+    };
+    let label = |set: &Set| set.label.to_string();
+    let copied = outcomes(&pair.copy(&one));
+    assert_eq!(
+        copied,
+        [
+            (label(&whole), Arrived::Copied),
+            (label(&gone), Arrived::Copied)
+        ]
+    );
+    assert_eq!(
+        sets::find(&pair.to, &whole.label).unwrap(),
+        Some(whole.clone())
+    );
+    let without = sets::find(&pair.to, &gone.label).unwrap().unwrap();
+    assert_eq!(without.members[1].outcome, MemberOutcome::Elsewhere);
+    assert_eq!(sets::find(&pair.to, &later.label).unwrap(), None);
+    let copied = outcomes(&pair.copy(&Request::default()));
+    let present = |set: &Set| (label(set), Arrived::Present);
+    assert_eq!(
+        copied,
+        [
+            present(&whole),
+            present(&gone),
+            (label(&later), Arrived::Copied)
+        ]
+    );
+    pair.assert_copied("with sets");
+    // A set is found from the copy alone, and another one of that label is told of.
+    assert_eq!(sets::newest_whole(&pair.to).unwrap(), Some(later));
+    let (_, third) = repository("c", &pair.clock);
+    let mut different = whole.clone();
+    different.members[0].label = Some(second);
+    sets::seal(&third, &different, |_| true).unwrap();
+    let report = pair.copy_as(&third, &one).unwrap();
+    let kinds: Vec<_> = report
+        .findings
+        .iter()
+        .map(|f| (f.object.clone(), f.kind))
+        .collect();
+    assert_eq!(kinds, [(format!("set {}", whole.label), "copies_differ")]);
+}
+
+#[test]
+fn a_set_waits_for_a_member_that_the_first_repository_has() {
+    let source = Source::new();
+    let pair = Pair::new(&source, 22);
+    let first = backups::committed(&pair.from, NAME).unwrap()[0]
+        .label
+        .clone();
+    source.change();
+    let second = source.back_up(&pair.from, &pair.clock).unwrap().label;
+    // Both of one cluster here; what counts is that one of them is not there yet.
+    let mut member = other(MemberOutcome::Elsewhere);
+    member.component = NAME.to_owned();
+    member.label = Some(second.clone());
+    let both = set(&pair.clock, 1, &first, vec![member]);
+    sets::seal(&pair.from, &both, |_| true).unwrap();
+    let only = |label: &BackupLabel| Request {
+        backups: vec![label.clone()],
+        ..Request::default()
+    };
+    assert!(pair.copy(&only(&first)).sets.is_empty());
+    assert_eq!(pair.copy(&only(&second)).sets.len(), 1);
+    // The copy has what the record of the first one said was elsewhere.
+    let copied = sets::find(&pair.to, &both.label).unwrap().unwrap();
+    assert_eq!(copied.members[1].outcome, MemberOutcome::Committed);
+}
+
+#[test]
+fn pins_and_annotations_come_along() {
+    let pair = Pair::new(&Source::new(), 23);
+    let label = backups::committed(&pair.from, NAME).unwrap()[0]
+        .label
+        .clone();
+    let note = |repository: &Repository, text: &str| {
+        let note = Note::Annotate {
+            key: "why".to_owned(),
+            value: Some(text.to_owned()),
+        };
+        notes::add(repository, pair.clock.as_ref(), NAME, &label, note).unwrap();
+    };
+    let pin = Note::Pin {
+        reason: "audit".to_owned(),
+        until: None,
+    };
+    notes::add(&pair.from, pair.clock.as_ref(), NAME, &label, pin).unwrap();
+    note(&pair.from, "one");
+    let of = |repository: &Repository| notes::all(repository, NAME).unwrap();
+    pair.copy(&Request::default());
+    assert_eq!(of(&pair.to), of(&pair.from));
+    assert_eq!(of(&pair.to)[&label].pin.as_ref().unwrap().reason, "audit");
+    // What is noted later follows with the next copy, until the other one has notes of its own.
+    note(&pair.from, "two");
+    pair.copy(&Request::default());
+    assert_eq!(of(&pair.to), of(&pair.from));
+    note(&pair.to, "mine");
+    note(&pair.from, "three");
+    note(&pair.from, "four");
+    pair.copy(&Request::default());
+    let annotation = &of(&pair.to)[&label].annotations["why"];
+    assert_eq!(annotation.as_deref(), Some("mine"));
 }

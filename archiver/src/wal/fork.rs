@@ -166,7 +166,7 @@ impl<'a> Histories<'a> {
 }
 
 /// The timeline of `<8 hex>.history` or of a variant of it.
-fn timeline_of(name: &str) -> Option<TimelineId> {
+pub(super) fn timeline_of(name: &str) -> Option<TimelineId> {
     let (stem, rest) = name.split_once('.')?;
     let is_history = rest == "history" || rest.starts_with("history.r");
     TimelineId::from_hex(stem).ok().filter(|_| is_history)

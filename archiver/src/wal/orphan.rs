@@ -3,7 +3,9 @@
 //! Somebody went on writing the old timeline: a primary that was not stopped, or a branch that a
 //! recovery to the past has left.
 
-use crate::postgres::history_file::TimelineHistory;
+pub mod arrivals;
+
+use crate::postgres::history_file::{HistoryEntry, TimelineHistory};
 use crate::repository::Repository;
 use crate::wal::inventory::Inventory;
 use crate::{ErrorKind, Result};
@@ -38,7 +40,7 @@ impl std::fmt::Display for Orphan {
 }
 
 /// The orphans of a cluster. The newest timeline is the one with the highest number whose history is
-/// stored; one that cannot be read is passed over.
+/// stored; one that is damaged is passed over. Without a key that reads, names tell.
 ///
 /// # Errors
 /// The storage's.
@@ -50,6 +52,10 @@ pub fn orphans(
     for timeline in inventory.timelines().into_iter().rev() {
         if !inventory.has_history(timeline) {
             continue;
+        }
+        if !repository.can_read() {
+            let history = by_names(inventory, timeline, size);
+            return Ok(history.map_or_else(Vec::new, |h| past_the_forks(inventory, &h, size)));
         }
         match inventory.history(repository, timeline) {
             Ok(history) => return Ok(past_the_forks(inventory, &history, size)),
@@ -65,32 +71,62 @@ pub fn orphans(
     Ok(Vec::new())
 }
 
+/// What names alone tell of where `newest` began, for who cannot read its history: in its first segment,
+/// which no earlier timeline goes on behind. `None` while it has none. Its ancestors and others cannot be
+/// told apart, nor promotions from recoveries to the past.
+fn by_names(
+    inventory: &Inventory,
+    newest: TimelineId,
+    size: SegmentSize,
+) -> Option<TimelineHistory> {
+    let first = inventory.segments(newest).next()?;
+    let switch = first.start_lsn(size).ok()?;
+    let timelines = inventory.timelines().into_iter();
+    let earlier = timelines.filter(|timeline| *timeline < newest);
+    let entry = |timeline| HistoryEntry {
+        timeline,
+        switch,
+        reason: String::new(),
+    };
+    Some(TimelineHistory {
+        timeline: newest,
+        entries: earlier.map(entry).collect(),
+    })
+}
+
 fn past_the_forks(
     inventory: &Inventory,
     history: &TimelineHistory,
     size: SegmentSize,
 ) -> Vec<Orphan> {
-    let orphan = |timeline: TimelineId, switch: Lsn| {
-        // The fork's own segment may be the old timeline's last: a server that was shut down
-        // archives it.
-        let fork = size.segment_no(switch);
-        let past = |segment: &SegmentName| segment.number(size).is_ok_and(|no| no > fork);
-        let mut segments = inventory.segments(timeline).filter(past);
-        let first = segments.next()?;
-        let (last, count) = segments.fold((first, 1), |(_, count), next| (next, count + 1));
-        Some(Orphan {
-            timeline,
-            first,
-            last,
-            count,
-            switch,
-            newest: history.timeline,
-        })
-    };
     let entries = history.entries.iter();
     entries
-        .filter_map(|e| orphan(e.timeline, e.switch))
+        .filter_map(|entry| past_the_fork(inventory, history, entry, size))
         .collect()
+}
+
+/// The segments of the ancestor `entry` past where `history` leaves it.
+fn past_the_fork(
+    inventory: &Inventory,
+    history: &TimelineHistory,
+    entry: &HistoryEntry,
+    size: SegmentSize,
+) -> Option<Orphan> {
+    // The fork's own segment may be the old timeline's last: a server that was shut down
+    // archives it.
+    let fork = size.segment_no(entry.switch);
+    let past = |segment: &SegmentName| segment.number(size).is_ok_and(|no| no > fork);
+    let mut segments = inventory.segments(entry.timeline).filter(past);
+    let first = segments.next()?;
+    let (last, count) = segments.fold((first, 1), |(_, count), next| (next, count + 1));
+    Some(Orphan {
+        timeline: entry.timeline,
+        first,
+        last,
+        count,
+        switch: entry.switch,
+        newest: history.timeline,
+    })
 }
 
 #[cfg(test)]

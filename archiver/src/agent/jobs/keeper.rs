@@ -8,12 +8,15 @@ use crate::catalog::{Connection, Occasion};
 use crate::clock::{Clock as _, SystemClock};
 use crate::wal::repositories::Repositories;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Reconnecting is tried this often.
 const RETRY_EVERY: Duration = Duration::from_secs(5);
 /// The least time between two looks.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// How often it is looked whether there are news.
+const NEWS_EVERY: Duration = Duration::from_secs(2);
 /// The schedules are evaluated this often.
 const TICK_EVERY: Duration = Duration::from_secs(60);
 /// Looking takes at most this share of the time, however large the repositories are.
@@ -96,10 +99,27 @@ impl Keeper {
                 connection.tick()?;
             }
             let rest = refresh.saturating_duration_since(Instant::now());
-            // A change of policy is put at once.
-            connection.wait(rest.clamp(PAUSE_MIN, TICK_EVERY))?;
+            if self.wait(&connection, rest.clamp(PAUSE_MIN, TICK_EVERY))? {
+                refresh = Instant::now();
+            }
         }
         Ok(())
+    }
+
+    /// Waits for at most `limit`. A change of policy, of which the server notifies, is put at once; so are
+    /// news of the agent's own, and then the answer is true.
+    fn wait(&self, connection: &Connection, limit: Duration) -> Result<bool> {
+        let until = Instant::now() + limit;
+        loop {
+            if self.shared.news.swap(false, Ordering::SeqCst) {
+                return Ok(true);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let notified = connection.wait(left.min(NEWS_EVERY))?;
+            if notified || left <= NEWS_EVERY || !connection.is_alive() {
+                return Ok(false);
+            }
+        }
     }
 
     /// Before the first tick: what ran while these tables were away, or what they have forgotten, is not

@@ -79,7 +79,7 @@ pub(super) fn ls(config: &Config, args: &LsArgs, output: Output) -> Result<()> {
 /// Kind Invalid: `object_key`, `target_file_exists`; `object_not_found`; kind Data when a WAL file is
 /// damaged; the storage's errors. Nothing is written then.
 pub(super) fn get(config: &Config, args: &GetArgs, output: Output) -> Result<()> {
-    let key = Key::new(&args.key).map_err(|e| {
+    let key = layout::recorded(&args.key).map_err(|e| {
         Error::invalid("object_key", format!("\"{}\" is no object key", args.key))
             .with_detail(e.to_string())
             .with_hint("Run \"pgark repo ls\" for the keys there are.")

@@ -102,9 +102,6 @@ impl Settings {
         let Some(bucket) = config.bucket.clone().filter(|b| bucket_ok(b)) else {
             return Err(invalid("bucket must be the name of a bucket"));
         };
-        if config.path.is_some() {
-            return Err(invalid("path is for posix repositories; S3 has prefix"));
-        }
         let prefix = config.prefix.clone().unwrap_or_default();
         let prefix = prefix.trim_matches('/').to_owned();
         if prefix.len() > PREFIX_BYTES_MAX || (!prefix.is_empty() && !prefix_ok(&prefix)) {

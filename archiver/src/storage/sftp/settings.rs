@@ -90,9 +90,6 @@ impl Settings {
                 "path must be an absolute path on the server, without \"..\"",
             ));
         };
-        if config.bucket.is_some() || config.endpoint.is_some() {
-            return Err(invalid("bucket and endpoint need kind = \"s3\""));
-        }
         if config.attempt_timeout_seconds == 0 || config.deadline_seconds == 0 {
             return Err(invalid("timeouts must be at least one second"));
         }
