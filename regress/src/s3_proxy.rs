@@ -51,6 +51,8 @@ struct Plan {
     /// Whoever changes something is refused.
     read_only: bool,
     counts: BTreeMap<String, u64>,
+    /// "GET /bucket/key?query", in order.
+    requests: Vec<String>,
 }
 
 impl Plan {
@@ -169,6 +171,11 @@ impl Proxy {
         self.plan.lock().unwrap().counts.clone()
     }
 
+    /// The requests since this was last asked: method and target, in order.
+    pub fn requests(&self) -> Vec<String> {
+        std::mem::take(&mut self.plan.lock().unwrap().requests)
+    }
+
     /// How often the fault of this name was met.
     pub fn count(&self, name: &str) -> u64 {
         self.counts().get(name).copied().unwrap_or(0)
@@ -273,7 +280,12 @@ fn serve(
         request.without(&["expect"]);
         let text = String::from_utf8_lossy(&request.head).into_owned();
         let method = text.split(' ').next().unwrap().to_owned();
-        let fault = plan.lock().unwrap().fault(&method);
+        let target = text.split(' ').nth(1).unwrap_or_default();
+        let fault = {
+            let mut plan = plan.lock().unwrap();
+            plan.requests.push(format!("{method} {target}"));
+            plan.fault(&method)
+        };
         if !act(&mut client, upstream, &method, request, fault)? {
             return Ok(());
         }

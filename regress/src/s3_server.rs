@@ -157,13 +157,30 @@ impl S3Server {
     /// Runs Python with a boto3 client `s3`; what it prints.
     #[track_caller]
     pub fn boto(&self, code: &str) -> String {
-        self.python(&format!(
+        self.python(&self.with_client(code))
+    }
+
+    /// Runs Python with a boto3 client `s3` and one argument, until what is returned is dropped: then its
+    /// standard input ends, and it has to.
+    pub fn boto_in_background(&self, code: &str, argument: &Path) -> Background {
+        let child = Command::new(made("moto").with_file_name("python"))
+            .arg("-c")
+            .arg(self.with_client(code))
+            .arg(argument)
+            .current_dir(&self.folder)
+            .stdin(Stdio::piped())
+            .spawn();
+        Background(child.unwrap())
+    }
+
+    fn with_client(&self, code: &str) -> String {
+        format!(
             "import boto3\nfrom botocore.config import Config\n\
              s3 = boto3.client('s3', endpoint_url='{}', region_name='us-east-1', \
              aws_access_key_id='{ACCESS_KEY}', aws_secret_access_key='{SECRET_KEY}', \
              config=Config(s3={{'addressing_style': 'path'}}, request_checksum_calculation='when_required'))\n{code}\n",
             self.endpoint()
-        ))
+        )
     }
 
     /// Runs Python where boto3 is installed; what it prints.
@@ -171,6 +188,17 @@ impl S3Server {
     pub fn python(&self, program: &str) -> String {
         let mut command = Command::new(made("moto").with_file_name("python"));
         crate::cluster::run(command.arg("-c").arg(program).current_dir(&self.folder))
+    }
+}
+
+/// A program in the background.
+#[derive(Debug)]
+pub struct Background(Child);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
     }
 }
 

@@ -47,6 +47,7 @@ mod t510_sets;
 mod t520_redis;
 mod t521_redis_faults;
 mod t530_chroma;
+mod t535_s3_bucket;
 mod t540_postgres_dump;
 mod t560_prometheus;
 mod t570_grafana;

@@ -7,6 +7,7 @@ mod http;
 pub mod postgres_dump;
 pub mod prometheus;
 pub mod redis;
+pub mod s3_bucket;
 
 use super::Driver;
 use crate::{Error, Result};
@@ -26,6 +27,7 @@ pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Dr
             name, settings,
         )?)?)),
         "redis" => Ok(Box::new(redis::Redis::new(parse(name, settings)?)?)),
+        "s3_bucket" => Ok(Box::new(s3_bucket::S3Bucket::open(name, settings)?)),
         "postgres_dump" => Ok(Box::new(postgres_dump::PostgresDump::new(parse(
             name, settings,
         )?)?)),

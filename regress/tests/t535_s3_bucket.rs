@@ -1,0 +1,585 @@
+//! Buckets as components: every version, delete marker, tag and header of a bucket comes back, into another server,
+//! in part and in place; what did not change is not read again; and whatever goes wrong, at the server or on the
+//! way to it, is told and leaves nothing half done.
+
+use crate::component::{Bench, driver, text};
+use pgark_archiver::component::memory::{MemorySink, MemorySource};
+use pgark_archiver::component::{Consistency, Driver, Request, Source};
+use pgark_regress::s3_proxy::{Fault, Proxy};
+use pgark_regress::s3_server::{self, S3Server};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// The section of a component for `bucket` at `endpoint`.
+fn section(bench: &Bench, endpoint: &str, bucket: &str, more: &str) -> String {
+    let own = s3_server::section(&bench.directory, endpoint, bucket);
+    let own = own.replace("kind = \"s3\"\n", "");
+    format!("{own}attempt_timeout_seconds = 2\ndeadline_seconds = 4\n{more}")
+}
+
+fn full_tier() -> bool {
+    std::env::var_os("PGARK_TEST_TIER").is_some_and(|tier| tier == "full")
+}
+
+fn bucket(bench: &Bench, endpoint: &str, bucket: &str, more: &str) -> Box<dyn Driver> {
+    driver("s3_bucket", &section(bench, endpoint, bucket, more))
+}
+
+/// Keys that paths, XML and proxies do not like.
+const ODD_KEYS: &str = r#"['plain', 'a/b/c.txt', 'folder/', 'double//slash', 'new\nline', 'sp ace+plus%25',
+ 'ünï/😀', '@at/@at', '%', 'tab\there', 'x' * 255, 'd' * 300 + '/' + 'e' * 600, 'q?a=b&c#d', "quote'\"<&>", 'dot/./../x']"#;
+
+/// Everything in a bucket, as boto3 sees it: key by key the versions from the oldest on, each with what is told
+/// about it and the digest of its content.
+fn state(server: &S3Server, bucket: &str) -> BTreeMap<String, serde_json::Value> {
+    let printed = server.boto(&format!(
+        r#"
+import json, hashlib
+all = {{}}
+pages = s3.get_paginator('list_object_versions').paginate(Bucket={bucket:?}, PaginationConfig={{'PageSize': 1000}})
+items = []
+for page in pages:
+    items += [(v, False) for v in page.get('Versions', [])] + [(m, True) for m in page.get('DeleteMarkers', [])]
+items.sort(key=lambda i: (i[0]['LastModified'], i[0]['IsLatest']))
+for item, marker in items:
+    key = item['Key']
+    if marker:
+        all.setdefault(key, []).append('marker'); continue
+    more = {{}} if item['VersionId'] == 'null' else {{'VersionId': item['VersionId']}}
+    got = s3.get_object(Bucket={bucket:?}, Key=key, **more)
+    tags = s3.get_object_tagging(Bucket={bucket:?}, Key=key, **more)['TagSet']
+    headers = {{n: got.get(n) for n in ('ContentType', 'CacheControl', 'ContentDisposition', 'ContentEncoding', 'ContentLanguage')}}
+    all.setdefault(key, []).append([hashlib.sha256(got['Body'].read()).hexdigest(), headers, got['Metadata'],
+        sorted((t['Key'], t['Value']) for t in tags)])
+print(json.dumps(all))
+"#
+    ));
+    serde_json::from_str(printed.trim()).unwrap()
+}
+
+/// A bucket that keeps versions, with odd keys, several versions, markers, metadata, tags and a large object.
+fn filled(server: &S3Server, bucket: &str) {
+    server.boto(&format!(
+        r#"
+import time
+s3.create_bucket(Bucket={bucket:?})
+s3.put_object(Bucket={bucket:?}, Key='before', Body=b'put while no versions were kept')
+s3.put_bucket_versioning(Bucket={bucket:?}, VersioningConfiguration={{'Status': 'Enabled'}})
+for key in {ODD_KEYS}:
+    s3.put_object(Bucket={bucket:?}, Key=key, Body=('content of ' + key).encode())
+put = lambda key, body, **more: (s3.put_object(Bucket={bucket:?}, Key=key, Body=body, **more), time.sleep(0.01))
+put('many', b'1', ContentType='text/plain', Metadata={{'owner': 'a', 'empty': ''}})
+put('many', b'2', Tagging='state=new&a%20b=%26')
+s3.delete_object(Bucket={bucket:?}, Key='many'); time.sleep(0.01)
+put('many', b'4', CacheControl='no-cache', ContentLanguage='de', ContentDisposition='attachment')
+put('many', b'4', ContentType='text/html')
+put('gone', b'x'); s3.delete_object(Bucket={bucket:?}, Key='gone')
+put('empty', b'')
+put('large', bytes(i * 7 % 251 for i in range(20 << 20)), Tagging='size=large', Metadata={{'m': 'n'}})
+put('coded', b'not gzip at all', ContentEncoding='gzip')
+"#
+    ));
+}
+
+fn reads(requests: &[String]) -> Vec<&String> {
+    let is_read = |r: &&String| {
+        r.starts_with("HEAD ")
+            || r.contains("x-id=GetObject&")
+            || r.ends_with("x-id=GetObject")
+            || (r.starts_with("GET ") && !r.contains("versions") && !r.contains("tagging")
+                && !r.contains("versioning") && !r.contains("uploads"))
+    };
+    requests.iter().filter(is_read).collect()
+}
+
+#[test]
+fn everything_comes_back_in_order() {
+    let bench = Bench::new("s3-bucket");
+    let server = S3Server::moto(&bench.directory);
+    filled(&server, "docs");
+    let from = bucket(&bench, &server.endpoint(), "docs", "");
+    let lines = from.check(&bench.context()).unwrap();
+    assert!(lines.iter().all(|line| line.ok), "{lines:?}");
+    let backup = bench.capture(from.as_ref());
+    let point = backup.point();
+    assert_eq!(point.consistency, Consistency::PointInTime, "{:?}", point.notes);
+    assert_eq!(point.evidence["delete_markers"], 2);
+    assert_eq!(point.evidence["versions"], 16 + 4 + 1 + 3);
+
+    // Into an empty server, whose bucket is made.
+    let other = S3Server::moto(&bench.directory);
+    let into = bucket(&bench, &other.endpoint(), "docs", "");
+    let everything = Request::default();
+    let done = bench.restore(into.as_ref(), &backup, &everything);
+    assert!(done.iter().any(|line| line.starts_with("made ")), "{done:?}");
+    let expected = state(&server, "docs");
+    assert_eq!(expected.len(), 16 + 5);
+    assert_eq!(expected["many"].as_array().unwrap().len(), 5);
+    assert_eq!(state(&other, "docs"), expected);
+    let evidence = bench.evidence(into.as_ref(), &backup, &everything);
+    assert!(evidence.ok, "{evidence:?}");
+
+    // Not over what is there.
+    let refused = bench.try_restore(into.as_ref(), &backup, &everything);
+    assert_eq!(refused.unwrap_err().code(), "component_not_empty");
+    assert_eq!(state(&other, "docs"), expected);
+
+    // What goes wrong is seen, and set right in place; what a bucket keeps stays below.
+    let overwrite = Request {
+        overwrite: true,
+        ..Request::default()
+    };
+    for damage in [
+        "s3.put_object(Bucket='docs', Key='plain', Body=b'content of plaim')",
+        "s3.delete_object(Bucket='docs', Key='folder/')",
+        "s3.put_object(Bucket='docs', Key='extra', Body=b'')",
+        "s3.put_object_tagging(Bucket='docs', Key='large', Tagging={'TagSet': []})",
+        "s3.copy_object(Bucket='docs', Key='coded', CopySource={'Bucket': 'docs', 'Key': 'coded'}, \
+         MetadataDirective='REPLACE', ContentType='x/y')",
+        "v = s3.list_object_versions(Bucket='docs', Prefix='many')['Versions'][-1]\n\
+         s3.delete_object(Bucket='docs', Key='many', VersionId=v['VersionId'])",
+    ] {
+        other.boto(damage);
+        assert!(
+            !bench.evidence(into.as_ref(), &backup, &overwrite).ok,
+            "{damage}"
+        );
+        let done = bench.restore(into.as_ref(), &backup, &overwrite);
+        let evidence = bench.evidence(into.as_ref(), &backup, &overwrite);
+        assert!(evidence.ok, "{damage}: {evidence:?} {done:?}");
+    }
+    let mended = state(&other, "docs");
+    assert_eq!(mended["plain"].as_array().unwrap().len(), 3, "nothing is destroyed");
+    assert_eq!(mended["plain"][2], expected["plain"][0]);
+    assert_eq!(mended["extra"][1], "marker");
+    assert_eq!(mended["dot/./../x"], expected["dot/./../x"]);
+
+    // Into a bucket that keeps no versions: the newest of each.
+    other.create_bucket("flat");
+    let flat = Request {
+        to: Some("s3://flat".to_owned()),
+        ..Request::default()
+    };
+    let done = bench.restore(into.as_ref(), &backup, &flat);
+    assert!(done.iter().any(|line| line.contains("keeps no versions")), "{done:?}");
+    let evidence = bench.evidence(into.as_ref(), &backup, &flat);
+    assert!(evidence.ok, "{evidence:?}");
+    let found = state(&other, "flat");
+    assert!(!found.contains_key("gone"));
+    assert_eq!(found["many"][0], expected["many"][4]);
+    assert_eq!(found.len(), expected.len() - 1);
+}
+
+#[test]
+fn parts_come_back_alone_and_under_other_names() {
+    let bench = Bench::new("s3-parts");
+    let server = S3Server::moto(&bench.directory);
+    filled(&server, "docs");
+    let from = bucket(&bench, &server.endpoint(), "docs", "exact = false");
+    let backup = bench.capture(from.as_ref());
+    let expected = state(&server, "docs");
+    let part = |select: &[&str], rename: &[(&str, &str)], to: &str| Request {
+        select: select.iter().map(|s| (*s).to_owned()).collect(),
+        rename: rename
+            .iter()
+            .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
+            .collect(),
+        to: Some(to.to_owned()),
+        overwrite: false,
+    };
+    // One object, a prefix, a folder; under other names; as of a time; one version.
+    for (request, keys) in [
+        (part(&["plain"], &[], "s3://one"), vec!["plain"]),
+        (part(&["key=new\nline", "ü*"], &[], "s3://two"), vec!["new\nline", "ünï/😀"]),
+        (part(&["a/"], &[("a/", "z/y/")], "s3://three"), vec!["z/y/b/c.txt"]),
+    ] {
+        bench.restore(from.as_ref(), &backup, &request);
+        assert!(bench.evidence(from.as_ref(), &backup, &request).ok);
+        let to = request.to.as_deref().unwrap().trim_start_matches("s3://");
+        let found = state(&server, to);
+        assert_eq!(found.keys().collect::<Vec<_>>(), keys, "{request:?}");
+        if request.rename.is_empty() {
+            assert!(keys.iter().all(|key| found[*key] == expected[*key]));
+        }
+    }
+    let version = server.boto(
+        "print(s3.list_object_versions(Bucket='docs', Prefix='many')['Versions'][-1]['VersionId'])",
+    );
+    let version = format!("version={}", version.trim());
+    let one = part(&["many", &version], &[("many", "first")], "s3://four");
+    bench.restore(from.as_ref(), &backup, &one);
+    assert_eq!(state(&server, "four")["first"][0], expected["many"][0]);
+    assert_eq!(state(&server, "four")["first"].as_array().unwrap().len(), 1);
+    // As of the moment before the marker.
+    let time = server.boto(
+        "print(s3.list_object_versions(Bucket='docs', Prefix='many')['Versions'][-2]['LastModified'].isoformat())",
+    );
+    let until = format!("until={}", time.trim());
+    let then = part(&["many", &until], &[], "s3://five");
+    bench.restore(from.as_ref(), &backup, &then);
+    assert_eq!(
+        state(&server, "five")["many"].as_array().unwrap()[..],
+        expected["many"].as_array().unwrap()[..2]
+    );
+    // In place, one object; the others stay as they are.
+    server.boto(
+        "s3.put_object(Bucket='docs', Key='plain', Body=b'x'); s3.put_object(Bucket='docs', Key='extra', Body=b'x')",
+    );
+    let one = Request {
+        select: vec!["plain".to_owned()],
+        overwrite: true,
+        ..Request::default()
+    };
+    bench.restore(from.as_ref(), &backup, &one);
+    assert!(bench.evidence(from.as_ref(), &backup, &one).ok);
+    let found = state(&server, "docs");
+    assert_eq!(found["plain"][2], expected["plain"][0]);
+    assert_eq!(found["extra"].as_array().unwrap().len(), 1);
+    // What selects nothing; two of one name; a place that is none.
+    for request in [
+        part(&["plai"], &[], "s3://six"),
+        part(&[""], &[], "s3://six"),
+        part(&["plain", "empty"], &[("plain", "x"), ("empty", "x")], "s3://six"),
+        part(&[], &[], "s3://a/b"),
+    ] {
+        let refused = bench.try_restore(from.as_ref(), &backup, &request);
+        assert_eq!(refused.unwrap_err().code(), "component_select", "{request:?}");
+    }
+    let made = server.boto("print([b['Name'] for b in s3.list_buckets()['Buckets']])");
+    assert!(!made.contains("six"), "{made}");
+    // Ids are the keys that there are now.
+    let mut ids = Vec::new();
+    let listed = from.ids(&bench.context(), "", &mut |id| {
+        ids.push(id);
+        Ok(())
+    });
+    assert!(listed.unwrap());
+    assert!(ids.contains(&"new\nline".to_owned()) && !ids.contains(&"gone".to_owned()));
+}
+
+#[test]
+fn what_did_not_change_is_not_read_again() {
+    let bench = Bench::new("s3-unchanged");
+    let server = S3Server::moto(&bench.directory);
+    let proxy = Proxy::start(server.port());
+    filled(&server, "docs");
+    server.boto(
+        "s3.create_bucket(Bucket='flat')\n\
+         for n in range(30): s3.put_object(Bucket='flat', Key=f'k{n}', Body=b'x' * n)",
+    );
+    for (name, more, per_version) in [
+        ("docs", "", 1),
+        ("docs", "tags = \"new\"\n", 0),
+        ("flat", "tags = \"new\"\nprefix = \"k\"", 0),
+    ] {
+        let from = bucket(&bench, &proxy.endpoint(), name, more);
+        let first = bench.capture(from.as_ref());
+        let versions = first.point().evidence["versions"].as_u64().unwrap();
+        let requests = proxy.requests();
+        assert!(reads(&requests).len() as u64 >= versions, "{requests:?}");
+        let second = bench.capture_after(from.as_ref(), first.clone());
+        let requests = proxy.requests();
+        assert_eq!(reads(&requests), Vec::<&String>::new());
+        let tagging = requests.iter().filter(|r| r.contains("tagging")).count() as u64;
+        assert_eq!(tagging, per_version * versions, "{requests:?}");
+        assert!(requests.len() as u64 <= 12 + tagging, "{requests:?}");
+        assert_eq!(second.point().evidence["unchanged"], versions);
+        // The whole of it: into another bucket.
+        let to = format!("s3://copy-{name}-{per_version}");
+        let elsewhere = Request {
+            to: Some(to.clone()),
+            ..Request::default()
+        };
+        bench.restore(from.as_ref(), &second, &elsewhere);
+        assert!(bench.evidence(from.as_ref(), &second, &elsewhere).ok);
+        assert_eq!(
+            state(&server, to.trim_start_matches("s3://")),
+            state(&server, name)
+        );
+        proxy.requests();
+        // One changed object is one that is read; changed tags are seen without.
+        let key = if name == "docs" { "plain" } else { "k7" };
+        server.boto(&format!(
+            "s3.put_object(Bucket='{name}', Key='{key}', Body=b'new')\n\
+             s3.put_object_tagging(Bucket='{name}', Key='{}', Tagging={{'TagSet': [{{'Key': 'k', 'Value': 'v'}}]}})",
+            if name == "docs" { "empty" } else { "k8" }
+        ));
+        let third = bench.capture_after(from.as_ref(), second);
+        assert_eq!(reads(&proxy.requests()).len(), 1);
+        let (before, after) = (versions, &third.point().evidence);
+        let added = u64::from(name == "docs");
+        assert_eq!(after["versions"], before + added);
+        if per_version == 1 {
+            let in_place = Request {
+                overwrite: true,
+                ..Request::default()
+            };
+            let evidence = bench.evidence(from.as_ref(), &third, &in_place);
+            assert!(evidence.ok, "{evidence:?}");
+        }
+        proxy.requests();
+    }
+}
+
+/// A writer who puts and deletes all the time; what the bucket holds after each of its steps is known.
+const WRITER: &str = r#"
+import sys, time, json, hashlib, threading
+stop = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+now, n = {}, 0
+log = open(sys.argv[1], 'w')
+while not stop.is_set():
+    key = f'k{n * 7919 % 40}'
+    if n % 5 == 4 and key in now:
+        s3.delete_object(Bucket='load', Key=key); del now[key]
+    else:
+        body = f'{n} ' * 100
+        s3.put_object(Bucket='load', Key=key, Body=body.encode()); now[key] = hashlib.sha256(body.encode()).hexdigest()
+    n += 1
+    digest = hashlib.sha256(json.dumps(sorted(now.items())).encode()).hexdigest()
+    log.write(f'{n} {digest} {time.time()}\n'); log.flush()
+"#;
+
+#[test]
+fn under_load_a_backup_is_of_one_moment() {
+    let bench = Bench::new("s3-load");
+    let server = S3Server::moto(&bench.directory);
+    under_load(&bench, &server, if full_tier() { 5 } else { 2 });
+}
+
+fn under_load(bench: &Bench, server: &S3Server, rounds: usize) {
+    server.boto(
+        "s3.create_bucket(Bucket='load')\n\
+         s3.put_bucket_versioning(Bucket='load', VersioningConfiguration={'Status': 'Enabled'})",
+    );
+    let log = bench.directory.join("writer.log");
+    let writer = server.boto_in_background(WRITER, &log);
+    let written = || std::fs::read_to_string(&log).unwrap_or_default();
+    pgark_regress::process::wait_until("the writer writes", Duration::from_secs(30), || {
+        written().lines().count() > 50
+    });
+    let from = bucket(bench, &server.endpoint(), "load", "");
+    let mut parent: Option<MemorySource> = None;
+    for round in 0..rounds {
+        let before = written().lines().count();
+        let sink = match parent.take() {
+            Some(parent) => MemorySink::with_parent(parent),
+            None => MemorySink::new(),
+        };
+        let point = from.capture(&bench.context(), &sink);
+        let backup = sink.finish(point.unwrap_or_else(|e| panic!("{}", text(&e))));
+        let after = written().lines().count();
+        assert_eq!(backup.point().consistency, Consistency::PointInTime);
+        assert!(after > before + 5, "the writer stood still: {before} {after}");
+        let to = format!("s3://restored-{round}");
+        let elsewhere = Request {
+            to: Some(to.clone()),
+            ..Request::default()
+        };
+        bench.restore(from.as_ref(), &backup, &elsewhere);
+        let evidence = bench.evidence(from.as_ref(), &backup, &elsewhere);
+        assert!(evidence.ok, "{evidence:?}");
+        let found = server.boto(&format!(
+            r#"
+import hashlib, json
+now = {{}}
+for page in s3.get_paginator('list_objects_v2').paginate(Bucket='restored-{round}'):
+    for o in page.get('Contents', []):
+        now[o['Key']] = hashlib.sha256(s3.get_object(Bucket='restored-{round}', Key=o['Key'])['Body'].read()).hexdigest()
+print(hashlib.sha256(json.dumps(sorted(now.items())).encode()).hexdigest())
+"#
+        ));
+        // A state of the bracket, not one before it.
+        let log = written();
+        let states: Vec<&str> = log.lines().map(|l| l.split(' ').nth(1).unwrap()).collect();
+        let at = states.iter().rposition(|digest| *digest == found.trim());
+        let at = at.unwrap_or_else(|| panic!("a state that never was: {found}"));
+        assert!(
+            (before.saturating_sub(1)..=after).contains(&at),
+            "{at} is not within {before} to {after}"
+        );
+        parent = Some(backup);
+    }
+    drop(writer);
+}
+
+#[test]
+fn what_goes_wrong_is_told() {
+    let bench = Bench::new("s3-wrong");
+    let server = S3Server::moto(&bench.directory);
+    filled(&server, "docs");
+    let proxy = Proxy::start(server.port());
+    let from = bucket(&bench, &proxy.endpoint(), "docs", "exact = false\n");
+    let backup = bench.capture(from.as_ref());
+    // Nobody there, no such bucket, refused.
+    let port = pgark_regress::redis_server::free_port();
+    let nobody = bucket(&bench, &format!("http://127.0.0.1:{port}"), "docs", "");
+    let error = bench.try_capture(nobody.as_ref()).unwrap_err();
+    assert_eq!(error.code(), "s3_unavailable");
+    assert!(error.hint().unwrap().contains("[component.*]"), "{}", text(&error));
+    let none = bucket(&bench, &proxy.endpoint(), "none", "");
+    assert_eq!(
+        bench.try_capture(none.as_ref()).unwrap_err().code(),
+        "s3_bucket_missing"
+    );
+    let lines = none.check(&bench.context()).unwrap();
+    assert!(lines.iter().any(|line| !line.ok && !line.hint.is_empty()), "{lines:?}");
+    for (status, code, expected) in [
+        (403, "SignatureDoesNotMatch", "s3_credentials_rejected"),
+        (403, "InvalidAccessKeyId", "s3_credentials_rejected"),
+        (403, "AccessDenied", "s3_access_denied"),
+        (400, "InvalidRequest", "s3_refused"),
+    ] {
+        proxy.always(Fault::Refuse(status, code));
+        let error = bench.try_capture(from.as_ref()).unwrap_err();
+        assert_eq!(error.code(), expected, "{}", text(&error));
+        assert!(!text(&error).contains(s3_server::SECRET_KEY));
+        let lines = from.check(&bench.context()).unwrap();
+        assert!(lines.iter().any(|line| !line.ok), "{lines:?}");
+        proxy.calm();
+    }
+    // Answers that break off, resets, refusals under load: gone over; each byte is there.
+    proxy.random(
+        7,
+        150,
+        &[
+            Fault::TruncateAnswer,
+            Fault::ResetAfter,
+            Fault::Refuse(503, "SlowDown"),
+            Fault::OkWithError,
+        ],
+    );
+    let again = bench.capture(from.as_ref());
+    assert!(proxy.count("TruncateAnswer") > 0, "{:?}", proxy.counts());
+    proxy.calm();
+    assert_eq!(again.paths(), backup.paths());
+    for path in backup.paths() {
+        assert_eq!(again.content(path.as_bytes()), backup.content(path.as_bytes()), "{path}");
+    }
+    // A full repository, and a cancelled backup: no upload, nothing at the server.
+    let full = from.capture(&bench.context(), &MemorySink::new().failing_after(1000));
+    assert_eq!(full.unwrap_err().code(), "disk_full");
+    // A server that dies in the middle, and one that is slow: a failure in time.
+    proxy.next(Some("GET"), &[Fault::Pass; 6]);
+    proxy.always(Fault::DelayMillis(30_000));
+    let began = Instant::now();
+    let error = bench.try_capture(from.as_ref()).unwrap_err();
+    assert_eq!(error.code(), "s3_unavailable", "{}", text(&error));
+    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    proxy.calm();
+    proxy.next(Some("GET"), &[Fault::Pass; 6]);
+    proxy.always(Fault::Drop);
+    let error = bench.try_capture(from.as_ref()).unwrap_err();
+    assert_eq!(error.code(), "s3_unavailable", "{}", text(&error));
+    proxy.calm();
+    // A restore whose upload fails leaves no parts behind, and goes on where it ended.
+    let elsewhere = Request {
+        to: Some("s3://again".to_owned()),
+        ..Request::default()
+    };
+    proxy.next(
+        Some("PUT"),
+        &[
+            Fault::Pass,
+            Fault::Pass,
+            Fault::Refuse(403, "AccessDenied"),
+        ],
+    );
+    let error = bench
+        .try_restore(from.as_ref(), &backup, &elsewhere)
+        .unwrap_err();
+    assert_eq!(error.code(), "s3_access_denied");
+    proxy.calm();
+    let large = Request {
+        select: vec!["large".to_owned()],
+        to: Some("s3://large".to_owned()),
+        ..Request::default()
+    };
+    // The bucket, its versions, the first part; the second part is refused.
+    proxy.next(
+        Some("PUT"),
+        &[
+            Fault::Pass,
+            Fault::Pass,
+            Fault::Pass,
+            Fault::Refuse(403, "AccessDenied"),
+        ],
+    );
+    let error = bench.try_restore(from.as_ref(), &backup, &large).unwrap_err();
+    assert_eq!(error.code(), "s3_access_denied");
+    proxy.calm();
+    let left = server.boto("print(len(s3.list_multipart_uploads(Bucket='large').get('Uploads', [])), \
+         len(s3.list_object_versions(Bucket='large').get('Versions', [])))");
+    assert_eq!(left.trim(), "0 0");
+    let overwrite = Request {
+        overwrite: true,
+        ..elsewhere
+    };
+    bench.restore(from.as_ref(), &backup, &overwrite);
+    assert!(bench.evidence(from.as_ref(), &backup, &overwrite).ok);
+    assert_eq!(state(&server, "again"), state(&server, "docs"));
+    // A damaged backup: the object is not written.
+    let mut damaged = backup.clone();
+    let path = backup.paths().into_iter().find(|p| p.starts_with("objects/plain/")).unwrap();
+    damaged.content_mut(path.as_bytes()).unwrap()[3] ^= 1;
+    assert!(!bench.evidence(from.as_ref(), &damaged, &Request::default()).ok);
+    damaged.content_mut(path.as_bytes()).unwrap().pop();
+    let short = Request {
+        select: vec!["plain".to_owned()],
+        to: Some("s3://short".to_owned()),
+        ..Request::default()
+    };
+    let error = bench.try_restore(from.as_ref(), &damaged, &short).unwrap_err();
+    assert_eq!(error.code(), "file_damaged");
+    let left = server.boto("print(len(s3.list_object_versions(Bucket='short').get('Versions', [])))");
+    assert_eq!(left.trim(), "0");
+    // Cancelled.
+    bench.cancel.cancel();
+    assert_eq!(
+        bench.try_capture(from.as_ref()).unwrap_err().code(),
+        "cancelled"
+    );
+    // Sections that make no sense.
+    for (section, code) in [
+        ("bucket = \"b\"", "config_invalid"),
+        ("bucket = \"docs\"\nendpoint = \"h:1\"", "config_invalid"),
+        ("bucket = \"docs\"\nsecret_access_key = \"file:/x\"", "config_invalid"),
+        ("bucket = \"docs\"\nunknown = 1", "config_invalid"),
+        ("bucket = \"docs\"\nparallel = 0", "component_settings"),
+    ] {
+        let opened = pgark_archiver::component::drivers::open("it", "s3_bucket", &section.parse().unwrap());
+        assert_eq!(opened.err().unwrap().code(), code, "{section}");
+    }
+}
+
+/// Full tier: the same against a real server, radosgw. As root.
+#[test]
+fn a_real_server_says_the_same() {
+    if !full_tier() {
+        return;
+    }
+    let bench = Bench::new("s3-radosgw");
+    let server = S3Server::radosgw(&bench.directory);
+    filled(&server, "docs");
+    let proxy = Proxy::start(server.port());
+    let from = bucket(&bench, &proxy.endpoint(), "docs", "");
+    let backup = bench.capture(from.as_ref());
+    let elsewhere = Request {
+        to: Some("s3://copy".to_owned()),
+        ..Request::default()
+    };
+    bench.restore(from.as_ref(), &backup, &elsewhere);
+    let evidence = bench.evidence(from.as_ref(), &backup, &elsewhere);
+    assert!(evidence.ok, "{evidence:?}");
+    assert_eq!(state(&server, "copy"), state(&server, "docs"));
+    proxy.requests();
+    bench.capture_after(from.as_ref(), backup);
+    assert_eq!(reads(&proxy.requests()), Vec::<&String>::new());
+    under_load(&bench, &server, 5);
+    // Wrong keys, which moto takes.
+    bench.directory.file("s3.wrong", "wrong");
+    let right = section(&bench, &server.endpoint(), "docs", "");
+    let wrong = driver("s3_bucket", &right.replace("s3.secret", "s3.wrong"));
+    let error = bench.try_capture(wrong.as_ref()).unwrap_err();
+    assert_eq!(error.code(), "s3_credentials_rejected", "{}", text(&error));
+}
