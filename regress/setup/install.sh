@@ -77,6 +77,7 @@ if [ "$want" = test ]; then
     "$(dirname "$0")/python.sh" >/dev/null
     "$(dirname "$0")/s3-servers.sh" moto >/dev/null
     "$(dirname "$0")/chroma.sh" >/dev/null
+    "$(dirname "$0")/minio-client.sh" >/dev/null
     for store in redis redis-8 valkey prometheus; do
         "$(dirname "$0")/stores.sh" "$store" >/dev/null
     done

@@ -48,6 +48,7 @@ mod t520_redis;
 mod t521_redis_faults;
 mod t530_chroma;
 mod t535_s3_bucket;
+mod t536_minio;
 mod t540_postgres_dump;
 mod t560_prometheus;
 mod t570_grafana;

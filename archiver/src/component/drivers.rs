@@ -4,6 +4,7 @@ pub mod chroma;
 pub mod files;
 pub mod grafana;
 mod http;
+pub mod minio;
 pub mod postgres_dump;
 pub mod prometheus;
 pub mod redis;
@@ -23,6 +24,7 @@ pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Dr
         files::KIND => Ok(Box::new(files::Files::open(name, settings)?)),
         "chroma" => Ok(Box::new(chroma::Chroma::new(parse(name, settings)?)?)),
         "grafana" => Ok(Box::new(grafana::Grafana::new(parse(name, settings)?)?)),
+        "minio" => Ok(Box::new(minio::Minio::open(name, settings)?)),
         "prometheus" => Ok(Box::new(prometheus::Prometheus::new(parse(
             name, settings,
         )?)?)),

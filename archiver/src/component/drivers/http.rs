@@ -192,7 +192,8 @@ impl Http {
         }
     }
 
-    fn body(&self, response: Response) -> Result<Vec<u8>> {
+    /// Reads an answer as it is.
+    pub(super) fn body(&self, response: Response) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         response
             .take(ANSWER_BYTES_MAX + 1)

@@ -12,7 +12,7 @@ mod groups;
 mod naming;
 pub(super) mod restore;
 pub(super) mod selection;
-mod spread;
+pub(super) mod spread;
 
 use self::capture::Captured;
 use self::restore::Target;
@@ -63,15 +63,15 @@ pub struct Options {
     pub verify_etag: bool,
 }
 
-const fn default_parallel() -> usize {
+pub(super) const fn default_parallel() -> usize {
     8
 }
 
-const fn default_tags() -> Tags {
+pub(super) const fn default_tags() -> Tags {
     Tags::Always
 }
 
-const fn yes() -> bool {
+pub(super) const fn yes() -> bool {
     true
 }
 
@@ -109,7 +109,7 @@ impl S3Bucket {
         })
     }
 
-    fn target(&self, request: &Request) -> Result<Target<'_>> {
+    fn target(&self, source: &dyn Source, request: &Request) -> Result<Target<'_>> {
         let objects = match &request.to {
             Some(to) => connection::elsewhere(&self.objects, to)?,
             None => self.objects.clone(),
@@ -118,19 +118,24 @@ impl S3Bucket {
             objects,
             options: &self.options,
             in_place: request.to.is_none(),
+            within: match source.point().position.get("prefix") {
+                Some(serde_json::Value::String(prefix)) => prefix.clone(),
+                _ => String::new(),
+            },
             overwrite: request.overwrite,
         })
     }
 }
 
 /// The point of what was captured of one bucket.
-fn point(captured: &Captured, objects: &Objects, from: DateTime<Utc>, until: DateTime<Utc>) -> Point {
+fn point(captured: &Captured, driver: &S3Bucket, from: DateTime<Utc>, until: DateTime<Utc>) -> Point {
     let consistency = match captured.cut {
         Some(_) => Consistency::PointInTime,
         None => Consistency::Fuzzy,
     };
     let mut position = BTreeMap::from([
-        ("bucket".to_owned(), json!(objects.bucket())),
+        ("bucket".to_owned(), json!(driver.objects.bucket())),
+        ("prefix".to_owned(), json!(driver.options.prefix)),
         ("versioning".to_owned(), json!(captured.versioning)),
     ]);
     if let Some(cut) = captured.cut {
@@ -254,7 +259,7 @@ impl Driver for S3Bucket {
     fn capture(&self, context: &Context<'_>, sink: &dyn Sink) -> Result<Point> {
         let from = Utc::now();
         let captured = capture::bucket(&self.objects, &self.options, ROOT, context, sink)?;
-        Ok(point(&captured, &self.objects, from, Utc::now()))
+        Ok(point(&captured, self, from, Utc::now()))
     }
 
     fn restore(
@@ -263,7 +268,7 @@ impl Driver for S3Bucket {
         source: &dyn Source,
         request: &Request,
     ) -> Result<Vec<String>> {
-        let target = self.target(request)?;
+        let target = self.target(source, request)?;
         let selection = Selection::parse(&request.select, &request.rename)?;
         let keeps = source.point().position.get("versioning") != Some(&json!("never"));
         target.restore(context, source, ROOT, &selection, keeps)
@@ -275,7 +280,7 @@ impl Driver for S3Bucket {
         source: &dyn Source,
         request: &Request,
     ) -> Result<Evidence> {
-        let target = self.target(request)?;
+        let target = self.target(source, request)?;
         let selection = Selection::parse(&request.select, &request.rename)?;
         let lines = target.evidence(context, source, ROOT, &selection)?;
         Ok(Evidence {

@@ -183,7 +183,7 @@ impl Target<'_> {
         }
         let (mut extras, mut first) = (0_u64, None);
         super::keys(&self.objects, context, &self.options.prefix, &mut |key| {
-            if !wanted.has(&key) {
+            if self.is_about(&key) && !wanted.has(&key) {
                 extras += 1;
                 first.get_or_insert(key);
             }

@@ -21,6 +21,8 @@ pub(in super::super) struct Target<'a> {
     pub(in super::super) options: &'a Options,
     /// It is the component's own: what the backup does not have goes, when all of it is restored.
     pub(in super::super) in_place: bool,
+    /// What the backup was confined to: of other keys it says nothing.
+    pub(in super::super) within: String,
     /// What is there may be replaced.
     pub(in super::super) overwrite: bool,
 }
@@ -100,6 +102,11 @@ impl Target<'_> {
         Ok(notes)
     }
 
+    /// Whether the backup would hold `key` if it had been there.
+    pub(super) fn is_about(&self, key: &str) -> bool {
+        key.starts_with(&self.options.prefix) && key.starts_with(&self.within)
+    }
+
     /// What is in the bucket already: refuses it, or tells what has to go.
     fn look(
         &self,
@@ -109,7 +116,7 @@ impl Target<'_> {
     ) -> Result<Vec<String>> {
         let mut extras = Vec::new();
         super::keys(&self.objects, context, "", &mut |key| {
-            let ours = key.starts_with(&self.options.prefix);
+            let ours = self.is_about(&key);
             match (wanted.has(&key), self.overwrite) {
                 (true, false) => {
                     return Err(Error::invalid(

@@ -104,7 +104,7 @@ impl Selection {
     }
 
     /// Whether all of the backup is meant, as it is.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(in super::super) fn is_whole(&self) -> bool {
         self.keys.is_empty() && self.renames.is_empty() && self.until.is_none()
     }
 
@@ -112,7 +112,7 @@ impl Selection {
     ///
     /// # Errors
     /// Kind Invalid, `component_select`, for a name that is none.
-    pub(super) fn target(&self, key: &str) -> Result<Option<String>> {
+    pub(in super::super) fn target(&self, key: &str) -> Result<Option<String>> {
         let taken = self.keys.is_empty() || self.keys.iter().any(|own| own.rest(key).is_some());
         if !taken {
             return Ok(None);
