@@ -36,11 +36,12 @@ fn state(server: &S3Server, bucket: &str) -> BTreeMap<String, serde_json::Value>
         r#"
 import json, hashlib
 all = {{}}
-pages = s3.get_paginator('list_object_versions').paginate(Bucket={bucket:?}, PaginationConfig={{'PageSize': 1000}})
+# One at a time: versions and markers of a page are told apart, and their times are whole seconds.
+pages = s3.get_paginator('list_object_versions').paginate(Bucket={bucket:?}, PaginationConfig={{'PageSize': 1}})
 items = []
 for page in pages:
     items += [(v, False) for v in page.get('Versions', [])] + [(m, True) for m in page.get('DeleteMarkers', [])]
-items.sort(key=lambda i: (i[0]['LastModified'], i[0]['IsLatest']))
+items.reverse()
 for item, marker in items:
     key = item['Key']
     if marker:
@@ -69,7 +70,7 @@ for key in {ODD_KEYS}:
     s3.put_object(Bucket={bucket:?}, Key=key, Body=('content of ' + key).encode())
 put = lambda key, body, **more: (s3.put_object(Bucket={bucket:?}, Key=key, Body=body, **more), time.sleep(0.01))
 put('many', b'1', ContentType='text/plain', Metadata={{'owner': 'a', 'empty': ''}})
-put('many', b'2', Tagging='state=new&a%20b=%26')
+put('many', b'2', Tagging='state=new&a%20b=c%2Fd%2B')
 s3.delete_object(Bucket={bucket:?}, Key='many'); time.sleep(0.01)
 put('many', b'4', CacheControl='no-cache', ContentLanguage='de', ContentDisposition='attachment')
 put('many', b'4', ContentType='text/html')
@@ -210,17 +211,20 @@ fn parts_come_back_alone_and_under_other_names() {
     bench.restore(from.as_ref(), &backup, &one);
     assert_eq!(state(&server, "four")["first"][0], expected["many"][0]);
     assert_eq!(state(&server, "four")["first"].as_array().unwrap().len(), 1);
-    // As of the moment before the marker.
+    // As of a moment: without what came a second later, the marker.
     let time = server.boto(
-        "print(s3.list_object_versions(Bucket='docs', Prefix='many')['Versions'][-2]['LastModified'].isoformat())",
+        "import time\n\
+         s3.put_object(Bucket='docs', Key='timed', Body=b'1'); time.sleep(1.1)\n\
+         s3.delete_object(Bucket='docs', Key='timed')\n\
+         print(s3.list_object_versions(Bucket='docs', Prefix='timed')['Versions'][0]['LastModified'].isoformat())",
     );
+    let timed = bench.capture(from.as_ref());
     let until = format!("until={}", time.trim());
-    let then = part(&["many", &until], &[], "s3://five");
-    bench.restore(from.as_ref(), &backup, &then);
-    assert_eq!(
-        state(&server, "five")["many"].as_array().unwrap()[..],
-        expected["many"].as_array().unwrap()[..2]
-    );
+    let then = part(&["timed", &until], &[], "s3://five");
+    bench.restore(from.as_ref(), &timed, &then);
+    assert!(bench.evidence(from.as_ref(), &timed, &then).ok);
+    let found = state(&server, "five");
+    assert_eq!(found["timed"].as_array().unwrap()[..], state(&server, "docs")["timed"].as_array().unwrap()[..1]);
     // In place, one object; the others stay as they are.
     server.boto(
         "s3.put_object(Bucket='docs', Key='plain', Body=b'x'); s3.put_object(Bucket='docs', Key='extra', Body=b'x')",
@@ -335,7 +339,7 @@ while not stop.is_set():
     else:
         body = f'{n} ' * 100
         s3.put_object(Bucket='load', Key=key, Body=body.encode()); now[key] = hashlib.sha256(body.encode()).hexdigest()
-    n += 1
+    n += 1; time.sleep(0.02)
     digest = hashlib.sha256(json.dumps(sorted(now.items())).encode()).hexdigest()
     log.write(f'{n} {digest} {time.time()}\n'); log.flush()
 "#;

@@ -58,9 +58,9 @@ impl Target<'_> {
         let wanted = targets(source, root, selection, context)?;
         let mut notes = Vec::new();
         let found = self.objects.versioning()?;
-        let extras = match found {
+        let (extras, is_empty) = match found {
             Some(_) => self.look(context, selection, &wanted)?,
-            None => Vec::new(),
+            None => (Vec::new(), true),
         };
         let versioning = match found {
             Some((versioning, _)) => versioning,
@@ -87,7 +87,7 @@ impl Target<'_> {
             context,
             source,
             done: Done::default(),
-            is_new: found.is_none(),
+            is_empty,
             versioned: versioning == Versioning::Enabled,
         };
         let all = groups(source, root, selection, context);
@@ -107,30 +107,35 @@ impl Target<'_> {
         key.starts_with(&self.options.prefix) && key.starts_with(&self.within)
     }
 
-    /// What is in the bucket already: refuses it, or tells what has to go.
+    /// What is in the bucket already: refuses it, or tells what has to go; and whether it is nothing at all.
     fn look(
         &self,
         context: &Context<'_>,
         selection: &Selection,
         wanted: &Keys,
-    ) -> Result<Vec<String>> {
-        let mut extras = Vec::new();
-        super::keys(&self.objects, context, "", &mut |key| {
-            let ours = self.is_about(&key);
-            match (wanted.has(&key), self.overwrite) {
-                (true, false) => {
+    ) -> Result<(Vec<String>, bool)> {
+        let goes = self.overwrite && self.in_place && selection.is_whole();
+        let (mut extras, mut is_empty) = (Vec::new(), true);
+        for group in self.objects.versions("") {
+            context.cancel.check()?;
+            is_empty = false;
+            let Some(newest) = group?.into_iter().next().filter(|newest| !newest.is_marker) else {
+                continue;
+            };
+            let key = newest.key;
+            match wanted.has(&key) {
+                true if !self.overwrite => {
                     return Err(Error::invalid(
                         "component_not_empty",
                         format!("{} holds \"{key}\" already", self.objects.place()),
                     )
                     .with_hint("Use --overwrite to replace it, or restore into another bucket with --to."));
                 }
-                (false, true) if self.in_place && selection.is_whole() && ours => extras.push(key),
+                false if goes && self.is_about(&key) => extras.push(key),
                 _ => {}
             }
-            Ok(())
-        })?;
-        Ok(extras)
+        }
+        Ok((extras, is_empty))
     }
 }
 
@@ -161,7 +166,7 @@ struct Putting<'a> {
     context: &'a Context<'a>,
     source: &'a dyn Source,
     done: Done,
-    is_new: bool,
+    is_empty: bool,
     versioned: bool,
 }
 
@@ -176,7 +181,7 @@ impl Putting<'_> {
             true => group.versions.as_slice(),
             false => std::slice::from_ref(newest),
         };
-        let mut there = match self.is_new {
+        let mut there = match self.is_empty {
             true => Vec::new(),
             false => self.target.objects.versions_of(&group.target)?,
         };
