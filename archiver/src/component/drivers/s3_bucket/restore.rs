@@ -186,25 +186,21 @@ impl Putting<'_> {
             false => self.target.objects.versions_of(&group.target)?,
         };
         there.reverse();
-        let (mut missing, on_top) = self.match_versions(versions, &there, &group.target)?;
-        if missing.is_empty() && !on_top {
-            missing = std::slice::from_ref(newest);
-        }
-        for version in missing {
+        for version in self.missing(versions, &there, &group.target)? {
             self.put(group, version, there.is_empty())?;
         }
         count(&self.done.objects);
         Ok(())
     }
 
-    /// Which of `versions` are not among those that are there, in order; and whether the last one that is lies
-    /// on top of all others.
-    fn match_versions<'v>(
+    /// Which of `versions` have to be put, in order, on top of those that are there, so that all of them are
+    /// there in their order and the newest lies on top.
+    fn missing<'v>(
         &self,
         versions: &'v [Version],
         there: &[Listed],
         key: &str,
-    ) -> Result<(&'v [Version], bool)> {
+    ) -> Result<&'v [Version]> {
         let mut rest = versions;
         let mut on_top = false;
         for listed in there {
@@ -213,12 +209,19 @@ impl Putting<'_> {
                 break;
             };
             if self.is(version, listed, key)? {
-                count(&self.done.kept);
                 rest = after;
                 on_top = true;
             }
         }
-        Ok((rest, on_top))
+        let (Some(newest), Some(top)) = (versions.last(), there.last()) else {
+            return Ok(rest);
+        };
+        let kept = versions.len().saturating_sub(rest.len());
+        if rest.is_empty() && !on_top && !self.is(newest, top, key)? {
+            rest = std::slice::from_ref(newest);
+        }
+        self.done.kept.fetch_add(kept as u64, Ordering::Relaxed);
+        Ok(rest)
     }
 
     /// Whether the version that is there is this one, metadata and all; it gets its tags back.
