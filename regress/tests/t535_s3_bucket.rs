@@ -5,9 +5,12 @@
 use crate::component::{Bench, driver, text};
 use pgark_archiver::component::memory::{MemorySink, MemorySource};
 use pgark_archiver::component::{Consistency, Driver, Request, Source};
+use pgark_regress::Pgark;
 use pgark_regress::s3_proxy::{Fault, Proxy};
 use pgark_regress::s3_server::{self, S3Server};
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The section of a component for `bucket` at `endpoint`.
@@ -87,8 +90,11 @@ fn reads(requests: &[String]) -> Vec<&String> {
         r.starts_with("HEAD ")
             || r.contains("x-id=GetObject&")
             || r.ends_with("x-id=GetObject")
-            || (r.starts_with("GET ") && !r.contains("versions") && !r.contains("tagging")
-                && !r.contains("versioning") && !r.contains("uploads"))
+            || (r.starts_with("GET ")
+                && !r.contains("versions")
+                && !r.contains("tagging")
+                && !r.contains("versioning")
+                && !r.contains("uploads"))
     };
     requests.iter().filter(is_read).collect()
 }
@@ -103,7 +109,12 @@ fn everything_comes_back_in_order() {
     assert!(lines.iter().all(|line| line.ok), "{lines:?}");
     let backup = bench.capture(from.as_ref());
     let point = backup.point();
-    assert_eq!(point.consistency, Consistency::PointInTime, "{:?}", point.notes);
+    assert_eq!(
+        point.consistency,
+        Consistency::PointInTime,
+        "{:?}",
+        point.notes
+    );
     assert_eq!(point.evidence["delete_markers"], 2);
     assert_eq!(point.evidence["versions"], 16 + 4 + 1 + 3);
 
@@ -112,7 +123,10 @@ fn everything_comes_back_in_order() {
     let into = bucket(&bench, &other.endpoint(), "docs", "");
     let everything = Request::default();
     let done = bench.restore(into.as_ref(), &backup, &everything);
-    assert!(done.iter().any(|line| line.starts_with("made ")), "{done:?}");
+    assert!(
+        done.iter().any(|line| line.starts_with("made ")),
+        "{done:?}"
+    );
     let expected = state(&server, "docs");
     assert_eq!(expected.len(), 16 + 5);
     assert_eq!(expected["many"].as_array().unwrap().len(), 5);
@@ -150,7 +164,11 @@ fn everything_comes_back_in_order() {
         assert!(evidence.ok, "{damage}: {evidence:?} {done:?}");
     }
     let mended = state(&other, "docs");
-    assert_eq!(mended["plain"].as_array().unwrap().len(), 3, "nothing is destroyed");
+    assert_eq!(
+        mended["plain"].as_array().unwrap().len(),
+        3,
+        "nothing is destroyed"
+    );
     assert_eq!(mended["plain"][2], expected["plain"][0]);
     assert_eq!(mended["extra"][1], "marker");
     assert_eq!(mended["dot/./../x"], expected["dot/./../x"]);
@@ -162,7 +180,10 @@ fn everything_comes_back_in_order() {
         ..Request::default()
     };
     let done = bench.restore(into.as_ref(), &backup, &flat);
-    assert!(done.iter().any(|line| line.contains("keeps no versions")), "{done:?}");
+    assert!(
+        done.iter().any(|line| line.contains("keeps no versions")),
+        "{done:?}"
+    );
     let evidence = bench.evidence(into.as_ref(), &backup, &flat);
     assert!(evidence.ok, "{evidence:?}");
     let found = state(&other, "flat");
@@ -191,8 +212,14 @@ fn parts_come_back_alone_and_under_other_names() {
     // One object, a prefix, a folder; under other names; as of a time; one version.
     for (request, keys) in [
         (part(&["plain"], &[], "s3://one"), vec!["plain"]),
-        (part(&["key=new\nline", "ü*"], &[], "s3://two"), vec!["new\nline", "ünï/😀"]),
-        (part(&["a/"], &[("a/", "z/y/")], "s3://three"), vec!["z/y/b/c.txt"]),
+        (
+            part(&["key=new\nline", "ü*"], &[], "s3://two"),
+            vec!["new\nline", "ünï/😀"],
+        ),
+        (
+            part(&["a/"], &[("a/", "z/y/")], "s3://three"),
+            vec!["z/y/b/c.txt"],
+        ),
     ] {
         bench.restore(from.as_ref(), &backup, &request);
         assert!(bench.evidence(from.as_ref(), &backup, &request).ok);
@@ -224,7 +251,10 @@ fn parts_come_back_alone_and_under_other_names() {
     bench.restore(from.as_ref(), &timed, &then);
     assert!(bench.evidence(from.as_ref(), &timed, &then).ok);
     let found = state(&server, "five");
-    assert_eq!(found["timed"].as_array().unwrap()[..], state(&server, "docs")["timed"].as_array().unwrap()[..1]);
+    assert_eq!(
+        found["timed"].as_array().unwrap()[..],
+        state(&server, "docs")["timed"].as_array().unwrap()[..1]
+    );
     // In place, one object; the others stay as they are.
     server.boto(
         "s3.put_object(Bucket='docs', Key='plain', Body=b'x'); s3.put_object(Bucket='docs', Key='extra', Body=b'x')",
@@ -243,11 +273,19 @@ fn parts_come_back_alone_and_under_other_names() {
     for request in [
         part(&["plai"], &[], "s3://six"),
         part(&[""], &[], "s3://six"),
-        part(&["plain", "empty"], &[("plain", "x"), ("empty", "x")], "s3://six"),
+        part(
+            &["plain", "empty"],
+            &[("plain", "x"), ("empty", "x")],
+            "s3://six",
+        ),
         part(&[], &[], "s3://a/b"),
     ] {
         let refused = bench.try_restore(from.as_ref(), &backup, &request);
-        assert_eq!(refused.unwrap_err().code(), "component_select", "{request:?}");
+        assert_eq!(
+            refused.unwrap_err().code(),
+            "component_select",
+            "{request:?}"
+        );
     }
     let made = server.boto("print([b['Name'] for b in s3.list_buckets()['Buckets']])");
     assert!(!made.contains("six"), "{made}");
@@ -374,7 +412,10 @@ fn under_load(bench: &Bench, server: &S3Server, rounds: usize) {
         let backup = sink.finish(point.unwrap_or_else(|e| panic!("{}", text(&e))));
         let after = written().lines().count();
         assert_eq!(backup.point().consistency, Consistency::PointInTime);
-        assert!(after > before + 5, "the writer stood still: {before} {after}");
+        assert!(
+            after > before + 5,
+            "the writer stood still: {before} {after}"
+        );
         let to = format!("s3://restored-{round}");
         let elsewhere = Request {
             to: Some(to.clone()),
@@ -420,14 +461,21 @@ fn what_goes_wrong_is_told() {
     let nobody = bucket(&bench, &format!("http://127.0.0.1:{port}"), "docs", "");
     let error = bench.try_capture(nobody.as_ref()).unwrap_err();
     assert_eq!(error.code(), "s3_unavailable");
-    assert!(error.hint().unwrap().contains("[component.*]"), "{}", text(&error));
+    assert!(
+        error.hint().unwrap().contains("[component.*]"),
+        "{}",
+        text(&error)
+    );
     let none = bucket(&bench, &proxy.endpoint(), "none", "");
     assert_eq!(
         bench.try_capture(none.as_ref()).unwrap_err().code(),
-        "s3_bucket_missing"
+        "component_missing"
     );
     let lines = none.check(&bench.context()).unwrap();
-    assert!(lines.iter().any(|line| !line.ok && !line.hint.is_empty()), "{lines:?}");
+    assert!(
+        lines.iter().any(|line| !line.ok && !line.hint.is_empty()),
+        "{lines:?}"
+    );
     for (status, code, expected) in [
         (403, "SignatureDoesNotMatch", "s3_credentials_rejected"),
         (403, "InvalidAccessKeyId", "s3_credentials_rejected"),
@@ -458,7 +506,11 @@ fn what_goes_wrong_is_told() {
     proxy.calm();
     assert_eq!(again.paths(), backup.paths());
     for path in backup.paths() {
-        assert_eq!(again.content(path.as_bytes()), backup.content(path.as_bytes()), "{path}");
+        assert_eq!(
+            again.content(path.as_bytes()),
+            backup.content(path.as_bytes()),
+            "{path}"
+        );
     }
     // A full repository, and a cancelled backup: no upload, nothing at the server.
     let full = from.capture(&bench.context(), &MemorySink::new().failing_after(1000));
@@ -469,7 +521,11 @@ fn what_goes_wrong_is_told() {
     let began = Instant::now();
     let error = bench.try_capture(from.as_ref()).unwrap_err();
     assert_eq!(error.code(), "s3_unavailable", "{}", text(&error));
-    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(25),
+        "{:?}",
+        began.elapsed()
+    );
     proxy.calm();
     proxy.next(Some("GET"), &[Fault::Pass; 6]);
     proxy.always(Fault::Drop);
@@ -483,11 +539,7 @@ fn what_goes_wrong_is_told() {
     };
     proxy.next(
         Some("PUT"),
-        &[
-            Fault::Pass,
-            Fault::Pass,
-            Fault::Refuse(403, "AccessDenied"),
-        ],
+        &[Fault::Pass, Fault::Pass, Fault::Refuse(403, "AccessDenied")],
     );
     let error = bench
         .try_restore(from.as_ref(), &backup, &elsewhere)
@@ -509,11 +561,15 @@ fn what_goes_wrong_is_told() {
             Fault::Refuse(403, "AccessDenied"),
         ],
     );
-    let error = bench.try_restore(from.as_ref(), &backup, &large).unwrap_err();
+    let error = bench
+        .try_restore(from.as_ref(), &backup, &large)
+        .unwrap_err();
     assert_eq!(error.code(), "s3_access_denied");
     proxy.calm();
-    let left = server.boto("print(len(s3.list_multipart_uploads(Bucket='large').get('Uploads', [])), \
-         len(s3.list_object_versions(Bucket='large').get('Versions', [])))");
+    let left = server.boto(
+        "print(len(s3.list_multipart_uploads(Bucket='large').get('Uploads', [])), \
+         len(s3.list_object_versions(Bucket='large').get('Versions', [])))",
+    );
     assert_eq!(left.trim(), "0 0");
     let overwrite = Request {
         overwrite: true,
@@ -524,18 +580,29 @@ fn what_goes_wrong_is_told() {
     assert_eq!(state(&server, "again"), state(&server, "docs"));
     // A damaged backup: the object is not written.
     let mut damaged = backup.clone();
-    let path = backup.paths().into_iter().find(|p| p.starts_with("objects/plain/")).unwrap();
+    let path = backup
+        .paths()
+        .into_iter()
+        .find(|p| p.starts_with("objects/plain/"))
+        .unwrap();
     damaged.content_mut(path.as_bytes()).unwrap()[3] ^= 1;
-    assert!(!bench.evidence(from.as_ref(), &damaged, &Request::default()).ok);
+    assert!(
+        !bench
+            .evidence(from.as_ref(), &damaged, &Request::default())
+            .ok
+    );
     damaged.content_mut(path.as_bytes()).unwrap().pop();
     let short = Request {
         select: vec!["plain".to_owned()],
         to: Some("s3://short".to_owned()),
         ..Request::default()
     };
-    let error = bench.try_restore(from.as_ref(), &damaged, &short).unwrap_err();
+    let error = bench
+        .try_restore(from.as_ref(), &damaged, &short)
+        .unwrap_err();
     assert_eq!(error.code(), "file_damaged");
-    let left = server.boto("print(len(s3.list_object_versions(Bucket='short').get('Versions', [])))");
+    let left =
+        server.boto("print(len(s3.list_object_versions(Bucket='short').get('Versions', [])))");
     assert_eq!(left.trim(), "0");
     // Cancelled.
     bench.cancel.cancel();
@@ -547,13 +614,102 @@ fn what_goes_wrong_is_told() {
     for (section, code) in [
         ("bucket = \"b\"", "config_invalid"),
         ("bucket = \"docs\"\nendpoint = \"h:1\"", "config_invalid"),
-        ("bucket = \"docs\"\nsecret_access_key = \"file:/x\"", "config_invalid"),
+        (
+            "bucket = \"docs\"\nsecret_access_key = \"file:/x\"",
+            "config_invalid",
+        ),
         ("bucket = \"docs\"\nunknown = 1", "config_invalid"),
         ("bucket = \"docs\"\nparallel = 0", "component_settings"),
     ] {
-        let opened = pgark_archiver::component::drivers::open("it", "s3_bucket", &section.parse().unwrap());
+        let opened =
+            pgark_archiver::component::drivers::open("it", "s3_bucket", &section.parse().unwrap());
         assert_eq!(opened.err().unwrap().code(), code, "{section}");
     }
+}
+
+fn json(pgark: &Pgark, arguments: &[&str]) -> serde_json::Value {
+    let all = [&["--output", "json"], arguments].concat();
+    pgark.run(&all).expect(0).json()
+}
+
+/// With a repository: stored once, in place with the safety backup that undoes just that, and a changed byte
+/// of the backup is noticed before anything is written.
+#[test]
+fn through_a_repository_and_back() {
+    let bench = Bench::new("s3-repository");
+    let server = S3Server::moto(&bench.directory);
+    let proxy = Proxy::start(server.port());
+    filled(&server, "docs");
+    let mut pgark = Pgark::new(&bench.directory, "host", None);
+    let own = section(&bench, &proxy.endpoint(), "docs", "exact = false\n");
+    pgark.configure(&format!("[component.docs]\nkind = \"s3_bucket\"\n{own}"));
+    pgark.run(&["init", "--no-encryption"]).expect(0);
+    let backup = ["backup", "--component", "docs"];
+    pgark.run(&backup).expect(0);
+    proxy.requests();
+    pgark.run(&backup).expect(0);
+    assert_eq!(reads(&proxy.requests()), Vec::<&String>::new());
+    let info = json(&pgark, &["info", "--component", "docs"]);
+    let second = info["components"][0]["backups"][1].clone();
+    let stored = second["bytes_stored"].as_u64().unwrap();
+    assert!(stored < 100_000, "{stored} bytes of what did not change");
+    // In place.
+    let before = state(&server, "docs");
+    server.boto(
+        "s3.delete_object(Bucket='docs', Key='plain')\n\
+         s3.put_object(Bucket='docs', Key='a/b/c.txt', Body=b'wrong')\n\
+         s3.put_object(Bucket='docs', Key='extra', Body=b'x')",
+    );
+    let wrecked = state(&server, "docs");
+    let restore = ["restore", "--component", "docs", "--yes"];
+    let done = json(&pgark, &restore);
+    assert_eq!(done["evidence"]["ok"], true, "{done}");
+    let safety = done["safety_backup"].as_str().unwrap().to_owned();
+    let newest = |all: &BTreeMap<String, serde_json::Value>| -> BTreeMap<_, _> {
+        let last = |versions: &serde_json::Value| versions.as_array().unwrap().last().cloned();
+        let there = all.iter().filter_map(|(key, own)| Some((key.clone(), last(own)?)));
+        there.filter(|(_, newest)| newest != "marker").collect()
+    };
+    assert_eq!(newest(&state(&server, "docs")), newest(&before));
+    // And back.
+    let back = [&restore[..], &["--backup", &safety, "--no-safety-backup"]].concat();
+    json(&pgark, &back);
+    assert_eq!(newest(&state(&server, "docs")), newest(&wrecked));
+    // A byte of what is stored.
+    let label = second["label"].as_str().unwrap();
+    flip_largest_pack(&bench.directory.join("repository"));
+    let elsewhere = [
+        "restore", "--component", "docs", "--backup", label, "--to", "s3://copy", "--select", "large",
+    ];
+    let failed = pgark.run(&elsewhere);
+    assert_ne!(failed.code, 0);
+    assert!(failed.stderr.contains("damaged"), "{}", failed.stderr);
+    let left = server.boto(
+        "print(len(s3.list_multipart_uploads(Bucket='copy').get('Uploads', [])), \
+         len(s3.list_object_versions(Bucket='copy').get('Versions', [])))",
+    );
+    assert_eq!(left.trim(), "0 0");
+}
+
+/// Changes one byte in the middle of the largest file below.
+fn flip_largest_pack(repository: &Path) {
+    let mut largest = (0, PathBuf::new());
+    let mut pending = vec![repository.to_path_buf()];
+    while let Some(folder) = pending.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            let kind = entry.metadata().unwrap();
+            match kind.is_dir() {
+                true => pending.push(entry.path()),
+                false if kind.len() > largest.0 => largest = (kind.len(), entry.path()),
+                false => {}
+            }
+        }
+    }
+    let mut bytes = std::fs::read(&largest.1).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::set_permissions(&largest.1, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::write(&largest.1, bytes).unwrap();
 }
 
 /// Full tier: the same against a real server, radosgw. As root.

@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 
 fn minio(bench: &Bench, endpoint: &str, secret: &str, more: &str) -> Box<dyn Driver> {
     let id = bench.directory.file("minio.id", ACCESS_KEY);
-    let key = bench.directory.file(&format!("minio.{}", secret.len()), secret);
+    let key = bench
+        .directory
+        .file(&format!("minio.{}", secret.len()), secret);
     driver(
         "minio",
         &format!(
@@ -117,7 +119,11 @@ fn a_server_comes_back_whole_in_part_and_in_place() {
     let server = filled(&bench);
     // The vendor's own client is let in, and reads what the server encrypts.
     assert!(server.client("print(admin.info())").contains("2025-10-15"));
-    assert!(server.client("print(admin.config_history())").contains("restoreId"));
+    assert!(
+        server
+            .client("print(admin.config_history())")
+            .contains("restoreId")
+    );
     let from = minio(&bench, &server.endpoint(), SECRET_KEY, "");
     let lines = from.check(&bench.context()).unwrap();
     assert!(lines.iter().all(|line| line.ok), "{lines:?}");
@@ -126,14 +132,28 @@ fn a_server_comes_back_whole_in_part_and_in_place() {
     let calls = server.calls();
     assert_eq!(
         calls,
-        ["GET info", "GET config", "GET export-iam", "GET export-bucket-metadata"]
+        [
+            "GET info",
+            "GET config",
+            "GET export-iam",
+            "GET export-bucket-metadata"
+        ]
     );
-    assert_eq!(backup.content(b"config/config.txt").unwrap(), config().as_bytes());
+    assert_eq!(
+        backup.content(b"config/config.txt").unwrap(),
+        config().as_bytes()
+    );
     let point = backup.point();
-    assert_eq!(point.server_version.as_deref(), Some("2025-10-15T17:29:55Z"));
+    assert_eq!(
+        point.server_version.as_deref(),
+        Some("2025-10-15T17:29:55Z")
+    );
     assert_eq!(point.evidence["versions"], 22);
     assert_eq!(point.evidence["delete_markers"], 1);
-    assert!(point.position["buckets"]["docs"]["cut"].is_string(), "{point:?}");
+    assert!(
+        point.position["buckets"]["docs"]["cut"].is_string(),
+        "{point:?}"
+    );
 
     // Into an empty server, which needs the configuration before it takes the notifications.
     let target = MinioServer::start(&bench.directory);
@@ -143,14 +163,24 @@ fn a_server_comes_back_whole_in_part_and_in_place() {
         .try_restore(early.as_ref(), &backup, &everything)
         .unwrap_err();
     assert_eq!(error.code(), "minio_import");
-    assert!(error.detail().unwrap().contains("ARN does not exist"), "{}", text(&error));
+    assert!(
+        error.detail().unwrap().contains("ARN does not exist"),
+        "{}",
+        text(&error)
+    );
     let target = MinioServer::start(&bench.directory);
     let into = minio(&bench, &target.endpoint(), SECRET_KEY, "restart = true");
     let done = bench.restore(into.as_ref(), &backup, &everything);
     assert_eq!(target.state()["restarts"], 1);
-    assert!(done.iter().any(|line| line.contains("no replication")), "{done:?}");
+    assert!(
+        done.iter().any(|line| line.contains("no replication")),
+        "{done:?}"
+    );
     assert_eq!(imported(&target), imported(&server));
-    assert_eq!(target.state()["iam"]["svcaccts"]["svc"]["secretKey"], "geheim-svc");
+    assert_eq!(
+        target.state()["iam"]["svcaccts"]["svc"]["secretKey"],
+        "geheim-svc"
+    );
     assert_eq!(
         objects(&target),
         objects(&server)
@@ -170,15 +200,24 @@ fn a_server_comes_back_whole_in_part_and_in_place() {
     state["config"] = json!(config().replace("geheim", "other"));
     state["history"] = json!([{"restoreId": "1", "data": ""}]);
     let damages: [(Value, &str); 5] = [
-        (json!({"config": state["config"], "history": state["history"]}), "pass"),
+        (
+            json!({"config": state["config"], "history": state["history"]}),
+            "pass",
+        ),
         (
             json!({"iam": {"policies": {}, "users": {"anna": {"secretKey": "stolen-key"}}, "groups": {},
                 "svcaccts": {}, "user_mappings": {}, "group_mappings": {}, "stsuser_mappings": {}}}),
             "pass",
         ),
-        (json!({"metadata": {"flat": {"quota.json": "{\"quota\": 1}"}}}), "pass"),
+        (
+            json!({"metadata": {"flat": {"quota.json": "{\"quota\": 1}"}}}),
+            "pass",
+        ),
         (json!({}), "s3.delete_object(Bucket='docs', Key='a/9')"),
-        (json!({}), "s3.put_object(Bucket='flat', Key='//odd\\n/', Body=b'ood')"),
+        (
+            json!({}),
+            "s3.put_object(Bucket='flat', Key='//odd\\n/', Body=b'ood')",
+        ),
     ];
     for (damage, code) in &damages {
         target.set(damage);
@@ -215,13 +254,24 @@ fn a_server_comes_back_whole_in_part_and_in_place() {
     assert_eq!(empty.state()["metadata"], json!({}));
     let flat = part(&["bucket-metadata/flat"], &[], &empty);
     bench.restore(from.as_ref(), &backup, &flat);
-    assert_eq!(empty.state()["metadata"], json!({"flat": metadata()["flat"]}));
-    let folder = part(&["data/docs/a/1*"], &[("data/docs", "data/docs-again")], &empty);
+    assert_eq!(
+        empty.state()["metadata"],
+        json!({"flat": metadata()["flat"]})
+    );
+    let folder = part(
+        &["data/docs/a/1*"],
+        &[("data/docs", "data/docs-again")],
+        &empty,
+    );
     bench.restore(from.as_ref(), &backup, &folder);
     assert!(bench.evidence(from.as_ref(), &backup, &folder).ok);
     let found = objects(&empty);
     assert_eq!(found.lines().count(), 11, "{found}");
-    assert!(found.lines().all(|line| line.starts_with("docs-again 'a/1")));
+    assert!(
+        found
+            .lines()
+            .all(|line| line.starts_with("docs-again 'a/1"))
+    );
     let mut ids = Vec::new();
     let listed = from.ids(&bench.context(), "docs/a/", &mut |id| {
         ids.push(id);
@@ -241,9 +291,14 @@ fn what_goes_wrong_is_told() {
     let wrong = minio(&bench, &server.endpoint(), "wrong-secret-key", "");
     let error = bench.try_capture(wrong.as_ref()).unwrap_err();
     assert_eq!(error.code(), "component_denied");
-    assert!(text(&error).contains("SignatureDoesNotMatch") && !text(&error).contains("wrong-secret"));
+    assert!(
+        text(&error).contains("SignatureDoesNotMatch") && !text(&error).contains("wrong-secret")
+    );
     let lines = wrong.check(&bench.context()).unwrap();
-    assert!(lines.iter().any(|line| !line.ok && !line.hint.is_empty()), "{lines:?}");
+    assert!(
+        lines.iter().any(|line| !line.ok && !line.hint.is_empty()),
+        "{lines:?}"
+    );
     // A byte that changed on the way: in what is encrypted, in archives.
     server.set(&json!({"flip": true}));
     let parts = "include = [\"config\"]";
@@ -254,13 +309,20 @@ fn what_goes_wrong_is_told() {
         let part = minio(&bench, &server.endpoint(), SECRET_KEY, include);
         // Of "info" as well, which is no JSON any more, unless it is in a value.
         let error = bench.try_capture(part.as_ref()).unwrap_err();
-        assert!([code, "component_answer"].contains(&error.code()), "{}", text(&error));
+        assert!(
+            [code, "component_answer"].contains(&error.code()),
+            "{}",
+            text(&error)
+        );
     }
     server.set(&json!({"flip": false}));
     // Refused, failing, gone in the middle.
     for (refuse, code) in [
         (json!([[403, "AccessDenied"]]), "component_denied"),
-        (json!([[503, "XMinioServerNotInitialized"]]), "component_failed"),
+        (
+            json!([[503, "XMinioServerNotInitialized"]]),
+            "component_failed",
+        ),
         (json!([[404, "XMinioAdminNotFound"]]), "component_refused"),
         (json!([[0, ""]]), "component_unreachable"),
     ] {
@@ -291,7 +353,11 @@ fn what_goes_wrong_is_told() {
         ..to("iam")
     };
     let done = bench.restore(from.as_ref(), &bad, &iam);
-    assert!(done.iter().any(|line| line.contains("skipped") && line.contains("anna")), "{done:?}");
+    assert!(
+        done.iter()
+            .any(|line| line.contains("skipped") && line.contains("anna")),
+        "{done:?}"
+    );
     assert!(!bench.evidence(from.as_ref(), &bad, &iam).ok);
     // A configuration that is none is refused by the server, and nothing of it stays.
     let mut bad = backup.clone();
@@ -303,7 +369,12 @@ fn what_goes_wrong_is_told() {
     assert_eq!(error.code(), "component_refused");
     assert_eq!(target.state()["config"], before);
     // A backup without objects says nothing of them: none is deleted in place.
-    let only = minio(&bench, &server.endpoint(), SECRET_KEY, "include = [\"iam\", \"bucket_metadata\"]");
+    let only = minio(
+        &bench,
+        &server.endpoint(),
+        SECRET_KEY,
+        "include = [\"iam\", \"bucket_metadata\"]",
+    );
     let part = bench.capture(only.as_ref());
     let held = objects(&server);
     let overwrite = Request {
@@ -327,8 +398,14 @@ fn what_goes_wrong_is_told() {
     for (section, code) in [
         ("", "component_settings"),
         ("bucket = \"docs\"", "component_settings"),
-        ("endpoint = \"http://h\"\ninclude = [\"all\"]", "config_invalid"),
-        ("endpoint = \"http://h\"\nbuckets = [\"[\"]", "pattern_invalid"),
+        (
+            "endpoint = \"http://h\"\ninclude = [\"all\"]",
+            "config_invalid",
+        ),
+        (
+            "endpoint = \"http://h\"\nbuckets = [\"[\"]",
+            "pattern_invalid",
+        ),
     ] {
         let opened =
             pgark_archiver::component::drivers::open("it", "minio", &section.parse().unwrap());
@@ -338,5 +415,8 @@ fn what_goes_wrong_is_told() {
     let error = bench.try_capture(keyless.as_ref()).unwrap_err();
     assert_eq!(error.code(), "component_settings");
     bench.cancel.cancel();
-    assert_eq!(bench.try_capture(from.as_ref()).unwrap_err().code(), "cancelled");
+    assert_eq!(
+        bench.try_capture(from.as_ref()).unwrap_err().code(),
+        "cancelled"
+    );
 }

@@ -174,11 +174,11 @@ impl Minio {
                 .strip_prefix("http://")
                 .or_else(|| to.strip_prefix("https://"));
             if host.is_none_or(|host| host.is_empty() || host.contains(['/', '@'])) {
-                return Err(Error::invalid(
-                    "component_select",
-                    format!("\"{to}\" is no server"),
-                )
-                .with_hint("Write http(s)://HOST:PORT: the credentials are the component's."));
+                return Err(
+                    Error::invalid("component_select", format!("\"{to}\" is no server")).with_hint(
+                        "Write http(s)://HOST:PORT: the credentials are the component's.",
+                    ),
+                );
             }
             server.endpoint = Some(to.to_owned());
         }
@@ -277,7 +277,10 @@ impl Driver for Minio {
             match self.bucket_names(&objects) {
                 Err(error) => lines.push(CheckLine::failed("buckets", &error, RIGHTS)),
                 Ok(names) => {
-                    lines.push(CheckLine::well("buckets", format!("{} of them", names.len())));
+                    lines.push(CheckLine::well(
+                        "buckets",
+                        format!("{} of them", names.len()),
+                    ));
                     for name in names {
                         context.cancel.check()?;
                         let bucket = objects.of_bucket(&name);
@@ -297,7 +300,9 @@ impl Driver for Minio {
         self.capture_admin(context, sink, &admin, &mut evidence)?;
         let mut notes = Vec::new();
         if self.has(Part::Config) || self.has(Part::Iam) || self.has(Part::BucketMetadata) {
-            notes.push("the exports hold secret keys in clear: keep the repository encrypted".to_owned());
+            notes.push(
+                "the exports hold secret keys in clear: keep the repository encrypted".to_owned(),
+            );
         }
         let (mut buckets, mut skew) = (serde_json::Map::new(), None);
         if self.has(Part::Data) {

@@ -128,7 +128,12 @@ impl S3Bucket {
 }
 
 /// The point of what was captured of one bucket.
-fn point(captured: &Captured, driver: &S3Bucket, from: DateTime<Utc>, until: DateTime<Utc>) -> Point {
+fn point(
+    captured: &Captured,
+    driver: &S3Bucket,
+    from: DateTime<Utc>,
+    until: DateTime<Utc>,
+) -> Point {
     let consistency = match captured.cut {
         Some(_) => Consistency::PointInTime,
         None => Consistency::Fuzzy,
@@ -209,8 +214,12 @@ pub(super) fn check_bucket(objects: &Objects, options: &Options) -> Vec<CheckLin
     };
     lines.push(CheckLine::well("listing", what));
     if let Some(found) = first.iter().find(|found| !found.is_marker) {
-        let version = found.version.as_deref().filter(|version| *version != "null");
-        const RIGHTS: &str = "Grant s3:GetObject, s3:GetObjectVersion and s3:GetObjectVersionTagging.";
+        let version = found
+            .version
+            .as_deref()
+            .filter(|version| *version != "null");
+        const RIGHTS: &str =
+            "Grant s3:GetObject, s3:GetObjectVersion and s3:GetObjectVersionTagging.";
         let read = objects.open(&found.key, version, false);
         let read = read.and_then(|_| match options.tags {
             Tags::Never => Ok(None),

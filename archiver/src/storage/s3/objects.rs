@@ -24,8 +24,8 @@ use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use aws_smithy_runtime_api::client::interceptors::context::BeforeDeserializationInterceptorContextRef;
 use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 /// The largest object that is put in one request; larger ones go in parts of at least this size.
 pub const PART_BYTES: usize = 8 << 20;
@@ -91,6 +91,7 @@ struct Inner {
     client: Mutex<Option<Client>>,
     upload: Arc<Limiter>,
     download: Limiter,
+    untold_tags: AtomicU64,
 }
 
 /// The time of an answer, by the server's clock, to the second.
@@ -143,6 +144,7 @@ impl Objects {
                 client: Mutex::new(None),
                 upload: Arc::new(Limiter::new(limit)),
                 download: Limiter::new(limit),
+                untold_tags: AtomicU64::new(0),
                 settings,
             }),
         }
@@ -297,13 +299,12 @@ impl Objects {
         self.block(&operation, async |client| {
             let region = self.inner.settings.region.as_str();
             // AWS wants to be told in every region but its first, and refuses it there.
-            let elsewhere = (self.inner.settings.endpoint.is_none() && region != "us-east-1").then(
-                || {
+            let elsewhere =
+                (self.inner.settings.endpoint.is_none() && region != "us-east-1").then(|| {
                     aws_sdk_s3::types::CreateBucketConfiguration::builder()
                         .location_constraint(region.into())
                         .build()
-                },
-            );
+                });
             let request = client
                 .create_bucket()
                 .bucket(&self.bucket)
@@ -356,10 +357,10 @@ impl Objects {
         })
     }
 
-    /// How long the server may take for one attempt.
+    /// Of how many objects, so far, the server answered nothing to the question for their tags.
     #[must_use]
-    pub fn attempt_timeout(&self) -> Duration {
-        self.inner.settings.attempt_timeout
+    pub fn untold_tags(&self) -> u64 {
+        self.inner.untold_tags.load(Ordering::Relaxed)
     }
 }
 

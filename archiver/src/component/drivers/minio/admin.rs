@@ -43,7 +43,12 @@ impl Admin {
             .endpoint
             .as_deref()
             .ok_or_else(|| wrong("a minio component needs endpoint"))?;
-        let Credentials::Parts { id, secret: key, token } = &settings.credentials else {
+        let Credentials::Parts {
+            id,
+            secret: key,
+            token,
+        } = &settings.credentials
+        else {
             return Err(wrong(
                 "a minio component needs access_key_id and secret_access_key: its admin API encrypts \
                  with the latter",
@@ -52,7 +57,13 @@ impl Admin {
         let ca_file = settings.ca_file.as_deref();
         let token = token.as_ref().map(|token| secret("session_token", token));
         Ok(Self {
-            http: Http::new("MinIO", endpoint, &Access::default(), ca_file, timeout_seconds)?,
+            http: Http::new(
+                "MinIO",
+                endpoint,
+                &Access::default(),
+                ca_file,
+                timeout_seconds,
+            )?,
             signer: Signer {
                 id: secret("access_key_id", id)?,
                 secret: secret("secret_access_key", key)?,
@@ -202,7 +213,12 @@ impl Admin {
         let answer = self.ask(Method::PUT, "import-iam-v2", &[], archive.clone())?;
         match answer {
             (status, body) if status.is_success() => self.imported(&body),
-            (StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::UPGRADE_REQUIRED, _) => {
+            (
+                StatusCode::NOT_FOUND
+                | StatusCode::METHOD_NOT_ALLOWED
+                | StatusCode::UPGRADE_REQUIRED,
+                _,
+            ) => {
                 self.call(Method::PUT, "import-iam", &[], archive)?;
                 Ok(Imported::default())
             }

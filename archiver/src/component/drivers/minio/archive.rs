@@ -46,12 +46,16 @@ fn bytes(from: &[u8], at: usize, len: usize) -> Result<&[u8]> {
 
 fn u16_at(from: &[u8], at: usize) -> Result<u16> {
     let found = bytes(from, at, 2)?.try_into();
-    Ok(u16::from_le_bytes(found.map_err(|_| damaged("It ends too early"))?))
+    Ok(u16::from_le_bytes(
+        found.map_err(|_| damaged("It ends too early"))?,
+    ))
 }
 
 fn u32_at(from: &[u8], at: usize) -> Result<u32> {
     let found = bytes(from, at, 4)?.try_into();
-    Ok(u32::from_le_bytes(found.map_err(|_| damaged("It ends too early"))?))
+    Ok(u32::from_le_bytes(
+        found.map_err(|_| damaged("It ends too early"))?,
+    ))
 }
 
 fn usize_at(from: &[u8], at: usize) -> Result<usize> {
@@ -122,7 +126,8 @@ fn content(archive: &[u8], at: usize, left: u64) -> Result<Vec<u8>> {
     if bytes(archive, local, 4)? != LOCAL {
         return Err(damaged("A file is not where the directory says"));
     }
-    let names = usize::from(u16_at(archive, local + 26)?) + usize::from(u16_at(archive, local + 28)?);
+    let names =
+        usize::from(u16_at(archive, local + 26)?) + usize::from(u16_at(archive, local + 28)?);
     let packed = bytes(archive, local + LOCAL_BYTES + names, packed)?;
     if size > left {
         return Err(damaged("It unpacks to more than 512 MiB"));
@@ -209,10 +214,10 @@ mod tests {
         .into()
     }
 
-
     #[test]
     fn deflated_files_are_read() {
-        let mut deflated = flate2::read::DeflateEncoder::new(&[b'a'; 1000][..], flate2::Compression::best());
+        let mut deflated =
+            flate2::read::DeflateEncoder::new(&[b'a'; 1000][..], flate2::Compression::best());
         let mut packed = Vec::new();
         deflated.read_to_end(&mut packed).unwrap();
         let one: Files = [("d/a".to_owned(), packed.clone())].into();
@@ -243,7 +248,10 @@ mod tests {
         }
         for name in ["../x", "/x", "a//b", "."] {
             let bad: Files = [(name.to_owned(), Vec::new())].into();
-            assert_eq!(unpack(&pack(&bad).unwrap()).unwrap_err().code(), "minio_archive");
+            assert_eq!(
+                unpack(&pack(&bad).unwrap()).unwrap_err().code(),
+                "minio_archive"
+            );
         }
     }
 

@@ -253,7 +253,10 @@ mod tests {
         let mut unknown = sealed.clone();
         unknown[32] = 9;
         assert_eq!(code(&unknown), "minio_cipher");
-        assert_eq!(decrypt("other", &sealed).unwrap_err().code(), "minio_cipher");
+        assert_eq!(
+            decrypt("other", &sealed).unwrap_err().code(),
+            "minio_cipher"
+        );
         let first = encrypt(PASSWORD, b"x").unwrap();
         assert_ne!(first, encrypt(PASSWORD, b"x").unwrap());
         assert_eq!(decrypt(PASSWORD, &first).unwrap(), b"x");

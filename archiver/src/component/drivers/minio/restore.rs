@@ -45,7 +45,10 @@ fn read(source: &dyn Source, path: &[u8]) -> Result<Vec<u8>> {
         .take(FILE_BYTES_MAX)
         .read_to_end(&mut content)
         .map_err(|e| {
-            content_error(format!("could not read \"{}\"", String::from_utf8_lossy(path)), e)
+            content_error(
+                format!("could not read \"{}\"", String::from_utf8_lossy(path)),
+                e,
+            )
         })?;
     Ok(content)
 }
@@ -111,7 +114,7 @@ impl Exports {
 
 fn occupied(what: &str) -> Error {
     Error::invalid("component_not_empty", format!("MinIO has {what} already"))
-        .with_hint("Use --overwrite to replace it, or restore a part with --select.")
+        .with_hint("Use --yes to replace it, or restore a part with --select.")
 }
 
 impl Target<'_> {
@@ -147,7 +150,9 @@ impl Target<'_> {
         if let Some(before) = &source.point().server_version
             && *before != version
         {
-            notes.push(format!("the backup is of {before}, the server is {version}"));
+            notes.push(format!(
+                "the backup is of {before}, the server is {version}"
+            ));
         }
         if let Some(config) = &exports.config {
             notes.extend(self.put_config(context, config, &there)?);
@@ -181,7 +186,11 @@ impl Target<'_> {
                 .bucket(bucket)
                 .restore(context, source, &root, &selection, keeps(source, bucket))
                 .map_err(|e| e.context(format_args!("bucket \"{bucket}\"")))?;
-            notes.extend(lines.into_iter().map(|line| format!("bucket \"{bucket}\": {line}")));
+            notes.extend(
+                lines
+                    .into_iter()
+                    .map(|line| format!("bucket \"{bucket}\": {line}")),
+            );
         }
         Ok(notes)
     }
@@ -241,14 +250,17 @@ impl Target<'_> {
         }
         self.admin.set_config(config)?;
         let mut notes = vec![
-            "restored the configuration; what the server's environment sets is not in it".to_owned(),
+            "restored the configuration; what the server's environment sets is not in it"
+                .to_owned(),
         ];
         match self.restart {
             true => {
                 self.admin.restart(context.cancel)?;
                 notes.push("restarted the server".to_owned());
             }
-            false => notes.push("restart the server: the configuration holds from then on".to_owned()),
+            false => {
+                notes.push("restart the server: the configuration holds from then on".to_owned())
+            }
         }
         Ok(notes)
     }
@@ -268,7 +280,11 @@ impl Target<'_> {
         if let (Some(own), Some(found)) = (&exports.config, &there.config) {
             let digest = |text: &[u8]| {
                 let essence = same::essence(CONFIG, text);
-                blake3::hash(essence.as_bytes()).to_hex().chars().take(32).collect::<String>()
+                blake3::hash(essence.as_bytes())
+                    .to_hex()
+                    .chars()
+                    .take(32)
+                    .collect::<String>()
             };
             let (expected, found) = (digest(own), digest(found));
             lines.push(EvidenceLine {
@@ -284,7 +300,9 @@ impl Target<'_> {
             lines.push(counted(format!("same in {name}"), count, &different));
         }
         let metadata = exports.metadata.iter();
-        let metadata: Vec<_> = metadata.filter(|(name, _)| same::is_imported(name)).collect();
+        let metadata: Vec<_> = metadata
+            .filter(|(name, _)| same::is_imported(name))
+            .collect();
         if !metadata.is_empty() {
             let differs = |(name, own): &&(&String, &Vec<u8>)| {
                 let found = there.metadata.get(*name);
@@ -298,7 +316,9 @@ impl Target<'_> {
         for bucket in &exports.data {
             let root = format!("{DATA}/{bucket}");
             let selection = self.wanted.keys(bucket)?;
-            let own = self.bucket(bucket).evidence(context, source, &root, &selection)?;
+            let own = self
+                .bucket(bucket)
+                .evidence(context, source, &root, &selection)?;
             lines.extend(own.into_iter().map(|line| EvidenceLine {
                 what: format!("bucket \"{bucket}\": {}", line.what),
                 ..line

@@ -91,14 +91,22 @@ mod tests {
         let same = |name: &str, a: &str, b: &str| {
             essence(name, a.as_bytes()) == essence(name, b.as_bytes())
         };
-        assert!(same("a.json", r#"{"a": 1, "updatedAt": "x"}"#, r#"{"updatedAt":"y","a":1}"#));
+        assert!(same(
+            "a.json",
+            r#"{"a": 1, "updatedAt": "x"}"#,
+            r#"{"updatedAt":"y","a":1}"#
+        ));
         assert!(!same("a.json", r#"{"a": 1}"#, r#"{"a": 2}"#));
         assert!(same(
             "b/lifecycle.xml",
             "<L><R/><ExpiryUpdatedAt>1</ExpiryUpdatedAt></L>",
             "<L>\n  <R/>\n</L>"
         ));
-        assert!(same("config.txt", "b x=1\n# c\na y=2\n", "a y=2\nb x=1\n# d"));
+        assert!(same(
+            "config.txt",
+            "b x=1\n# c\na y=2\n",
+            "a y=2\nb x=1\n# d"
+        ));
         assert!(!same("config.txt", "b x=1", "b x=2"));
         let own = br#"{"a": {"secretKey": "1", "updatedAt": "x"}, "b": {}}"#;
         assert_eq!(conflict(own, br#"{"a": {"secretKey": "1"}}"#), None);

@@ -81,8 +81,7 @@ impl Wanted {
             match (from, to) {
                 ((from, None), (to, None)) => own.renames.push((from, to)),
                 ((from, Some(old)), (to, Some(new))) if from == to => {
-                    own.key_renames
-                        .push((from, old.to_owned(), new.to_owned()));
+                    own.key_renames.push((from, old.to_owned(), new.to_owned()));
                 }
                 _ => return Err(wrong(new)),
             }
@@ -189,7 +188,12 @@ mod tests {
         let iam = parse(&["iam"], &[]).unwrap();
         assert!(iam.iam && !iam.config && !iam.any_metadata() && !iam.data_of("x"));
         let some = parse(
-            &["data/docs/a*", "data/docs/b", "data/more", "bucket-metadata/docs"],
+            &[
+                "data/docs/a*",
+                "data/docs/b",
+                "data/more",
+                "bucket-metadata/docs",
+            ],
             &[("data/more", "data/less")],
         )
         .unwrap();

@@ -129,7 +129,9 @@ mod tests {
     #[test]
     fn attributes_come_back() {
         let text = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
-            let pairs = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+            let pairs = pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
             pairs.collect()
         };
         let own = Attributes {

@@ -52,8 +52,8 @@ struct Item {
 /// The bucket's versioning, and the server's time.
 fn look(objects: &Objects) -> Result<(Versioning, Option<DateTime<Utc>>)> {
     objects.versioning()?.ok_or_else(|| {
-        Error::unavailable(
-            "s3_bucket_missing",
+        Error::invalid(
+            "component_missing",
             format!("there is no {}", objects.place()),
         )
         .with_hint("Check bucket, endpoint and region in [component.*].")
@@ -93,6 +93,7 @@ pub(in super::super) fn bucket(
     context: &Context<'_>,
     sink: &dyn Sink,
 ) -> Result<Captured> {
+    let untold = objects.untold_tags();
     let (versioning, server) = look(objects)?;
     let mut all = Captured {
         versioning: versioning.as_str(),
@@ -149,6 +150,12 @@ pub(in super::super) fn bucket(
         all.notes.push(format!(
             "{} versions were deleted while they were to be read",
             all.vanished
+        ));
+    }
+    let untold = objects.untold_tags().saturating_sub(untold);
+    if untold > 0 {
+        all.notes.push(format!(
+            "the server does not tell the tags of {untold} versions: they are captured without"
         ));
     }
     if all.locked > 0 {

@@ -60,11 +60,15 @@ pub(in super::super) fn settings(name: &str, mut keys: toml::Table) -> Result<Se
 /// Kind Invalid, `component_select`.
 pub(super) fn elsewhere(own: &Objects, to: &str) -> Result<Objects> {
     let wrong = || {
-        Error::invalid("component_select", format!("\"{to}\" is no bucket"))
-            .with_hint("Write s3://BUCKET for one of the same server, or http(s)://HOST:PORT/BUCKET.")
+        Error::invalid("component_select", format!("\"{to}\" is no bucket")).with_hint(
+            "Write s3://BUCKET for one of the same server, or http(s)://HOST:PORT/BUCKET.",
+        )
     };
     if let Some((scheme, rest)) = to.split_once("://").filter(|(s, _)| *s != "s3") {
-        let (host, bucket) = rest.trim_end_matches('/').rsplit_once('/').ok_or_else(wrong)?;
+        let (host, bucket) = rest
+            .trim_end_matches('/')
+            .rsplit_once('/')
+            .ok_or_else(wrong)?;
         if !matches!(scheme, "http" | "https") || host.is_empty() || host.contains('@') {
             return Err(wrong());
         }
@@ -111,7 +115,14 @@ mod tests {
         ] {
             assert_eq!(elsewhere(&objects, to).unwrap().place(), place);
         }
-        for bad in ["", "s3://", "http://x", "ftp://x/b-1", "https://u:p@x/b-1", "a/b"] {
+        for bad in [
+            "",
+            "s3://",
+            "http://x",
+            "ftp://x/b-1",
+            "https://u:p@x/b-1",
+            "a/b",
+        ] {
             let error = elsewhere(&objects, bad).unwrap_err();
             assert_eq!(error.code(), "component_select", "{bad}");
         }

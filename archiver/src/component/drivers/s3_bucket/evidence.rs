@@ -4,9 +4,9 @@ use super::groups::{Group, Keys, Version, groups};
 use super::restore::Target;
 use super::selection::Selection;
 use super::spread::spread;
+use crate::Result;
 use crate::component::{Context, EvidenceLine, Source, content_error};
 use crate::storage::s3::objects::{Listed, Metadata, Versioning};
-use crate::Result;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::{Mutex, PoisonError};
@@ -204,10 +204,7 @@ impl Target<'_> {
 /// What stands for a delete marker.
 const MARKER: &str = "delete marker";
 
-fn described(
-    metadata: &Metadata,
-    tags: &BTreeMap<String, String>,
-) -> String {
+fn described(metadata: &Metadata, tags: &BTreeMap<String, String>) -> String {
     format!("{:?} {:?} {tags:?}", metadata.headers, metadata.user)
 }
 
@@ -220,7 +217,11 @@ fn about(version: &Version) -> String {
 
 /// For each version of the backup the one of the bucket that stands for it, the newest for the newest: the others
 /// below it in their order, whatever else lies between them.
-fn align<'l>(versions: &[Version], there: &'l [Listed], versioned: bool) -> Vec<Option<&'l Listed>> {
+fn align<'l>(
+    versions: &[Version],
+    there: &'l [Listed],
+    versioned: bool,
+) -> Vec<Option<&'l Listed>> {
     let mut matched = Vec::with_capacity(versions.len());
     let mut below = there.iter().rev();
     for (at, version) in versions.iter().rev().enumerate() {

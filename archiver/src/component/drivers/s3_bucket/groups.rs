@@ -30,9 +30,7 @@ impl Version {
     pub(super) fn looks_like(&self, listed: &Listed) -> bool {
         match (self.attributes.is_marker, listed.is_marker) {
             (true, true) => true,
-            (false, false) => {
-                self.attributes.etag == listed.etag && self.entry.size == listed.size
-            }
+            (false, false) => self.attributes.etag == listed.etag && self.entry.size == listed.size,
             _ => false,
         }
     }

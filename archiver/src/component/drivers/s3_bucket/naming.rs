@@ -104,8 +104,26 @@ mod tests {
     fn every_key_has_a_path_of_its_own() {
         let long = "x".repeat(1024);
         let keys = [
-            "a", "a/", "/a", "//", "/", "a//b", ".", "..", "a/../b", "@v", "a/@v", "%", "%40v",
-            "a\nb", "a\0b", "\u{1F600}/\u{e9}", "a/b", "a/%", "a%2Fb", &long,
+            "a",
+            "a/",
+            "/a",
+            "//",
+            "/",
+            "a//b",
+            ".",
+            "..",
+            "a/../b",
+            "@v",
+            "a/@v",
+            "%",
+            "%40v",
+            "a\nb",
+            "a\0b",
+            "\u{1F600}/\u{e9}",
+            "a/b",
+            "a/%",
+            "a%2Fb",
+            &long,
         ];
         let mut seen = std::collections::BTreeSet::new();
         for key in keys {
@@ -117,7 +135,13 @@ mod tests {
                 assert!(seen.insert(path));
             }
         }
-        for bad in ["objects/a", "other/a/@v", "objects/%4/@v", "objects", "objects/%zz/@v"] {
+        for bad in [
+            "objects/a",
+            "other/a/@v",
+            "objects/%4/@v",
+            "objects",
+            "objects/%zz/@v",
+        ] {
             let error = parse("objects", bad.as_bytes()).unwrap_err();
             assert_eq!(error.code(), "s3_entry", "{bad}");
         }

@@ -129,7 +129,9 @@ impl Target<'_> {
                         "component_not_empty",
                         format!("{} holds \"{key}\" already", self.objects.place()),
                     )
-                    .with_hint("Use --overwrite to replace it, or restore into another bucket with --to."));
+                    .with_hint(
+                        "Use --yes to replace it, or restore into another bucket with --to.",
+                    ));
                 }
                 false if goes && self.is_about(&key) => extras.push(key),
                 _ => {}
@@ -151,7 +153,10 @@ impl Done {
         for (counter, what) in [
             (&self.kept, "versions were there already"),
             (&self.tagged, "versions got their tags back"),
-            (&self.removed, "objects that the backup does not have were deleted"),
+            (
+                &self.removed,
+                "objects that the backup does not have were deleted",
+            ),
         ] {
             if get(counter) > 0 {
                 lines.push(format!("{} {what}", get(counter)));

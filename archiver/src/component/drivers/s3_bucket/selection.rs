@@ -96,7 +96,10 @@ impl Selection {
                 (Pattern::Key(_), Pattern::Key(_)) | (Pattern::Prefix(_), Pattern::Prefix(_))
             );
             if !same {
-                return Err(wrong(old, "both sides of a renaming end with *, or neither"));
+                return Err(wrong(
+                    old,
+                    "both sides of a renaming end with *, or neither",
+                ));
             }
             own.renames.push((from, to.text().to_owned()));
         }
@@ -123,7 +126,10 @@ impl Selection {
         });
         let target = renamed.unwrap_or_else(|| key.to_owned());
         if target.is_empty() || target.len() > KEY_BYTES_MAX {
-            return Err(wrong(key, "its new name is empty, or longer than 1,024 bytes"));
+            return Err(wrong(
+                key,
+                "its new name is empty, or longer than 1,024 bytes",
+            ));
         }
         Ok(Some(target))
     }

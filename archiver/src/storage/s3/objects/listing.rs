@@ -202,7 +202,11 @@ fn decoded(key: Option<&str>, is_url: bool) -> Result<String, Failure> {
                 let mut digit = || char::from(rest.next()?).to_digit(16);
                 let (high, low) = (digit(), digit());
                 let value = high.zip(low).map(|(high, low)| high * 16 + low);
-                bytes.push(value.and_then(|v| u8::try_from(v).ok()).ok_or_else(foreign)?);
+                bytes.push(
+                    value
+                        .and_then(|v| u8::try_from(v).ok())
+                        .ok_or_else(foreign)?,
+                );
             }
             other => bytes.push(other),
         }
@@ -305,8 +309,9 @@ fn merged(
                     None => false,
                 }
             }
-            (Some(version), Some(marker)) => !version.is_latest
-                && (marker.is_latest || marker.modified > version.modified),
+            (Some(version), Some(marker)) => {
+                !version.is_latest && (marker.is_latest || marker.modified > version.modified)
+            }
         };
         let from = if marker_first {
             &mut markers
@@ -380,7 +385,10 @@ mod tests {
         for bad in ["%", "%4", "%zz", "%FF"] {
             assert!(read(bad).is_err(), "{bad}");
         }
-        assert_eq!(decoded(Some("a+%41"), false).map_err(|_| ()).unwrap(), "a+%41");
+        assert_eq!(
+            decoded(Some("a+%41"), false).map_err(|_| ()).unwrap(),
+            "a+%41"
+        );
         assert!(decoded(None, true).is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Cause, Failure, Metadata, Objects, time, unquoted};
 use crate::{Error, Result};
+use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::ServerSideEncryption;
@@ -11,6 +12,7 @@ use md5::{Digest as _, Md5};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Read;
+use std::sync::atomic::Ordering;
 
 /// The most that one piece of a body is expected to hold, for time limits.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -236,6 +238,11 @@ impl Objects {
                     let tags = tags.map(|tag| (tag.key().to_owned(), tag.value().to_owned()));
                     Ok(Some(tags.collect()))
                 }
+                // radosgw 18 says nothing of those that an upload in parts was begun with.
+                Err(error) if is_nothing(error.raw_response()) => {
+                    self.inner.untold_tags.fetch_add(1, Ordering::Relaxed);
+                    Ok(Some(BTreeMap::new()))
+                }
                 Err(error) => match Failure::from_sdk(&error) {
                     failure if failure.text.contains("NoSuchTagSet") => Ok(Some(BTreeMap::new())),
                     failure if failure.cause == Cause::NotImplemented => Ok(Some(BTreeMap::new())),
@@ -245,6 +252,14 @@ impl Objects {
             }
         })
     }
+}
+
+/// A good answer without a word in it.
+fn is_nothing(response: Option<&HttpResponse>) -> bool {
+    response.is_some_and(|response| {
+        let body = response.body().bytes();
+        response.status().is_success() && body.is_some_and(<[u8]>::is_empty)
+    })
 }
 
 impl Body {

@@ -89,7 +89,9 @@ fn fill(content: &mut dyn Read, most: usize, key: &str) -> Result<Vec<u8>> {
         .take(most as u64)
         .read_to_end(&mut bytes)
         .map_err(|e| match e.downcast::<Error>() {
-            Ok(ours) => ours.context(format_args!("could not read object \"{key}\" of the backup")),
+            Ok(ours) => ours.context(format_args!(
+                "could not read object \"{key}\" of the backup"
+            )),
             Err(e) => Error::io(format!("could not read object \"{key}\" of the backup"), e),
         })?;
     Ok(bytes)
@@ -153,12 +155,14 @@ impl Objects {
         cancel: &CancelToken,
     ) -> Result<Written> {
         let operation = self.operation("begin the upload of", "s3:PutObject", key, 0);
+        // Tags come at the end: radosgw 18 never answers for those that an upload was begun with.
+        let none = BTreeMap::new();
         let upload = self.block(&operation, async |client| {
             let request = client
                 .create_multipart_upload()
                 .bucket(self.bucket())
                 .key(key);
-            let request = with_metadata!(request, metadata, tags)
+            let request = with_metadata!(request, metadata, &none)
                 .customize()
                 .mutate_request(expires(metadata));
             let sent = Box::pin(request.send()).await;
@@ -169,10 +173,17 @@ impl Objects {
         let done = self
             .parts(key, &upload, content, size, cancel)
             .and_then(|parts| self.complete(key, &upload, &parts));
-        if done.is_err() {
-            self.abort(key, &upload);
+        let written = match done {
+            Ok(written) => written,
+            Err(error) => {
+                self.abort(key, &upload);
+                return Err(error);
+            }
+        };
+        if !tags.is_empty() {
+            self.set_tags(key, written.version.as_deref(), tags)?;
         }
-        done
+        Ok(written)
     }
 
     fn parts(
