@@ -49,6 +49,7 @@ mod t521_redis_faults;
 mod t530_chroma;
 mod t535_s3_bucket;
 mod t536_minio;
+mod t537_s3_bucket_faults;
 mod t540_postgres_dump;
 mod t560_prometheus;
 mod t570_grafana;
