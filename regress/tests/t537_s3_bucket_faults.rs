@@ -4,7 +4,7 @@
 use crate::component::{Bench, driver, text};
 use crate::t535_s3_bucket::{bucket, filled, reads, section, state};
 use pgark_archiver::component::memory::{MemorySink, MemorySource};
-use pgark_archiver::component::{Consistency, Driver, Request, Source};
+use pgark_archiver::component::{Consistency, Request, Source};
 use pgark_regress::s3_proxy::{Fault, Proxy};
 use pgark_regress::s3_server::{self, S3Server};
 use std::time::{Duration, Instant};
