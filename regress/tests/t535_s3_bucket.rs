@@ -33,11 +33,18 @@ pub(crate) fn state(server: &S3Server, bucket: &str) -> BTreeMap<String, serde_j
         r#"
 import json, hashlib
 all = {{}}
-# One at a time: versions and markers of a page are told apart, and their times are whole seconds.
-pages = s3.get_paginator('list_object_versions').paginate(Bucket={bucket:?}, PaginationConfig={{'PageSize': 1}})
-items = []
-for page in pages:
-    items += [(v, False) for v in page.get('Versions', [])] + [(m, True) for m in page.get('DeleteMarkers', [])]
+# One at a time: versions and markers of a page are told apart, and their times are whole seconds. The key to go on
+# with is the last one: radosgw does not encode what it tells, and boto3 decodes it.
+items, marker = [], {{}}
+while True:
+    page = s3.list_object_versions(Bucket={bucket:?}, MaxKeys=1, **marker)
+    found = [(v, False) for v in page.get('Versions', [])] + [(m, True) for m in page.get('DeleteMarkers', [])]
+    items += found
+    if not found or not page['IsTruncated']:
+        break
+    marker = {{'KeyMarker': found[-1][0]['Key']}}
+    if page.get('NextVersionIdMarker'):
+        marker['VersionIdMarker'] = page['NextVersionIdMarker']
 items.reverse()
 for item, marker in items:
     key = item['Key']
