@@ -49,6 +49,12 @@ fn made(what: &str) -> PathBuf {
     PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
 }
 
+fn moto(port: u16) -> Command {
+    let mut command = Command::new(made("moto").with_file_name("python"));
+    command.arg(setup("moto.py")).arg(port.to_string());
+    command
+}
+
 /// A port that is free now. Another process may take it before the server does; the test then fails.
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -65,6 +71,15 @@ impl S3Server {
         Self::start_moto(directory, None)
     }
 
+    /// Starts moto with listings of few keys a page.
+    pub fn moto_of_small_pages(directory: &TestDirectory) -> Self {
+        let folder = new_folder(directory, "moto");
+        let port = free_port();
+        let mut command = moto(port);
+        command.env("MOTO_S3_DEFAULT_MAX_KEYS", "4");
+        Self::start(command, folder, port, Duration::from_secs(60))
+    }
+
     /// Starts moto behind TLS, with the certificate and the key in these files. [`S3Server::boto`] does
     /// not reach it.
     pub fn moto_tls(directory: &TestDirectory, certificate: &Path, key: &Path) -> Self {
@@ -74,8 +89,7 @@ impl S3Server {
     fn start_moto(directory: &TestDirectory, tls: Option<(&Path, &Path)>) -> Self {
         let folder = new_folder(directory, "moto");
         let port = free_port();
-        let mut command = Command::new(made("moto").with_file_name("python"));
-        command.arg(setup("moto.py")).arg(port.to_string());
+        let mut command = moto(port);
         if let Some((certificate, key)) = tls {
             command.args([certificate, key]);
         }

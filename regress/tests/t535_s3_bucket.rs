@@ -103,7 +103,8 @@ pub(crate) fn reads(requests: &[String]) -> Vec<&String> {
 #[test]
 fn everything_comes_back_in_order() {
     let bench = Bench::new("s3-bucket");
-    let server = S3Server::moto(&bench.directory);
+    // Versions of one key on several pages, too.
+    let server = S3Server::moto_of_small_pages(&bench.directory);
     filled(&server, "docs");
     let from = bucket(&bench, &server.endpoint(), "docs", "");
     let lines = from.check(&bench.context()).unwrap();
