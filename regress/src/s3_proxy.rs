@@ -30,6 +30,8 @@ pub enum Fault {
     TruncateRequest,
     /// Half of the answer reaches the client.
     TruncateAnswer,
+    /// A byte in the middle of the answer's body is another one.
+    FlipAnswer,
     /// This status and this code of S3's, nothing is carried out.
     Refuse(u16, &'static str),
     /// It is carried out and answered with 500.
@@ -345,6 +347,15 @@ fn act(
         Fault::TruncateAnswer => {
             let answer = forward(upstream, method, &request)?.bytes();
             client.write_all(&answer[..answer.len() / 2])?;
+            Ok(false)
+        }
+        Fault::FlipAnswer => {
+            let mut answer = forward(upstream, method, &request)?;
+            let middle = answer.body.len() / 2;
+            if let Some(byte) = answer.body.get_mut(middle) {
+                *byte ^= 1;
+            }
+            client.write_all(&answer.bytes())?;
             Ok(false)
         }
         Fault::Refuse(status, code) => {

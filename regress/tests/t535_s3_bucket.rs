@@ -15,7 +15,7 @@ use std::path::Path;
 pub(crate) fn section(bench: &Bench, endpoint: &str, bucket: &str, more: &str) -> String {
     let own = s3_server::section(&bench.directory, endpoint, bucket);
     let own = own.replace("kind = \"s3\"\n", "");
-    format!("{own}attempt_timeout_seconds = 2\ndeadline_seconds = 4\n{more}")
+    format!("{own}attempt_timeout_seconds = 20\ndeadline_seconds = 30\n{more}")
 }
 
 pub(crate) fn bucket(bench: &Bench, endpoint: &str, bucket: &str, more: &str) -> Box<dyn Driver> {

@@ -17,7 +17,7 @@ fn minio(bench: &Bench, endpoint: &str, secret: &str, more: &str) -> Box<dyn Dri
         "minio",
         &format!(
             "endpoint = \"{endpoint}\"\naccess_key_id = \"file:{}\"\nsecret_access_key = \"file:{}\"\n\
-             attempt_timeout_seconds = 2\ndeadline_seconds = 4\nadmin_timeout_seconds = 5\n{more}",
+             attempt_timeout_seconds = 20\ndeadline_seconds = 30\nadmin_timeout_seconds = 60\n{more}",
             id.display(),
             key.display()
         ),

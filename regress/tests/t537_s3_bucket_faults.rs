@@ -4,10 +4,17 @@
 use crate::component::{Bench, driver, text};
 use crate::t535_s3_bucket::{bucket, filled, reads, section, state};
 use pgark_archiver::component::memory::{MemorySink, MemorySource};
-use pgark_archiver::component::{Consistency, Request, Source};
+use pgark_archiver::component::{Consistency, Driver, Request, Source};
 use pgark_regress::s3_proxy::{Fault, Proxy};
 use pgark_regress::s3_server::{self, S3Server};
 use std::time::{Duration, Instant};
+
+/// A component that soon gives up.
+fn impatient(bench: &Bench, endpoint: &str) -> Box<dyn Driver> {
+    let patient = section(bench, endpoint, "docs", "exact = false\n");
+    let soon = patient.replace("_seconds = 20", "_seconds = 2");
+    driver("s3_bucket", &soon.replace("_seconds = 30", "_seconds = 4"))
+}
 
 fn full_tier() -> bool {
     std::env::var_os("PGARK_TEST_TIER").is_some_and(|tier| tier == "full")
@@ -108,7 +115,7 @@ fn what_goes_wrong_is_told() {
     let backup = bench.capture(from.as_ref());
     // Nobody there, no such bucket, refused.
     let port = pgark_regress::redis_server::free_port();
-    let nobody = bucket(&bench, &format!("http://127.0.0.1:{port}"), "docs", "");
+    let nobody = impatient(&bench, &format!("http://127.0.0.1:{port}"));
     let error = bench.try_capture(nobody.as_ref()).unwrap_err();
     assert_eq!(error.code(), "s3_unavailable");
     assert!(
@@ -162,14 +169,49 @@ fn what_goes_wrong_is_told() {
             "{path}"
         );
     }
+    // A server that cannot list versions; a byte that is another one than the ETag says.
+    server.boto(
+        "s3.create_bucket(Bucket='flat')\n\
+         for n in range(5): s3.put_object(Bucket='flat', Key=f'k {n}+', Body=b'x' * n)",
+    );
+    let flat = bucket(
+        &bench,
+        &proxy.endpoint(),
+        "flat",
+        "parallel = 1\nprefix = \"k \"\n",
+    );
+    let listed = bench.capture(flat.as_ref());
+    proxy.next(
+        Some("GET"),
+        &[Fault::Pass, Fault::Refuse(501, "NotImplemented")],
+    );
+    proxy.requests();
+    let plain = bench.capture(flat.as_ref());
+    let requests = proxy.requests();
+    assert!(
+        requests.iter().any(|r| r.contains("list-type=2")),
+        "{requests:?}"
+    );
+    assert_eq!(plain.paths(), listed.paths());
+    assert_eq!(plain.paths().len(), 5);
+    let one = bucket(&bench, &proxy.endpoint(), "flat", "prefix = \"k 4\"\n");
+    let flipped = [Fault::Pass, Fault::Pass, Fault::FlipAnswer];
+    proxy.next(Some("GET"), &flipped);
+    let error = bench.try_capture(one.as_ref()).unwrap_err();
+    assert_eq!(error.code(), "s3_object_damaged", "{}", text(&error));
+    let trusting = "prefix = \"k 4\"\nverify_etag = false\n";
+    proxy.next(Some("GET"), &flipped);
+    bench.capture(bucket(&bench, &proxy.endpoint(), "flat", trusting).as_ref());
+    proxy.calm();
     // A full repository, and a cancelled backup: no upload, nothing at the server.
     let full = from.capture(&bench.context(), &MemorySink::new().failing_after(1000));
     assert_eq!(full.unwrap_err().code(), "disk_full");
     // A server that dies in the middle, and one that is slow: a failure in time.
+    let soon = impatient(&bench, &proxy.endpoint());
     proxy.next(Some("GET"), &[Fault::Pass; 6]);
     proxy.always(Fault::DelayMillis(30_000));
     let began = Instant::now();
-    let error = bench.try_capture(from.as_ref()).unwrap_err();
+    let error = bench.try_capture(soon.as_ref()).unwrap_err();
     assert_eq!(error.code(), "s3_unavailable", "{}", text(&error));
     assert!(
         began.elapsed() < Duration::from_secs(25),
@@ -179,7 +221,7 @@ fn what_goes_wrong_is_told() {
     proxy.calm();
     proxy.next(Some("GET"), &[Fault::Pass; 6]);
     proxy.always(Fault::Drop);
-    let error = bench.try_capture(from.as_ref()).unwrap_err();
+    let error = bench.try_capture(soon.as_ref()).unwrap_err();
     assert_eq!(error.code(), "s3_unavailable", "{}", text(&error));
     proxy.calm();
     // A restore whose upload fails leaves no parts behind, and goes on where it ended.
