@@ -148,6 +148,13 @@ pub trait Sink: Sync {
     /// As [`Sink::entry`].
     fn unchanged(&self, entry: &Entry) -> Result<bool>;
 
+    /// The entry that the parent backup has under `path`: for drivers that keep in it what they would have to
+    /// ask the store for again. `None` as well when the parent cannot be read.
+    fn before(&self, path: &[u8]) -> Option<Entry> {
+        let _ = path;
+        None
+    }
+
     /// The point of the parent backup, for drivers that store increments.
     fn parent(&self) -> Option<&Point>;
 }

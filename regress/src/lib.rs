@@ -22,6 +22,7 @@ pub mod fake_grafana;
 pub mod fuzz;
 pub mod ledger;
 pub mod major;
+pub mod minio_server;
 pub mod pgark;
 pub mod process;
 pub mod prometheus_server;

@@ -30,6 +30,8 @@ pub enum Fault {
     TruncateRequest,
     /// Half of the answer reaches the client.
     TruncateAnswer,
+    /// A byte in the middle of the answer's body is another one.
+    FlipAnswer,
     /// This status and this code of S3's, nothing is carried out.
     Refuse(u16, &'static str),
     /// It is carried out and answered with 500.
@@ -51,6 +53,8 @@ struct Plan {
     /// Whoever changes something is refused.
     read_only: bool,
     counts: BTreeMap<String, u64>,
+    /// "GET /bucket/key?query", in order.
+    requests: Vec<String>,
 }
 
 impl Plan {
@@ -169,6 +173,11 @@ impl Proxy {
         self.plan.lock().unwrap().counts.clone()
     }
 
+    /// The requests since this was last asked: method and target, in order.
+    pub fn requests(&self) -> Vec<String> {
+        std::mem::take(&mut self.plan.lock().unwrap().requests)
+    }
+
     /// How often the fault of this name was met.
     pub fn count(&self, name: &str) -> u64 {
         self.counts().get(name).copied().unwrap_or(0)
@@ -273,7 +282,12 @@ fn serve(
         request.without(&["expect"]);
         let text = String::from_utf8_lossy(&request.head).into_owned();
         let method = text.split(' ').next().unwrap().to_owned();
-        let fault = plan.lock().unwrap().fault(&method);
+        let target = text.split(' ').nth(1).unwrap_or_default();
+        let fault = {
+            let mut plan = plan.lock().unwrap();
+            plan.requests.push(format!("{method} {target}"));
+            plan.fault(&method)
+        };
         if !act(&mut client, upstream, &method, request, fault)? {
             return Ok(());
         }
@@ -333,6 +347,15 @@ fn act(
         Fault::TruncateAnswer => {
             let answer = forward(upstream, method, &request)?.bytes();
             client.write_all(&answer[..answer.len() / 2])?;
+            Ok(false)
+        }
+        Fault::FlipAnswer => {
+            let mut answer = forward(upstream, method, &request)?;
+            let middle = answer.body.len() / 2;
+            if let Some(byte) = answer.body.get_mut(middle) {
+                *byte ^= 1;
+            }
+            client.write_all(&answer.bytes())?;
             Ok(false)
         }
         Fault::Refuse(status, code) => {

@@ -5,10 +5,12 @@ use crate::directory::TestDirectory;
 use crate::process::wait_until;
 use pgark_archiver::config::Config;
 use pgark_archiver::storage::SharedStorage;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// The access key id of every test.
@@ -27,6 +29,7 @@ pub struct S3Server {
     child: Child,
     port: u16,
     folder: PathBuf,
+    boto: Mutex<Option<Boto>>,
 }
 
 fn setup(script: &str) -> PathBuf {
@@ -46,6 +49,12 @@ fn made(what: &str) -> PathBuf {
     PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
 }
 
+fn moto(port: u16) -> Command {
+    let mut command = Command::new(made("moto").with_file_name("python"));
+    command.arg(setup("moto.py")).arg(port.to_string());
+    command
+}
+
 /// A port that is free now. Another process may take it before the server does; the test then fails.
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -62,6 +71,15 @@ impl S3Server {
         Self::start_moto(directory, None)
     }
 
+    /// Starts moto with listings of few keys a page.
+    pub fn moto_of_small_pages(directory: &TestDirectory) -> Self {
+        let folder = new_folder(directory, "moto");
+        let port = free_port();
+        let mut command = moto(port);
+        command.env("MOTO_S3_DEFAULT_MAX_KEYS", "4");
+        Self::start(command, folder, port, Duration::from_secs(60))
+    }
+
     /// Starts moto behind TLS, with the certificate and the key in these files. [`S3Server::boto`] does
     /// not reach it.
     pub fn moto_tls(directory: &TestDirectory, certificate: &Path, key: &Path) -> Self {
@@ -71,8 +89,7 @@ impl S3Server {
     fn start_moto(directory: &TestDirectory, tls: Option<(&Path, &Path)>) -> Self {
         let folder = new_folder(directory, "moto");
         let port = free_port();
-        let mut command = Command::new(made("moto").with_file_name("python"));
-        command.arg(setup("moto.py")).arg(port.to_string());
+        let mut command = moto(port);
         if let Some((certificate, key)) = tls {
             command.args([certificate, key]);
         }
@@ -125,6 +142,7 @@ impl S3Server {
             child,
             port,
             folder,
+            boto: Mutex::new(None),
         };
         wait_until("the S3 server answers", limit, || answers(server.port));
         server
@@ -157,13 +175,36 @@ impl S3Server {
     /// Runs Python with a boto3 client `s3`; what it prints.
     #[track_caller]
     pub fn boto(&self, code: &str) -> String {
-        self.python(&format!(
+        // One program for all calls: boto3 takes a second to begin.
+        let mut boto = self.boto.lock().unwrap_or_else(PoisonError::into_inner);
+        let boto = boto.get_or_insert_with(|| Boto::start(self));
+        match boto.run(code) {
+            Ok(printed) => printed,
+            Err(trace) => panic!("{code}\n{trace}"),
+        }
+    }
+
+    /// Runs Python with a boto3 client `s3` and one argument, until what is returned is dropped: then its
+    /// standard input ends, and it has to.
+    pub fn boto_in_background(&self, code: &str, argument: &Path) -> Background {
+        let child = Command::new(made("moto").with_file_name("python"))
+            .arg("-c")
+            .arg(self.with_client(code))
+            .arg(argument)
+            .current_dir(&self.folder)
+            .stdin(Stdio::piped())
+            .spawn();
+        Background(child.unwrap())
+    }
+
+    fn with_client(&self, code: &str) -> String {
+        format!(
             "import boto3\nfrom botocore.config import Config\n\
              s3 = boto3.client('s3', endpoint_url='{}', region_name='us-east-1', \
              aws_access_key_id='{ACCESS_KEY}', aws_secret_access_key='{SECRET_KEY}', \
              config=Config(s3={{'addressing_style': 'path'}}, request_checksum_calculation='when_required'))\n{code}\n",
             self.endpoint()
-        ))
+        )
     }
 
     /// Runs Python where boto3 is installed; what it prints.
@@ -171,6 +212,73 @@ impl S3Server {
     pub fn python(&self, program: &str) -> String {
         let mut command = Command::new(made("moto").with_file_name("python"));
         crate::cluster::run(command.arg("-c").arg(program).current_dir(&self.folder))
+    }
+}
+
+/// Runs pieces of Python, one after the other, each with the client alone.
+#[derive(Debug)]
+struct Boto {
+    child: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+/// Reads pieces as JSON, a line each; answers with what was printed, and with what went wrong.
+const RUN_PIECES: &str = r#"
+import contextlib, io, json, sys, traceback
+for line in sys.stdin:
+    printed, failed = io.StringIO(), None
+    try:
+        with contextlib.redirect_stdout(printed):
+            exec(json.loads(line), {"s3": s3, "boto3": boto3})
+    except BaseException:
+        failed = traceback.format_exc()
+    print(json.dumps([printed.getvalue(), failed]), flush=True)
+"#;
+
+impl Boto {
+    fn start(server: &S3Server) -> Self {
+        let mut child = Command::new(made("moto").with_file_name("python"))
+            .arg("-c")
+            .arg(server.with_client(RUN_PIECES))
+            .current_dir(&server.folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        Self { child, answers }
+    }
+
+    fn run(&mut self, code: &str) -> Result<String, String> {
+        let mut piece = serde_json::to_string(code).unwrap();
+        piece.push('\n');
+        let mut input = self.child.stdin.as_ref().unwrap();
+        input.write_all(piece.as_bytes()).unwrap();
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).unwrap();
+        let (printed, failed): (String, Option<String>) = serde_json::from_str(&answer).unwrap();
+        match failed {
+            None => Ok(printed),
+            Some(trace) => Err(trace),
+        }
+    }
+}
+
+impl Drop for Boto {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// A program in the background.
+#[derive(Debug)]
+pub struct Background(Child);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
     }
 }
 

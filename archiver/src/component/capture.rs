@@ -161,6 +161,12 @@ impl Sink for Capture<'_> {
         }
     }
 
+    fn before(&self, path: &[u8]) -> Option<Entry> {
+        // Of any repository: whether the others have the same is for `unchanged` to see.
+        let lane = self.lanes.iter().find(|lane| !lane.is_lost())?;
+        lane.before(path)
+    }
+
     fn parent(&self) -> Option<&Point> {
         self.parent.as_ref()
     }

@@ -5,10 +5,12 @@ pub mod elasticsearch;
 pub mod files;
 pub mod grafana;
 mod http;
+pub mod minio;
 pub mod postgres_dump;
 pub mod prometheus;
 pub mod qdrant;
 pub mod redis;
+pub mod s3_bucket;
 
 use super::Driver;
 use crate::{Error, Result};
@@ -27,11 +29,13 @@ pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Dr
             name, settings,
         )?)?)),
         "grafana" => Ok(Box::new(grafana::Grafana::new(parse(name, settings)?)?)),
+        "minio" => Ok(Box::new(minio::Minio::open(name, settings)?)),
         "prometheus" => Ok(Box::new(prometheus::Prometheus::new(parse(
             name, settings,
         )?)?)),
         "qdrant" => Ok(Box::new(qdrant::Qdrant::new(parse(name, settings)?)?)),
         "redis" => Ok(Box::new(redis::Redis::new(parse(name, settings)?)?)),
+        "s3_bucket" => Ok(Box::new(s3_bucket::S3Bucket::open(name, settings)?)),
         "postgres_dump" => Ok(Box::new(postgres_dump::PostgresDump::new(parse(
             name, settings,
         )?)?)),

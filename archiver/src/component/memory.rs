@@ -1,6 +1,6 @@
 //! A backup held in memory: what drivers are tested with, without a repository.
 
-use super::{Entry, EntryKind, Point, Sink, Source, Stored};
+use super::{Entry, EntryKind, Point, Sink, Source, Stored, content_error};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -121,7 +121,7 @@ impl Sink for MemorySink {
         loop {
             let read = content.read(&mut piece).map_err(|e| {
                 let path = String::from_utf8_lossy(&entry.path);
-                super::content_error(format!("could not read \"{path}\""), e)
+                content_error(format!("could not read \"{path}\""), e)
             })?;
             if read == 0 {
                 break;
@@ -164,6 +164,11 @@ impl Sink for MemorySink {
             self.add(entry.clone(), Arc::clone(content))?;
         }
         Ok(same)
+    }
+
+    fn before(&self, path: &[u8]) -> Option<Entry> {
+        let (entry, _) = self.parent.as_ref()?.tree.get(path)?;
+        Some(entry.clone())
     }
 
     fn parent(&self) -> Option<&Point> {

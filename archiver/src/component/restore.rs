@@ -88,7 +88,7 @@ pub fn save(
     crate::fault::point("component:before_safety");
     match take_safety(config, name, driver, source, clock, cancel) {
         Ok(label) => Ok(Some(label)),
-        Err(error) if error.code() == "all_paths_missing" => {
+        Err(error) if matches!(error.code(), "all_paths_missing" | "component_missing") => {
             tracing::info!(
                 component = name,
                 "nothing is there: no safety backup is taken"

@@ -24,6 +24,7 @@ mod exclusive;
 pub(super) mod failure;
 mod lifecycle;
 mod lock;
+pub mod objects;
 mod probe;
 mod requests;
 pub mod settings;

@@ -258,6 +258,18 @@ impl Lane {
         })
     }
 
+    /// The parent's entry under `path`.
+    pub(super) fn before(&self, path: &[u8]) -> Option<Entry> {
+        let found = self.parent.as_ref()?.entry(path);
+        found.unwrap_or_else(|error| {
+            tracing::warn!(
+                code = error.code(),
+                "the parent backup cannot be read: {error}"
+            );
+            None
+        })
+    }
+
     /// Adds `entry` with the content of the parent's line.
     pub(super) fn add_unchanged(&self, entry: &Entry, line: EntryLine) -> Result<()> {
         let line = EntryLine {

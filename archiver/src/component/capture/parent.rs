@@ -1,8 +1,9 @@
 //! The backup whose content a new one shares.
 
 use crate::clock::SharedClock;
+use crate::component::source::entry_of;
 use crate::component::{Entry, EntryKind};
-use crate::repository::component::ComponentBackup;
+use crate::repository::component::{ComponentBackup, Line};
 use crate::repository::format::component::{Chunk, EntryLine, LineKind, Record};
 use crate::repository::format::manifest::{FrameRef, ObjectUse};
 use crate::repository::session::Session;
@@ -112,6 +113,18 @@ impl Parent {
     pub(super) fn table(&self) -> HashMap<String, FrameRef> {
         let frames = self.backup.manifest.entry_table.iter();
         frames.map(|f| (f.digest.clone(), f.frame)).collect()
+    }
+
+    /// The entry under `path`.
+    pub(super) fn entry(&self, path: &[u8]) -> Result<Option<Entry>> {
+        let Some(line) = self.backup.find(path)? else {
+            return Ok(None);
+        };
+        let line = Line {
+            path: path.to_vec(),
+            line,
+        };
+        entry_of(&line).map(Some)
     }
 
     /// The entry under the path of `entry`, when its content is told to be the same.
