@@ -163,7 +163,7 @@ impl Work<'_> {
                 continue;
             };
             compare(first, last, one);
-            let quiet = first.sequence == last.sequence;
+            let quiet = first.settled && first.sequence == last.sequence;
             exact &= quiet;
             if quiet && self.settings.digest && !first.sequence.is_empty() {
                 self.digest(index, first, one)?;
@@ -322,7 +322,7 @@ impl Work<'_> {
     fn digest(&self, index: &str, state: &State, one: &mut Index) -> Result<()> {
         self.server.refresh(index)?;
         let mut scan = Scan::open(self.server, index, true)?;
-        if shards::sequence(self.server, index)? != state.sequence {
+        if shards::sequence(self.server, index)?.0 != state.sequence {
             return Ok(());
         }
         let mut digest = Digest::default();

@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) struct State {
     /// The highest sequence number of each primary shard.
     pub(super) sequence: BTreeMap<String, i64>,
+    /// Every operation with a number is done: none is under way.
+    pub(super) settled: bool,
     pub(super) mapping: String,
     pub(super) settings: String,
     pub(super) aliases: BTreeSet<String>,
@@ -22,10 +24,10 @@ pub(super) struct State {
 /// The client's.
 pub(super) fn state(server: &Server, index: &str, closed: bool) -> Result<Option<State>> {
     // First: what is written after it only makes it a lower bound.
-    let sequence = match closed {
-        true => BTreeMap::new(),
+    let (sequence, settled) = match closed {
+        true => (BTreeMap::new(), true),
         false => match sequence(server, index) {
-            Ok(sequence) => sequence,
+            Ok(found) => found,
             Err(error) if is_gone(&error) => return Ok(None),
             Err(error) => return Err(error),
         },
@@ -44,6 +46,7 @@ pub(super) fn state(server: &Server, index: &str, closed: bool) -> Result<Option
     let aliases = aliases.as_object().into_iter().flat_map(|map| map.keys());
     Ok(Some(State {
         sequence,
+        settled,
         mapping: digest::of_value(&of("mappings")),
         settings: digest::of_value(&digest::settings_of(&of("settings"))),
         aliases: aliases.cloned().collect(),
@@ -58,11 +61,11 @@ fn is_gone(error: &Error) -> bool {
             .is_some_and(|detail| detail.contains("index_not_found_exception"))
 }
 
-/// The highest sequence number of each primary shard.
+/// The highest sequence number of each primary shard, and whether every operation up to it is done.
 ///
 /// # Errors
 /// The client's; kind Unavailable, `elasticsearch_red`, when a primary is not there.
-pub(super) fn sequence(server: &Server, index: &str) -> Result<BTreeMap<String, i64>> {
+pub(super) fn sequence(server: &Server, index: &str) -> Result<(BTreeMap<String, i64>, bool)> {
     let query = [("level", "shards"), ("expand_wildcards", "open,hidden")];
     let answer = server.get(&[index, "_stats", "docs"], &query)?;
     let shards = answer
@@ -71,11 +74,14 @@ pub(super) fn sequence(server: &Server, index: &str) -> Result<BTreeMap<String, 
         .and_then(|index| index.get("shards"))
         .and_then(Value::as_object);
     let mut found = BTreeMap::new();
+    let mut settled = true;
     for (number, copies) in shards.into_iter().flatten() {
         for copy in copies.as_array().into_iter().flatten() {
             let primary = copy.pointer("/routing/primary").and_then(Value::as_bool);
             let highest = copy.pointer("/seq_no/max_seq_no").and_then(Value::as_i64);
             if let (Some(true), Some(highest)) = (primary, highest) {
+                let done = copy.pointer("/seq_no/local_checkpoint");
+                settled &= done.and_then(Value::as_i64) == Some(highest);
                 found.insert(number.clone(), highest);
             }
         }
@@ -90,5 +96,5 @@ pub(super) fn sequence(server: &Server, index: &str) -> Result<BTreeMap<String, 
         )
         .with_hint("Look at the cluster's health: GET _cluster/allocation/explain."));
     }
-    Ok(found)
+    Ok((found, settled))
 }
