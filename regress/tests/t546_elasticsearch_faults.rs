@@ -6,7 +6,6 @@
 //! Expectation: an error of its own each time; after it, or after the next backup, nothing of ours is there.
 
 use crate::component::{Bench, driver, text};
-use pgark_regress::tmpfs::Tmpfs;
 use crate::t545_elasticsearch::{
     assert_agrees, assert_clean, bulk, documents, fill, folders, of, opensearch, request, settings,
 };
@@ -15,6 +14,7 @@ use pgark_archiver::component::{Consistency, Driver, Request, Source};
 use pgark_archiver::error::ErrorKind;
 use pgark_regress::process::wait_until;
 use pgark_regress::search_server::{Make, SearchServer, Tls, USER};
+use pgark_regress::tmpfs::Tmpfs;
 use pgark_regress::{Pgark, account};
 use serde_json::{Value, json};
 use std::fs::Permissions;

@@ -6,7 +6,6 @@ use super::*;
 use crate::clock::SharedClock;
 use crate::repository::Repository;
 use crate::repository::format::component::ComponentLabel;
-use chrono::DateTime;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) const NAME: &str = "cache";

@@ -153,7 +153,7 @@ fn refuse_existing(meant: &Names, there: &There) -> Result<()> {
                     "component_not_empty",
                     format!("Grafana has {} \"{name}\" already", class.folder()),
                 )
-                .with_hint("Use --overwrite to replace it; what the backup does not have stays."));
+                .with_hint("Use --yes to replace it; what the backup does not have stays."));
             }
         }
     }

@@ -135,9 +135,7 @@ pub(super) fn restore(
             "component_not_empty",
             format!("\"{}\" holds data already", folder.display()),
         )
-        .with_hint(
-            "Use --overwrite: missing and damaged blocks are put there, what is newer stays.",
-        ));
+        .with_hint("Use --yes: missing and damaged blocks are put there, what is newer stays."));
     }
     builder
         .recursive(true)

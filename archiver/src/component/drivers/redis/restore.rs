@@ -354,7 +354,7 @@ impl Target<'_> {
     ) -> Result<()> {
         let occupied = |what: String| {
             Error::invalid("component_not_empty", what).with_hint(
-                "Use --overwrite to replace what is there, or restore under other names (--rename).",
+                "Use --yes to replace what is there, or restore under other names (--rename).",
             )
         };
         let there: u64 = server.databases().iter().map(|(_, keys)| keys).sum();
