@@ -100,6 +100,8 @@ fn failures_leave_nothing_behind() {
         "{lines:?}"
     );
     server.run();
+    let health = "/_cluster/health/docs?wait_for_status=yellow&timeout=50s";
+    assert_eq!(server.ask("GET", health, "")["timed_out"], false);
     assert_eq!(
         server
             .ask("GET", "/_snapshot", "")
