@@ -207,6 +207,35 @@ pub fn write_durable(fs: &dyn Fs, path: &Path, bytes: &[u8], mode: u32) -> Resul
     fs.sync_dir(parent_of(path)).map_err(failed)
 }
 
+/// As [`write_durable`], but what is at `path` stays.
+///
+/// # Errors
+/// Kind Invalid, `target_file_exists`; or [`Error::io`].
+pub fn write_new_durable(fs: &dyn Fs, path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let failed = |e| Error::io(format!("could not write file \"{}\"", path.display()), e);
+    let temporary = temporary_beside(path).map_err(failed)?;
+    let written = write_synced(fs, &temporary, bytes, mode)
+        .and_then(|()| fs.rename_no_replace(&temporary, path));
+    if let Err(e) = written {
+        // As above.
+        let _ = fs.remove_file(&temporary);
+        return Err(match e.kind() {
+            io::ErrorKind::AlreadyExists => exists(path),
+            _ => failed(e),
+        });
+    }
+    fs.sync_dir(parent_of(path)).map_err(failed)
+}
+
+/// There is something at `path` already.
+pub(crate) fn exists(path: &Path) -> Error {
+    Error::invalid(
+        "target_file_exists",
+        format!("file \"{}\" exists", path.display()),
+    )
+    .with_hint("Name another file: nothing is ever replaced.")
+}
+
 /// Creates `path` with `bytes`, fsynced, its name not yet durable.
 pub(crate) fn write_synced(fs: &dyn Fs, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let file = fs.create_new(path, mode)?;

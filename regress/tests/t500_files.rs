@@ -220,6 +220,11 @@ fn a_tree_comes_back_as_it_was() {
         &[&restore[..], &["--to", &to]].concat(),
         "would_overwrite",
     );
+    // Nothing is saved there before: --yes alone does not say that nothing need be.
+    let anyhow = [&restore[..], &["--to", &to, "--yes"]].concat();
+    refused(pgark, &anyhow, "would_overwrite");
+    let done = json(pgark, &[&anyhow[..], &["--no-safety-backup"]].concat(), 0);
+    assert_eq!(done["evidence"]["ok"], true, "{done}");
     // And by who knows the format from its page alone.
     let label = second["label"].as_str().unwrap();
     let by_reader = read_by_page(&scene, label);

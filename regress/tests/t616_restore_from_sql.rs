@@ -255,6 +255,11 @@ fn into_another_server() {
     other.ask(&["SET", "session:1", "newer"]);
     assert_eq!(done(&cluster, some), "failed");
     assert_eq!(other.ask(&["GET", "session:1"]), "newer");
+    // Nor is anything repaired where it lies.
+    let repair = "pgark.request_restore('cold', selection => ARRAY['@repair-aof'])";
+    assert_eq!(done(&cluster, repair), "failed");
+    let code = "SELECT error_code FROM pgark.job ORDER BY id DESC LIMIT 1";
+    assert_eq!(cluster.psql(code), "restore_requests_refused");
 
     assert_eq!(done(&cluster, "pgark.request_restore('cold')"), "succeeded");
     let mut cold = RedisServer::over(directory_of(&cluster), Make::Redis7, &[]);

@@ -44,6 +44,8 @@ impl Backlog {
     pub(super) fn open(state_dir: &Path, bytes_max: u64, fs: SharedFs) -> Result<Self> {
         let directory = state_dir.join("late");
         create_private(&directory)?;
+        let message = format!("could not sync \"{}\"", state_dir.display());
+        fs.sync_dir(state_dir).map_err(|e| Error::io(message, e))?;
         let backlog = Self {
             directory,
             bytes_max,
@@ -82,7 +84,11 @@ impl Backlog {
         self.require_room(repository, bytes.len() as u64)?;
         if !folder.exists() {
             let made = self.fs.create_dir(&folder, 0o700);
-            let made = made.and_then(|()| self.fs.sync_dir(parent_of(&folder)));
+            let made = made.and_then(|()| {
+                let synced = self.fs.sync_dir(parent_of(&folder));
+                // Or the next file would take its name for durable.
+                synced.inspect_err(|_| drop(self.fs.remove_dir(&folder)))
+            });
             let message = format!("could not create \"{}\"", folder.display());
             made.map_err(|e| Error::io(message, e))?;
         }
@@ -136,6 +142,21 @@ impl Backlog {
             }
         }
         Ok(bytes)
+    }
+
+    /// The repositories that something waits for.
+    pub(super) fn repositories(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for folder in list(&self.directory)? {
+            let name = folder.file_name().and_then(|name| name.to_str());
+            let Some(name) = name.map(str::to_owned) else {
+                continue;
+            };
+            if !self.waiting(&name)?.is_empty() {
+                names.push(name);
+            }
+        }
+        Ok(names)
     }
 
     /// What waits for `repository`: history files first, then in the order of their names.

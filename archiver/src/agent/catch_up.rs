@@ -43,16 +43,28 @@ impl CatchUp {
     /// at once.
     pub(super) fn start(config: &Arc<Config>, stats: &Arc<Stats>) -> Result<Arc<Self>> {
         let optional = config.repository.iter().filter(|(_, r)| !r.required);
-        let names: BTreeSet<String> = optional.map(|(name, _)| name.clone()).collect();
+        let mut names: BTreeSet<String> = optional.map(|(name, _)| name.clone()).collect();
+        let backlog = Backlog::open(
+            &config.agent.state_dir,
+            config.wal.spool_bytes_max,
+            Arc::new(RealFs),
+        )?;
+        for name in backlog.repositories()? {
+            match config.repository.contains_key(&name) {
+                // Whatever it is now: it was not required when the files came.
+                true => drop(names.insert(name)),
+                false => tracing::warn!(
+                    alert = "late_wal_stranded",
+                    "WAL is kept in \"{}\" for repository \"{name}\", which the configuration has no more: configure it, or remove that directory",
+                    config.agent.state_dir.join("late").join(&name).display()
+                ),
+            }
+        }
         let none = names.is_empty() || config.wal.catch_up_seconds == 0;
         let catch_up = Arc::new(Self {
             config: Arc::clone(config),
             stats: Arc::clone(stats),
-            backlog: Backlog::open(
-                &config.agent.state_dir,
-                config.wal.spool_bytes_max,
-                Arc::new(RealFs),
-            )?,
+            backlog,
             late: Mutex::new(names),
             changed: Condvar::new(),
             said: Mutex::default(),
@@ -156,17 +168,18 @@ impl CatchUp {
 
     fn complete(&self, name: &str) -> Result<Report> {
         let open = Repositories::open(&self.config)?.open;
-        let to = open
-            .iter()
-            .find(|(r, required)| !required && r.name() == name);
+        let to = open.iter().find(|(r, _)| r.name() == name);
         let any = open.iter().find(|(_, required)| *required);
-        let (Some((to, _)), Some((any, _))) = (to, any) else {
+        let (Some((to, is_required)), Some((any, _))) = (to, any) else {
             return Err(Error::unavailable(
                 "repository_unreachable",
                 "it does not open, or no required repository does",
             ));
         };
         self.send(to)?;
+        if *is_required {
+            return Ok(Report::default());
+        }
         let Some(from) = source(&open) else {
             self.tell_gap(any, to)?;
             return Ok(Report::default());
@@ -178,7 +191,9 @@ impl CatchUp {
     fn send(&self, to: &Repository) -> Result<()> {
         let mut sent: u64 = 0;
         for waiting in self.backlog.waiting(to.name())? {
-            match self.send_one(to, &waiting) {
+            // An error of the repository's own records is none of the file's: it waits.
+            let is_known = self.is_known(to, &waiting)?;
+            match self.send_one(to, &waiting, is_known) {
                 Ok(()) => {
                     self.stats.late_sent.add();
                     sent += 1;
@@ -200,18 +215,24 @@ impl CatchUp {
         Ok(())
     }
 
-    fn send_one(&self, to: &Repository, waiting: &Waiting) -> Result<()> {
+    /// Whether the repository knows the cluster of a file: one from before a pg_upgrade is none of
+    /// today's, and belongs there all the same. What it does not know is registered.
+    fn is_known(&self, to: &Repository, waiting: &Waiting) -> Result<bool> {
+        let identity = waiting.identity;
+        let known = cluster::all(to, self.config.cluster_name())?;
+        let is_own = known
+            .iter()
+            .any(|k| k.system_identifier == identity.system_identifier);
+        Ok(is_own)
+    }
+
+    fn send_one(&self, to: &Repository, waiting: &Waiting, is_known: bool) -> Result<()> {
         let Waiting { identity, file, .. } = *waiting;
         let bytes = Arc::new(self.backlog.read(waiting)?);
         let clock: SharedClock = Arc::new(SystemClock);
         let level = self.config.wal.compression_level;
         let name = self.config.cluster_name();
-        // One from before a pg_upgrade is none of today's cluster, and belongs there all the same.
-        let known = cluster::all(to, name)?;
-        let known = known
-            .iter()
-            .any(|k| k.system_identifier == identity.system_identifier);
-        if known {
+        if is_known {
             push::copy_into(to, identity, file, &bytes, level, &clock)?;
         } else {
             let options = PushOptions {

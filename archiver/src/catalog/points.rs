@@ -95,17 +95,18 @@ impl Points {
         };
         for timeline in inventory.timelines() {
             let left = limit.saturating_sub(seen.len());
-            let points = match names.along(timeline, seen, left) {
-                Ok(points) => points,
-                Err(error) if matches!(error.kind(), ErrorKind::Data | ErrorKind::Invalid) => {
-                    tracing::debug!("restore points of timeline {timeline}: {error}");
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
+            let mut points = Vec::new();
+            let looked = names.along(timeline, seen, left, &mut points);
+            // Before any error: what was read is not read again.
             for point in points.into_iter().filter(|point| point.name != OF_CHECKS) {
                 let key = (system_id, point.timeline, point.end_lsn);
                 self.has_news |= self.found.insert(key, point).is_none();
+            }
+            match looked {
+                Err(error) if matches!(error.kind(), ErrorKind::Data | ErrorKind::Invalid) => {
+                    tracing::debug!("restore points of timeline {timeline}: {error}");
+                }
+                other => other?,
             }
         }
         self.is_behind |= seen.len() >= limit;
@@ -132,11 +133,21 @@ impl Points {
     }
 }
 
+/// Which names are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Letters {
+    /// Every one.
+    All,
+    /// Those that the encoding of any database has.
+    Ascii,
+}
+
 /// Brings the table in line with what all repositories hold. `whole`: every one of them was read.
 pub(super) fn write<'a>(
     sql: &mut Session,
     repositories: impl Iterator<Item = &'a Points>,
     whole: bool,
+    letters: Letters,
 ) -> Result<Changed> {
     let mut found = BTreeMap::new();
     let mut begins = Begins::new();
@@ -150,7 +161,10 @@ pub(super) fn write<'a>(
     if !whole {
         begins.clear();
     }
-    let found: Vec<Value> = found.iter().filter_map(|(key, p)| row(**key, p)).collect();
+    let legible = found
+        .iter()
+        .filter(|(_, point)| letters == Letters::All || point.name.is_ascii());
+    let found: Vec<Value> = legible.filter_map(|(key, p)| row(**key, p)).collect();
     let mut last = None;
     let begins = begins.iter().map(|((system_id, timeline), lsn)| {
         let is_first = last.replace(*system_id) != Some(*system_id);

@@ -1,5 +1,6 @@
 //! The tables brought in line with the repositories.
 
+use super::points::Letters;
 use super::table::{self, Changed, Table};
 use super::{Alert, Connection, Snapshot, alert, audit, points};
 use crate::component::drivers;
@@ -230,14 +231,17 @@ impl Catalog {
     /// Those of the WAL that was looked at. Their names are whatever anybody called them: one that the
     /// database has no letters for must not keep the rest of the catalog from being written.
     fn restore_points(&mut self, connection: &mut Connection, whole: bool) -> Result<Changed> {
-        let known = self.snapshots.values().map(|snapshot| &snapshot.points);
-        match points::write(&mut connection.sql, known, whole) {
-            Ok(changed) => {
-                for snapshot in self.snapshots.values_mut() {
-                    snapshot.points.has_news = false;
-                }
-                Ok(changed)
-            }
+        // Whatever comes of it: what could not be written is tried again now and then, not at once.
+        for snapshot in self.snapshots.values_mut() {
+            snapshot.points.has_news = false;
+        }
+        let known = || self.snapshots.values().map(|snapshot| &snapshot.points);
+        let mut written = points::write(&mut connection.sql, known(), whole, Letters::All);
+        if written.is_err() && connection.is_alive() {
+            written = points::write(&mut connection.sql, known(), whole, Letters::Ascii);
+        }
+        match written {
+            Ok(changed) => Ok(changed),
             Err(error) if connection.is_alive() => {
                 tracing::warn!(code = error.code(), "catalog: restore points: {error}");
                 Ok(Changed::default())

@@ -188,7 +188,11 @@ fn is_place(to: &str) -> bool {
         Some(_) => return false,
         None => to,
     };
-    !rest.trim().is_empty() && !rest.contains(['{', '}']) && !rest.starts_with('.')
+    // Passwords are not for addresses, which errors show.
+    let is_open = rest
+        .split_once("://")
+        .is_none_or(|(_, rest)| !rest.contains('@'));
+    is_open && !rest.trim().is_empty() && !rest.contains(['{', '}']) && !rest.starts_with('.')
 }
 
 /// Checks what the types do not say.

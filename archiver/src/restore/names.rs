@@ -43,8 +43,10 @@ impl Names<'_> {
         let mut points = BTreeMap::new();
         let mut seen = HashSet::new();
         for timeline in timelines {
-            match self.along(timeline, &mut seen, usize::MAX) {
-                Ok(found) => {
+            let mut found = Vec::new();
+            let looked = self.along(timeline, &mut seen, usize::MAX, &mut found);
+            match looked {
+                Ok(()) => {
                     let keyed = found.into_iter().map(|p| ((p.timeline, p.lsn), p));
                     points.extend(keyed);
                 }
@@ -61,7 +63,8 @@ impl Names<'_> {
     }
 
     /// Looks at the WAL after every backup that leads to `timeline`, as far as it is not in `seen`: at
-    /// most `most` segments, the oldest first.
+    /// most `most` segments, the oldest first. What it finds goes to `points`, before an error too:
+    /// what is in `seen` then is not looked at again.
     ///
     /// # Errors
     /// Kind Data: a history file or WAL that is missing or damaged. The storage's.
@@ -70,7 +73,8 @@ impl Names<'_> {
         timeline: TimelineId,
         seen: &mut HashSet<SegmentName>,
         most: usize,
-    ) -> Result<Vec<NamedPoint>> {
+        points: &mut Vec<NamedPoint>,
+    ) -> Result<()> {
         let limit = seen.len().saturating_add(most);
         let history = self.inventory.history(self.repository, timeline)?;
         let lineage = Lineage::from(&history);
@@ -78,7 +82,6 @@ impl Names<'_> {
             branch::descends(label, &history)
                 && (self.timeline != TargetTimeline::Current || label.timeline == timeline)
         };
-        let mut points = Vec::new();
         let mut reached = None;
         for label in self.labels.iter().filter(own) {
             let size = label.segment_size;
@@ -101,7 +104,7 @@ impl Names<'_> {
             let most = limit.saturating_sub(seen.len());
             points.extend(target::restore_points(&archive, last, seen, most)?);
         }
-        Ok(points)
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use crate::commands::output::{
     Output, choose_repository, human_bytes, open_repository, print_json, print_text,
 };
 use crate::config::Config;
-use crate::crashsafe::{RealFs, write_durable};
+use crate::crashsafe::{RealFs, write_new_durable};
 use crate::repository::layout;
 use crate::storage::Key;
 use crate::wal::container;
@@ -86,11 +86,7 @@ pub(super) fn get(config: &Config, args: &GetArgs, output: Output) -> Result<()>
     })?;
     let to_stdout = args.to == Path::new("-");
     if !to_stdout && std::fs::symlink_metadata(&args.to).is_ok() {
-        return Err(Error::invalid(
-            "target_file_exists",
-            format!("file \"{}\" exists", args.to.display()),
-        )
-        .with_hint("Name another file: nothing is ever replaced."));
+        return Err(crate::crashsafe::exists(&args.to));
     }
     let (bytes, decoded) = read(config, args, &key)?;
     if to_stdout {
@@ -98,7 +94,7 @@ pub(super) fn get(config: &Config, args: &GetArgs, output: Output) -> Result<()>
         let written = stdout.write_all(&bytes).and_then(|()| stdout.flush());
         return written.map_err(|e| Error::io("could not write the object", e));
     }
-    write_durable(&RealFs, &args.to, &bytes, 0o600)?;
+    write_new_durable(&RealFs, &args.to, &bytes, 0o600)?;
     match output {
         Output::Json => print_json(json!({"key": key.as_str(), "bytes": bytes.len(),
             "decoded": decoded, "file": args.to.display().to_string()})),

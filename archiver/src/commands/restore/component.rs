@@ -26,7 +26,7 @@ pub(crate) struct ComponentArgs {
     /// Component: under another name, where the store allows it; may be repeated
     #[arg(long, value_name = "OLD=NEW", requires = "component", value_parser = parse_rename)]
     rename: Vec<(String, String)>,
-    /// Component: what is there may be replaced; do not ask
+    /// Component: what is there may be replaced; do not ask. With --to only together with --no-safety-backup
     #[arg(long, requires = "component")]
     yes: bool,
     /// Component: replace what is there without a backup of it
@@ -110,7 +110,8 @@ pub(super) fn run(
             select: own.select.clone(),
             rename: own.rename.clone(),
             to: own.to.clone(),
-            overwrite: own.yes,
+            // Elsewhere nothing is saved before: that nothing need be is said in so many words.
+            overwrite: own.yes && (own.to.is_none() || own.no_safety_backup),
         },
         without_safety: own.no_safety_backup,
     };

@@ -64,6 +64,8 @@ impl Arrivals {
             return Ok(Vec::new());
         };
         let mut arrivals = Vec::new();
+        // Known only once the whole look has succeeded: the next one tells what this one could not.
+        let mut known_now = self.last.clone();
         for (n, entry) in history.entries.iter().enumerate() {
             let timeline = entry.timeline;
             let known = self.last.get(&timeline).copied();
@@ -82,7 +84,7 @@ impl Arrivals {
             if known == Some(orphan.last) {
                 continue;
             }
-            self.last.insert(timeline, orphan.last);
+            known_now.insert(timeline, orphan.last);
             let child = history.entries.get(n + 1);
             let child = child.map_or(history.timeline, |next| next.timeline);
             let stored_at = stored_at(system_id, &objects, orphan.last);
@@ -97,6 +99,7 @@ impl Arrivals {
                 alarming: is_news && !is_left,
             });
         }
+        self.last = known_now;
         self.surveyed = true;
         Ok(arrivals)
     }

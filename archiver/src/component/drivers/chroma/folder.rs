@@ -383,7 +383,7 @@ pub(super) fn restore(
             format!("directory \"{}\" is not empty", target.display()),
         )
         .with_hint(
-            "Name another one, or allow it to be replaced: a safety backup is taken first.",
+            "Name another one, or allow it to be replaced (--yes): in place a safety backup is taken first.",
         ));
     }
     let owner = std::fs::metadata(target).map_err(&failed)?;

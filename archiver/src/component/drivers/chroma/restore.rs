@@ -106,7 +106,7 @@ pub(super) fn into_server(
                 ),
             )
             .with_hint(
-                "Restore it under another name, or allow it to be replaced: a safety backup is taken first.",
+                "Restore it under another name, or allow it to be replaced (--yes): in place a safety backup is taken first.",
             ));
         }
         existing.push(there);

@@ -154,6 +154,7 @@ impl Work<'_> {
             name.to_owned(),
         );
         self.describe(&done, &mut manifest)?;
+        self.require_all(&after, &manifest)?;
         let mut exact = true;
         for (index, one) in &mut manifest.indices {
             one.blocked = blocked.contains(index);
@@ -286,6 +287,29 @@ impl Work<'_> {
             Some(done) => Ok(done),
             None => Err(self.server.http.not_understood("it names no snapshot")),
         }
+    }
+
+    /// Refuses a snapshot that lacks an index which was there all the time.
+    fn require_all(&self, after: &BTreeMap<String, State>, manifest: &Manifest) -> Result<()> {
+        let of_features: BTreeSet<&String> = manifest.features.values().flatten().collect();
+        let missing = self.chosen.indices.iter().filter(|name| {
+            after.contains_key(*name)
+                && !manifest.indices.contains_key(*name)
+                && !of_features.contains(name)
+        });
+        let missing: Vec<&str> = missing.map(String::as_str).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(Error::unavailable(
+            "elasticsearch_partial",
+            format!(
+                "the snapshot of {} is not whole: it left indices out",
+                self.server.http.name()
+            ),
+        )
+        .with_detail(format!("They are {}.", missing.join(", ")))
+        .with_hint("Try again; indices that are removed and made anew all the time are better left out of the backup."))
     }
 
     /// Fills in what the snapshot holds.

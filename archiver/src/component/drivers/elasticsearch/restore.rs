@@ -132,7 +132,9 @@ impl Work<'_> {
                 "elasticsearch_index_exists",
                 format!("{server} has indices of these features already"),
             )
-            .with_hint("Allow them to be replaced: a safety backup is taken first."));
+            .with_hint(
+                "Allow them to be replaced (--yes): in place a safety backup is taken first.",
+            ));
         }
         Ok(())
     }

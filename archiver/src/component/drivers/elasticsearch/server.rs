@@ -205,8 +205,13 @@ impl Server {
                 indices.insert(index.clone());
             }
         }
-        let url = self.url(&["_data_stream"], &[]);
-        let (status, streams) = self.http.answer(self.http.request(Method::GET, url))?;
+        // Hidden ones too. OpenSearch has them all in its answer, and does not know the parameter.
+        let url = self.url(&["_data_stream"], &[("expand_wildcards", "all")]);
+        let (mut status, mut streams) = self.http.answer(self.http.request(Method::GET, url))?;
+        if status == StatusCode::BAD_REQUEST {
+            let url = self.url(&["_data_stream"], &[]);
+            (status, streams) = self.http.answer(self.http.request(Method::GET, url))?;
+        }
         match status {
             // A server without them takes it for the name of an index.
             StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {}

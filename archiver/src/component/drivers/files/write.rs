@@ -264,11 +264,15 @@ impl Writer<'_> {
             Some(Uid::from_raw(entry.uid)),
             Some(Gid::from_raw(entry.gid)),
         );
-        match rustix::fs::fchown(file, owner.0, owner.1) {
-            Ok(()) => {}
-            Err(Errno::PERM) => self.notes.add(OWNER, &entry.path),
+        let mode = match rustix::fs::fchown(file, owner.0, owner.1) {
+            Ok(()) => entry.mode & 0o7777,
+            Err(Errno::PERM) => {
+                self.notes.add(OWNER, &entry.path);
+                // It would run as whoever restores it.
+                entry.mode & 0o1777
+            }
             Err(e) => return Err(failed("could not give away", entry, e)),
-        }
+        };
         for (name, value) in &entry.xattrs {
             let set = rustix::fs::fsetxattr(
                 file,
@@ -279,7 +283,7 @@ impl Writer<'_> {
             self.attribute(entry, set)?;
         }
         // Behind the owner, whose change takes the set-id bits away.
-        rustix::fs::fchmod(file, Mode::from_raw_mode(entry.mode & 0o7777))
+        rustix::fs::fchmod(file, Mode::from_raw_mode(mode))
             .map_err(|e| failed("could not set the mode of", entry, e))?;
         rustix::fs::futimens(file, &times(entry))
             .map_err(|e| failed("could not set the times of", entry, e))

@@ -47,6 +47,7 @@ pub(super) fn restore(
             programs: &programs,
             address: &address,
             outside,
+            overwrite: request.overwrite,
             format: manifest.dump,
             files: &files,
         };
@@ -80,9 +81,19 @@ fn is_empty(address: &Address, database: &str) -> Result<bool> {
          + (SELECT count(*) FROM pg_extension WHERE extname <> 'plpgsql') \
          + (SELECT count(*) FROM pg_namespace WHERE nspname NOT IN ('pg_catalog', 'information_schema', 'public') \
            AND nspname NOT LIKE 'pg\\_toast%' AND nspname NOT LIKE 'pg\\_temp%') \
-         + (SELECT count(*) FROM pg_largeobject_metadata)",
+         + (SELECT count(*) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace \
+           WHERE t.typtype IN ('d', 'e', 'r') AND n.nspname NOT IN ('pg_catalog', 'information_schema')) \
+         + (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM pg_foreign_server) \
+         + (SELECT count(*) FROM pg_event_trigger) + (SELECT count(*) FROM pg_largeobject_metadata)",
     )?;
     Ok(count == "0")
+}
+
+fn database_exists(database: &str) -> Error {
+    Error::invalid(
+        "dump_database_exists",
+        format!("database \"{database}\" exists already"),
+    )
 }
 
 fn exists(wire: &mut Wire, database: &str) -> Result<bool> {
@@ -105,12 +116,8 @@ fn preflight(
     if wanted.tables.is_empty() {
         let in_the_way = there && !request.overwrite && !is_empty(address, &wanted.name)?;
         return match in_the_way {
-            true => Err(Error::invalid(
-                "dump_database_exists",
-                format!("database \"{}\" exists already", wanted.name),
-            )
-            .with_hint(
-                "Restore it under another name, or allow it to be replaced: a safety backup is taken first.",
+            true => Err(database_exists(&wanted.name).with_hint(
+                "Restore it under another name, or allow it to be replaced (--yes): in place a safety backup is taken first.",
             )),
             false => Ok(()),
         };
@@ -203,6 +210,8 @@ struct Restoring<'a> {
     address: &'a Address,
     /// The database to work from.
     outside: &'a str,
+    /// Whether what is there may be replaced.
+    overwrite: bool,
     format: Format,
     files: &'a Path,
 }
@@ -250,6 +259,12 @@ impl Restoring<'_> {
             return Err(error);
         }
         let replaced = exists(wire, &wanted.name)?;
+        // Filling it may have taken hours, in which somebody else has filled the other one.
+        if replaced && !self.overwrite && !is_empty(self.address, &wanted.name)? {
+            return Err(database_exists(&wanted.name).with_hint(format!(
+                "It was filled since this restore began. The restored database is \"{name}\"."
+            )));
+        }
         let old = format!("pgark_replaced_{now:x}");
         if replaced {
             move_away(wire, &wanted.name, &old)?;

@@ -57,6 +57,7 @@ pub(super) fn capture(
             Err(error) => return Err(error),
         }
     }
+    notes.extend(came_late(remote, &collections)?);
     let aliases = own_aliases(remote, &collections)?;
     let manifest = Manifest::new(version.to_string(), settings.method, collections, aliases);
     let text = serde_json::to_vec(&manifest).map_err(|e| {
@@ -68,6 +69,30 @@ pub(super) fn capture(
 
 fn is_gone(remote: &Remote, name: &str) -> bool {
     matches!(remote.collection(name), Ok(None))
+}
+
+/// What is there now and is not in the backup: it came while the others were captured, and an alias may
+/// have moved to it.
+fn came_late(remote: &Remote, collections: &[Collection]) -> Result<Vec<String>> {
+    let names: BTreeSet<&str> = collections.iter().map(|c| c.name.as_str()).collect();
+    let mut late = remote.collections()?;
+    late.retain(|name| !names.contains(name.as_str()));
+    if late.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut notes: Vec<String> = late
+        .iter()
+        .map(|name| format!("collection {name} came during the backup and is not in it"))
+        .collect();
+    let moved = remote
+        .aliases()?
+        .into_iter()
+        .filter(|alias| Mark::parse(&alias.alias).is_none() && late.contains(&alias.collection));
+    notes.extend(moved.map(|alias| {
+        let Alias { alias, collection } = alias;
+        format!("alias {alias} is not in the backup: it leads to {collection}")
+    }));
+    Ok(notes)
 }
 
 /// Aliases of captured collections, without marks of ours.

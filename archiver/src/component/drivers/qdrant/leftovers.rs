@@ -143,7 +143,7 @@ pub(super) fn unmark(remote: &Remote, alias: &str) -> Result<()> {
 }
 
 /// The snapshot of a mark: the one with its fingerprint; before that was known, the only one that the
-/// server began right after the mark was made. Others' snapshots are never taken for ours.
+/// server began right after the mark was made. The guide warns of others' in those seconds.
 fn choose<'a>(mark: &Mark, collection: &str, snapshots: &'a [Snapshot]) -> Option<&'a Snapshot> {
     if let Some(of) = &mark.of {
         return snapshots.iter().find(|one| fingerprint(&one.name) == *of);

@@ -47,7 +47,17 @@ pub(super) fn restore(
             method: manifest.method,
             wanted: *wanted,
         };
-        one.restore(existing.as_ref())?;
+        // Hours may have passed.
+        let now = remote.collection(wanted.name)?;
+        if now.is_some() && existing.is_none() {
+            return Err(
+                exists(remote, wanted.name).with_detail("It was made since this restore began.")
+            );
+        }
+        if now.is_some() {
+            one.prove()?;
+        }
+        one.restore(now.as_ref())?;
         let points = remote.count(wanted.name)?;
         let replaced = if existing.is_some() { ", replaced" } else { "" };
         done.push(format!(
@@ -116,16 +126,8 @@ fn existing(
         }
         let there = remote.collection(wanted.name)?;
         if there.is_some() && !overwrite {
-            return Err(Error::invalid(
-                "qdrant_collection_exists",
-                format!(
-                    "{} has a collection {} already",
-                    remote.http.name(),
-                    wanted.name
-                ),
-            )
-            .with_hint(
-                "Restore it under another name, or allow it to be replaced: a safety backup is taken first.",
+            return Err(exists(remote, wanted.name).with_hint(
+                "Restore it under another name, or allow it to be replaced (--yes): in place a safety backup is taken first.",
             ));
         }
         found.push(there);
@@ -143,6 +145,13 @@ fn existing(
         }
     }
     Ok(found)
+}
+
+fn exists(remote: &Remote, name: &str) -> Error {
+    Error::invalid(
+        "qdrant_collection_exists",
+        format!("{} has a collection {name} already", remote.http.name()),
+    )
 }
 
 /// Puts aliases back. One that leads elsewhere is in use: it is moved back in place alone, and never to a
@@ -190,6 +199,22 @@ struct One<'a> {
 }
 
 impl One<'_> {
+    /// Reads all of it once: nothing may be removed for a backup that is damaged.
+    fn prove(&self) -> Result<()> {
+        for archive in &self.wanted.from.archives {
+            self.context.cancel.check()?;
+            let mut content = self.source.read(archive.path.as_bytes())?;
+            std::io::copy(&mut content, &mut std::io::sink()).map_err(|e| {
+                let what = format!(
+                    "collection {} of the backup is not readable",
+                    self.wanted.from.name
+                );
+                crate::component::content_error(what, e)
+            })?;
+        }
+        Ok(())
+    }
+
     fn restore(&self, there: Option<&Info>) -> Result<()> {
         let (remote, name, from) = (self.remote, self.wanted.name, self.wanted.from);
         // Into an existing collection the server takes the points alone and leaves its settings. Where

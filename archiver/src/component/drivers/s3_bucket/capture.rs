@@ -309,6 +309,21 @@ impl Reading<'_> {
     /// A version that was listed and is no more.
     fn gone(&self, listed: &Listed) -> Result<()> {
         tracing::debug!(key = listed.key, "gone since it was listed");
+        // A server whose listing shows what it cannot give has lost it, and does not say so.
+        let there = self.objects.versions_of(&listed.key)?;
+        let is_same = |other: &Listed| {
+            other.etag == listed.etag
+                && other.modified == listed.modified
+                && (listed.version.is_none() || other.version == listed.version)
+        };
+        if there.iter().any(is_same) {
+            return Err(Error::data(
+                "s3_object_unreadable",
+                format!("object \"{}\" is listed, and cannot be read", listed.key),
+            )
+            .with_detail("The server answers that there is no such object.")
+            .with_hint("Repair the bucket's index on the server."));
+        }
         // Where no versions are kept that is an object deleted in the bracket, as the listing might have shown.
         if listed.version.is_some() {
             self.count(|all| all.vanished += 1);

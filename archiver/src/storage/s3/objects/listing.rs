@@ -131,7 +131,12 @@ impl Objects {
             });
         }
         let next = match answer.is_truncated() {
-            Some(true) => answer.next_continuation_token().map(str::to_owned),
+            Some(true) => {
+                let token = answer.next_continuation_token().map(str::to_owned);
+                Some(token.ok_or_else(|| {
+                    Failure::foreign("A page of the listing says that more follows, and not where")
+                })?)
+            }
             _ => None,
         };
         Ok(Page {
