@@ -100,7 +100,7 @@ fn to_where_the_configuration_says() {
         (at("two"), "2".to_owned()),
     ];
     assert_eq!(files(&place), whole);
-    let told = "SELECT result ->> 'backup' = (SELECT max(label) FROM pgark.backup WHERE component = 'documents'),
+    let told = "SELECT result ->> 'backup' = (SELECT label FROM pgark.backup WHERE component = 'documents' ORDER BY stopped_at DESC LIMIT 1),
         result #>> '{evidence,ok}', label IS NULL FROM pgark.job ORDER BY id DESC LIMIT 1";
     assert_eq!(cluster.psql(told), "t|true|t");
     // An older one, in part, from a repository by name.

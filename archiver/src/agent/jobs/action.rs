@@ -17,6 +17,8 @@ use crate::schedule::{self, Occurrence};
 use crate::verify::{self, Level, Scope};
 use crate::wal::repositories::Repositories;
 use crate::{Error, Result, retention};
+use chrono::{DateTime, TimeDelta};
+use pgark_types::BackupLabel;
 use pgark_types::job::{self, Action, BackupOptions, JobOptions, SweepOptions, VerifyOptions};
 use pgark_types::schedule::ScheduleError;
 use serde_json::{Value, json};
@@ -25,6 +27,9 @@ use ulid::Ulid;
 
 /// Findings that a failed verification names.
 const FINDINGS_TOLD: usize = 5;
+
+/// The server's clock, which names jobs, may be ahead of this host's by so much.
+const CLOCKS_DIFFER: TimeDelta = TimeDelta::minutes(5);
 
 /// A job and what it needs.
 pub(super) struct Work {
@@ -352,14 +357,18 @@ fn made_by(repositories: &[&Repository], component: &str, ulid: Ulid) -> Result<
     Ok(None)
 }
 
-/// The complete set whose members the job `ulid` made. Older sets than the job are not looked at.
+/// The complete set whose members the job `ulid` made. Older sets than the job are not looked at: their
+/// labels say the second, by which alone they are in order, and clocks differ.
 fn set_made_by(repositories: &[&Repository], ulid: Ulid) -> Result<Option<Set>> {
     let wanted = ulid.to_string();
+    let requested = i64::try_from(ulid.timestamp_ms()).ok();
+    let requested = requested.and_then(DateTime::from_timestamp_millis);
+    let oldest = requested.unwrap_or_default() - CLOCKS_DIFFER;
+    let oldest = BackupLabel::new(oldest, 0);
     for repository in repositories {
         for found in sets::list(repository)?.into_iter().rev() {
             let Ok(set) = found.set else { continue };
-            let at = u64::try_from(set.stopped_at.timestamp_millis()).unwrap_or(0);
-            if at < ulid.timestamp_ms() {
+            if set.label.second() < oldest.second() {
                 break;
             }
             if set.outcome != SetOutcome::Complete {
