@@ -1,9 +1,9 @@
 //! Copies between repositories: catching up, moving, copies in another region.
 //!
 //! Registrations come first, then history files, WAL, names and clock samples, then backups, each
-//! with its `end` last, what was noted about them, and backup sets. What is there already stays: a name that holds another content is a finding,
-//! and the content that was refused goes into quarantine as in any push. A run that dies is run
-//! again; it goes on with the first file that is missing.
+//! with its `end` last, what was noted about them, and backup sets. What is there already stays: a
+//! name that holds another content is a finding, and the content that was refused goes into quarantine
+//! as in any push. A run that dies is run again; it goes on with the first file that is missing.
 //!
 //! Every content is decoded, checked and encoded anew, because keys differ between repositories
 //! (`docs/decisions/0035-copies-between-repositories.md`).
