@@ -507,10 +507,15 @@ fn the_append_only_file_is_captured_restored_under_and_mended() {
         .find(|line| line.name == "append-only file")
         .unwrap();
     assert!(!line.ok && line.detail.contains("cut back"), "{line:?}");
-    let done = bench.restore(from.as_ref(), &backup, &select(&["@repair-aof"]));
+    let mut repair = select(&["@repair-aof"]);
+    let refused = bench.try_restore(from.as_ref(), &backup, &repair);
+    assert_eq!(refused.unwrap_err().code(), "confirmation_required");
+    assert_eq!(std::fs::read(&file).unwrap(), torn);
+    repair.overwrite = true;
+    let done = bench.restore(from.as_ref(), &backup, &repair);
     assert!(done[0].contains("cut 19 bytes"), "{done:?}");
     assert_eq!(std::fs::read(&file).unwrap(), whole);
-    let mended = bench.evidence(from.as_ref(), &backup, &select(&["@repair-aof"]));
+    let mended = bench.evidence(from.as_ref(), &backup, &repair);
     assert!(mended.ok, "{mended:?}");
     source.again(&["--aof-load-truncated", "no"]);
     assert_eq!(own_digest(&source), expected);

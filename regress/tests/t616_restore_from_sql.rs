@@ -259,7 +259,7 @@ fn into_another_server() {
     let repair = "pgark.request_restore('cold', selection => ARRAY['@repair-aof'])";
     assert_eq!(done(&cluster, repair), "failed");
     let code = "SELECT error_code FROM pgark.job ORDER BY id DESC LIMIT 1";
-    assert_eq!(cluster.psql(code), "restore_requests_refused");
+    assert_eq!(cluster.psql(code), "confirmation_required");
 
     assert_eq!(done(&cluster, "pgark.request_restore('cold')"), "succeeded");
     let mut cold = RedisServer::over(directory_of(&cluster), Make::Redis7, &[]);

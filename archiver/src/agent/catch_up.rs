@@ -149,10 +149,7 @@ impl CatchUp {
                 match self.complete(&name) {
                     Ok(report) => done(&name, &report),
                     Err(error) => {
-                        tracing::debug!(
-                            code = error.code(),
-                            "repository \"{name}\" cannot catch up yet: {error}"
-                        );
+                        told(&name, &error);
                         self.lock().insert(name);
                         again = true;
                     }
@@ -190,6 +187,7 @@ impl CatchUp {
     /// Sends what waits for a repository.
     fn send(&self, to: &Repository) -> Result<()> {
         let mut sent: u64 = 0;
+        let mut refused = None;
         for waiting in self.backlog.waiting(to.name())? {
             // An error of the repository's own records is none of the file's: it waits.
             let is_known = self.is_known(to, &waiting)?;
@@ -197,6 +195,13 @@ impl CatchUp {
                 Ok(()) => {
                     self.stats.late_sent.add();
                     sent += 1;
+                }
+                // The name is another cluster's there. When that is mended the file can go.
+                Err(error)
+                    if matches!(error.code(), "cluster_mismatch" | "segment_size_mismatch") =>
+                {
+                    refused.get_or_insert(error);
+                    continue;
                 }
                 Err(error) if backlog::is_lost(&error) => {
                     self.lose(to.name(), waiting.file, &error)
@@ -212,7 +217,7 @@ impl CatchUp {
                 to.name()
             );
         }
-        Ok(())
+        refused.map_or(Ok(()), Err)
     }
 
     /// Whether the repository knows the cluster of a file: one from before a pg_upgrade is none of
@@ -321,6 +326,23 @@ fn source(open: &[(Repository, bool)]) -> Option<&Repository> {
     required.find(|(r, _)| r.can_read()).map(|(r, _)| r)
 }
 
+/// What waiting mends is no alert: the repository lags, and `check` says so.
+fn told(name: &str, error: &Error) {
+    if error.kind().is_retryable() {
+        tracing::debug!(
+            code = error.code(),
+            "repository \"{name}\" cannot catch up yet: {error}"
+        );
+    } else {
+        tracing::error!(
+            alert = "catch_up_failed",
+            code = error.code(),
+            hint = error.hint().unwrap_or_default(),
+            "repository \"{name}\" cannot catch up until it is mended, and is tried again: {error}"
+        );
+    }
+}
+
 fn done(name: &str, report: &Report) {
     let backups = report.backups.iter();
     let backups = backups.filter(|b| b.outcome != crate::backup::Arrived::Present);
@@ -342,3 +364,6 @@ fn done(name: &str, report: &Report) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

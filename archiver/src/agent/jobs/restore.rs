@@ -34,16 +34,6 @@ impl Work {
                 format!("the configuration has no component \"{name}\""),
             )
         })?;
-        // These change what is at a place, instead of filling it.
-        if let Some(repair) = options.select.iter().find(|s| s.starts_with("@repair")) {
-            return Err(Error::invalid(
-                "restore_requests_refused",
-                format!("\"{repair}\" is not done on request"),
-            )
-            .with_hint(format!(
-                "Run \"pgark restore --component {name} --select {repair}\" on the host."
-            )));
-        }
         let place = section.common.restore_requests_to.as_deref();
         let place = place.ok_or_else(|| not_allowed(name))?;
         let (to, folder) = self.place(place)?;

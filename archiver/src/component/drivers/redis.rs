@@ -142,6 +142,16 @@ impl Driver for Redis {
     ) -> Result<Vec<String>> {
         let settings = &self.settings;
         match self.target(request, context)? {
+            Target::Folder(_) if request.select == [REPAIR] && !request.overwrite => {
+                Err(Error::invalid(
+                    "confirmation_required",
+                    format!("component \"{}\": an append-only file is cut where it lies", context.component),
+                )
+                .with_hint(format!(
+                    "Run \"pgark restore --component {} --select {REPAIR} --yes\" on its host; a copy of the original is kept.",
+                    context.component
+                )))
+            }
             Target::Folder(folder) if request.select == [REPAIR] => {
                 Ok(vec![match self.repair(&folder, context)? {
                     aof::Repair::Nothing => "the append-only file is whole".to_owned(),
