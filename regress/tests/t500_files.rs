@@ -147,6 +147,39 @@ impl Scene {
     }
 }
 
+/// What is restored by another account than its owner's does not run as that account.
+#[test]
+fn set_id_bits_go_where_owners_cannot() {
+    let scene = Scene::new("t500_set_id", "");
+    let program = scene.tree.join("bin/program");
+    write(&program, b"#!/bin/sh\n", 0o4755);
+    let shared = scene.tree.join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o2775)).unwrap();
+    let own = scene.tree.join("own");
+    write(&own, b"#!/bin/sh\n", 0o755);
+    give_all(&own);
+    std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o4755)).unwrap();
+    back_up(&scene.pgark);
+    let place = scene.directory.folder("elsewhere");
+    let to = place.display().to_string();
+    let restore = ["restore", "--component", "documents", "--to", &to];
+    let done = json(&scene.pgark, &restore, 0);
+    assert_eq!(done["evidence"]["ok"], true, "{done}");
+    let mode = |name: &str| {
+        let there = scene.below(&place).join(name).metadata().unwrap();
+        there.permissions().mode() & 0o7777
+    };
+    // As root the test owns what pgark's account does not.
+    let (program, shared) = match account::account().change {
+        true => (0o755, 0o775),
+        false => (0o4755, 0o2775),
+    };
+    assert_eq!(mode("bin/program"), program);
+    assert_eq!(mode("shared"), shared);
+    assert_eq!(mode("own"), 0o4755);
+}
+
 /// Restores with the independent reader, from an empty folder.
 fn read_by_page(scene: &Scene, label: &str) -> PathBuf {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -61,14 +61,20 @@ struct Comparison<'a> {
 impl Comparison<'_> {
     fn entry(&mut self, places: &Places, entry: &Entry) -> Result<()> {
         self.counts.0 += 1;
-        let expected = self.describe(entry);
-        self.expected.update(&entry.path);
-        self.expected.update(expected.as_bytes());
         let place = places.find(&entry.path, false, &mut self.last)?;
         let stat = match &place {
             Some(place) => place.stat()?,
             None => None,
         };
+        // Where the owner could not be given the set-id bits must not be either.
+        let owner = |stat: &Stat| (stat.st_uid, stat.st_gid);
+        let is_foreign = !self.owners
+            && stat
+                .as_ref()
+                .is_some_and(|stat| owner(stat) != (entry.uid, entry.gid));
+        let expected = self.describe(entry, if is_foreign { 0o1777 } else { 0o7777 });
+        self.expected.update(&entry.path);
+        self.expected.update(expected.as_bytes());
         let (Some(place), Some(stat)) = (place, stat) else {
             self.differ(entry, expected, "nothing".to_owned());
             return Ok(());
@@ -88,7 +94,7 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    fn describe(&self, entry: &Entry) -> String {
+    fn describe(&self, entry: &Entry, mode_mask: u32) -> String {
         let kind = match &entry.kind {
             EntryKind::Directory => "directory".to_owned(),
             // Another name of a file is a file.
@@ -105,7 +111,7 @@ impl Comparison<'_> {
         self.line(
             kind,
             entry,
-            (entry.mode, entry.uid, entry.gid),
+            (entry.mode & mode_mask, entry.uid, entry.gid),
             (entry.mtime_ns, size),
             &entry.xattrs,
         )
