@@ -183,6 +183,29 @@ pub fn content_error(message: impl Into<String>, error: std::io::Error) -> crate
     }
 }
 
+/// The whole content of a file of a backup that is to fit into memory: a manifest, an export.
+///
+/// # Errors
+/// As [`Source::read`]; kind Data, `entry_too_large`, for more than `bytes_max` bytes.
+pub fn read_whole(source: &dyn Source, path: &[u8], bytes_max: u64) -> Result<Vec<u8>> {
+    let name = String::from_utf8_lossy(path);
+    let mut bytes = Vec::new();
+    let content = source.read(path)?;
+    // One more than may be: what is cut off in silence would be taken for the whole.
+    content
+        .take(bytes_max.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(|e| content_error(format!("could not read \"{name}\" of the backup"), e))?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(crate::Error::data(
+            "entry_too_large",
+            format!("\"{name}\" of the backup has more than {bytes_max} bytes"),
+        )
+        .with_hint("Nothing that pgark writes there is so large: verify the backup."));
+    }
+    Ok(bytes)
+}
+
 /// What to restore, and to where.
 #[derive(Debug, Clone, Default)]
 pub struct Request {

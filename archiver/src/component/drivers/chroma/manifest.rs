@@ -1,10 +1,9 @@
 //! `chroma.json` of a backup: what collections there are, and what they must hold after a restore.
 
-use crate::component::{Request, Source};
+use crate::component::{Request, Source, read_whole};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::io::Read;
 
 /// Where it stands in a backup.
 pub(super) const PATH: &str = "chroma.json";
@@ -145,12 +144,7 @@ impl Manifest {
     /// # Errors
     /// Kind Data when it is malformed; Invalid for a newer format; those of the source.
     pub(super) fn read(source: &dyn Source) -> Result<Self> {
-        let mut text = Vec::new();
-        source
-            .read(PATH.as_bytes())?
-            .take(BYTES_MAX)
-            .read_to_end(&mut text)
-            .map_err(|e| Error::io(format!("could not read \"{PATH}\" of the backup"), e))?;
+        let text = read_whole(source, PATH.as_bytes(), BYTES_MAX)?;
         let manifest: Self = serde_json::from_slice(&text).map_err(|e| {
             Error::data(
                 "chroma_manifest",

@@ -1,11 +1,10 @@
 //! `elasticsearch.json` of a backup: what the snapshot holds, and what a restore is compared with.
 
 use super::about::Distribution;
-use crate::component::{Request, Source, content_error};
+use crate::component::{Request, Source, read_whole};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
 
 /// Where it stands in a backup.
 pub(super) const PATH: &str = "elasticsearch.json";
@@ -111,12 +110,7 @@ impl Manifest {
     /// # Errors
     /// Kind Data when it is malformed; Invalid for a newer format; those of the source.
     pub(super) fn read(source: &dyn Source) -> Result<Self> {
-        let mut text = Vec::new();
-        source
-            .read(PATH.as_bytes())?
-            .take(BYTES_MAX)
-            .read_to_end(&mut text)
-            .map_err(|e| content_error(format!("could not read \"{PATH}\" of the backup"), e))?;
+        let text = read_whole(source, PATH.as_bytes(), BYTES_MAX)?;
         let malformed = || {
             Error::data(
                 "elasticsearch_manifest",

@@ -1,11 +1,10 @@
 //! Which objects of a backup a restore means, and what else these need.
 
 use super::object::{Class, Object, text};
-use crate::component::{Context, EntryKind, Source};
+use crate::component::{Context, EntryKind, Source, read_whole};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
 
 /// The largest object.
 const OBJECT_BYTES_MAX: u64 = 256 << 20;
@@ -31,15 +30,7 @@ pub(super) struct Selection {
 /// # Errors
 /// Those of the source; kind Data, `grafana_object`.
 pub(super) fn read(source: &dyn Source, path: &str) -> Result<Object> {
-    let mut bytes = Vec::new();
-    source
-        .read(path.as_bytes())?
-        .take(OBJECT_BYTES_MAX)
-        .read_to_end(&mut bytes)
-        .map_err(|e| match e.downcast::<Error>() {
-            Ok(ours) => ours,
-            Err(e) => Error::io(format!("could not read \"{path}\""), e),
-        })?;
+    let bytes = read_whole(source, path.as_bytes(), OBJECT_BYTES_MAX)?;
     Object::read(path, &bytes)
 }
 

@@ -7,11 +7,10 @@ use super::selection::Wanted;
 use super::{CONFIG, DATA, IAM, METADATA, same};
 use crate::component::drivers::s3_bucket::connection::bucket_name;
 use crate::component::drivers::s3_bucket::{Options, restore};
-use crate::component::{Context, EntryKind, EvidenceLine, Source, content_error};
+use crate::component::{Context, EntryKind, EvidenceLine, Source, read_whole};
 use crate::storage::s3::objects::Objects;
 use crate::{Error, Result};
 use serde_json::{Value, json};
-use std::io::Read as _;
 
 /// The largest file of an export.
 const FILE_BYTES_MAX: u64 = 512 << 20;
@@ -36,21 +35,6 @@ struct Exports {
     buckets: Vec<String>,
     /// Those whose objects were captured: of the others it is not known what they should hold.
     data: Vec<String>,
-}
-
-fn read(source: &dyn Source, path: &[u8]) -> Result<Vec<u8>> {
-    let mut content = Vec::new();
-    source
-        .read(path)?
-        .take(FILE_BYTES_MAX)
-        .read_to_end(&mut content)
-        .map_err(|e| {
-            content_error(
-                format!("could not read \"{}\"", String::from_utf8_lossy(path)),
-                e,
-            )
-        })?;
-    Ok(content)
 }
 
 /// The bucket that a file of metadata is about.
@@ -81,16 +65,22 @@ impl Exports {
                 continue;
             }
             if path == CONFIG {
-                own.config = Some(read(source, &entry.path)?).filter(|_| wanted.config);
+                own.config = Some(read_whole(source, &entry.path, FILE_BYTES_MAX)?)
+                    .filter(|_| wanted.config);
             } else if let Some(name) = path.strip_prefix(&format!("{IAM}/")) {
                 if wanted.iam {
-                    own.iam.insert(name.to_owned(), read(source, &entry.path)?);
+                    own.iam.insert(
+                        name.to_owned(),
+                        read_whole(source, &entry.path, FILE_BYTES_MAX)?,
+                    );
                 }
             } else if let Some(name) = path.strip_prefix(&format!("{METADATA}/")) {
                 own.add_bucket(bucket_of(name))?;
                 if wanted.metadata_of(bucket_of(name)) {
-                    own.metadata
-                        .insert(name.to_owned(), read(source, &entry.path)?);
+                    own.metadata.insert(
+                        name.to_owned(),
+                        read_whole(source, &entry.path, FILE_BYTES_MAX)?,
+                    );
                 }
             }
         }

@@ -1,11 +1,10 @@
 //! `dump.json` of a backup: which databases there are, how to make them again, what they must hold.
 
 use super::Format;
-use crate::component::{Request, Source};
+use crate::component::{Request, Source, read_whole};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::Read as _;
 
 /// Where it stands in a backup.
 pub(super) const PATH: &str = "dump.json";
@@ -94,12 +93,7 @@ impl Manifest {
     /// # Errors
     /// Kind Data when it is malformed; Invalid for a newer format; those of the source.
     pub(super) fn read(source: &dyn Source) -> Result<Self> {
-        let mut text = Vec::new();
-        source
-            .read(PATH.as_bytes())?
-            .take(BYTES_MAX)
-            .read_to_end(&mut text)
-            .map_err(|e| Error::io(format!("could not read \"{PATH}\" of the backup"), e))?;
+        let text = read_whole(source, PATH.as_bytes(), BYTES_MAX)?;
         let manifest: Self = serde_json::from_slice(&text).map_err(|e| {
             Error::data(
                 "dump_manifest",

@@ -4,9 +4,8 @@
 use super::manifest::GLOBALS;
 use super::restore::has_globals;
 use super::wire::{Wire, literal};
-use crate::component::Source;
+use crate::component::{Source, read_whole};
 use crate::{Error, Result};
-use std::io::Read as _;
 
 /// Larger than the roles of any server.
 const BYTES_MAX: u64 = 256 << 20;
@@ -19,12 +18,14 @@ pub(super) fn restore(wire: &mut Wire, source: &dyn Source) -> Result<Vec<String
     if !has_globals(source)? {
         return Ok(Vec::new());
     }
-    let mut text = String::new();
-    source
-        .read(GLOBALS.as_bytes())?
-        .take(BYTES_MAX)
-        .read_to_string(&mut text)
-        .map_err(|e| Error::io(format!("could not read \"{GLOBALS}\" of the backup"), e))?;
+    let text = read_whole(source, GLOBALS.as_bytes(), BYTES_MAX)?;
+    let text = String::from_utf8(text).map_err(|e| {
+        Error::data(
+            "dump_globals",
+            format!("\"{GLOBALS}\" of the backup is no text"),
+        )
+        .with_source(e)
+    })?;
     let statements = statements(&text);
     let mut missing = Vec::new();
     for statement in &statements {

@@ -1,12 +1,11 @@
 //! `qdrant.json` of a backup: what collections and aliases there are, and what a restore is compared with.
 
-use crate::component::{Request, Source};
+use crate::component::{Request, Source, read_whole};
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::io::Read;
 
 /// Where it stands in a backup.
 pub(super) const PATH: &str = "qdrant.json";
@@ -154,14 +153,7 @@ impl Manifest {
     /// # Errors
     /// Kind Data when it is malformed; Invalid for a newer format; those of the source.
     pub(super) fn read(source: &dyn Source) -> Result<Self> {
-        let mut text = Vec::new();
-        source
-            .read(PATH.as_bytes())?
-            .take(BYTES_MAX)
-            .read_to_end(&mut text)
-            .map_err(|e| {
-                crate::component::content_error(format!("could not read \"{PATH}\""), e)
-            })?;
+        let text = read_whole(source, PATH.as_bytes(), BYTES_MAX)?;
         let malformed = |e| {
             Error::data(
                 "qdrant_manifest",
