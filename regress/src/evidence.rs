@@ -37,7 +37,7 @@ pub struct Part {
 
 /// The fewest tests of the part `unit`: what it had once. They are spread over many binaries; those
 /// of the other parts are counted in the sources.
-const UNIT_TESTS_MIN: usize = 225;
+const UNIT_TESTS_MIN: usize = 560;
 
 /// All parts, in order: `make test-full PART=1` is the first.
 pub const PARTS: &[Part] = &[
@@ -263,11 +263,10 @@ impl Run {
                 vec![chroot, end_to_end(cargo, &["--features", "pg18"], modules)]
             }
             Self::Fuzz(seconds, seed) => {
-                let each = seconds / crate::fuzz::TARGETS.len() as u64;
+                // Not in release: there, arithmetic that overflows goes on with a wrong number.
                 let mut command = cargo(&[
                     "run",
                     "--locked",
-                    "--release",
                     "-p",
                     "pgark-regress",
                     "--bin",
@@ -275,7 +274,12 @@ impl Run {
                     "--",
                     "--all",
                 ]);
-                command.args(["--seconds", &each.to_string(), "--seed", &seed.to_string()]);
+                command.args([
+                    "--seconds",
+                    &seconds.to_string(),
+                    "--seed",
+                    &seed.to_string(),
+                ]);
                 vec![command]
             }
         }

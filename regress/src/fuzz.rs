@@ -73,6 +73,17 @@ pub fn find(name: &str) -> Option<&'static Target> {
     TARGETS.iter().find(|(known, _)| *known == name)
 }
 
+/// How much of a common time a target gets, in parts: WAL, records and frames are what a recovery lives
+/// by, and the largest formats.
+#[must_use]
+pub fn weight(name: &str) -> u64 {
+    match name {
+        "wal_segment" | "wal_record" | "wal_container" | "record" | "frame" | "object" => 4,
+        "layer" | "control_file" | "commit_index" | "file_table" => 2,
+        _ => 1,
+    }
+}
+
 /// In the order of their names, so that a seed means the same on every machine.
 fn read_corpus(directory: &Path) -> io::Result<Vec<Vec<u8>>> {
     let entries = match std::fs::read_dir(directory) {

@@ -17,6 +17,7 @@ mod t105_layouts;
 mod t106_pages;
 mod t107_bare_config;
 mod t108_reader;
+mod t109_check;
 mod t200_archiving;
 mod t201_outages;
 mod t202_conflicts;

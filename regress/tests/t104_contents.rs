@@ -9,9 +9,10 @@
 //! Expectation: as after a crash of the original at the target, judged by what it answers.
 
 use pgark_regress::recovery::archived;
-use pgark_regress::{Cluster, Major, StopMode, TestDirectory, tools};
+use pgark_regress::{Cluster, Ledger, Major, StopMode, TestDirectory, ledger, tools};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub(crate) fn contents(major: Major) {
     let directory = TestDirectory::new(&format!("t104_contents_{major}"));
@@ -57,11 +58,17 @@ pub(crate) fn contents(major: Major) {
         .unwrap();
     file.write_all(&[7; 100]).unwrap();
 
+    // Transactions go on before, during and after the backup, up to the target and beyond it.
+    let workload = Ledger::start(&directory, &cluster, 2, Duration::from_millis(2));
+    workload.advance(20);
     let backup = pgark.backup();
+    workload.advance(20);
     prepare("after");
     cluster.psql("COMMIT PREPARED 'committed'");
     cluster.psql("ROLLBACK PREPARED 'undone'");
-    cluster.psql("SELECT pg_create_restore_point('here')");
+    let (counts, _) = workload.still(|| cluster.psql("SELECT pg_create_restore_point('here')"));
+    workload.advance(20);
+    let _ = workload.stop();
     cluster.psql("COMMIT PREPARED 'late'");
     cluster.psql("COMMIT PREPARED 'after'");
     prepare("too late");
@@ -131,6 +138,7 @@ pub(crate) fn contents(major: Major) {
     assert!(std::fs::read(after).unwrap() == std::fs::read(before).unwrap());
 
     restored.recover();
+    ledger::assert_counts(&restored, &counts);
     assert_eq!(
         restored.psql("SELECT name FROM prepared ORDER BY 1"),
         "committed"

@@ -20,8 +20,11 @@ const END: Duration = Duration::from_secs(30);
 /// An archive with a backup, ten rows in as many segments after it, and a restored directory.
 struct Scene<'a> {
     directory: &'a TestDirectory,
+    major: Major,
     /// Gives up after a second.
     hasty: Pgark,
+    /// The same with a cluster, so that it can have an agent.
+    beside: Pgark,
     repository: PathBuf,
     system_id: String,
     /// The segment that row n stands in is `segments[n - 1]`.
@@ -30,8 +33,8 @@ struct Scene<'a> {
 }
 
 impl<'a> Scene<'a> {
-    fn new(directory: &'a TestDirectory) -> Self {
-        let mut primary = archiving(directory, Major::Pg15, "a").start();
+    fn new(directory: &'a TestDirectory, major: Major) -> Self {
+        let mut primary = archiving(directory, major, "a").start();
         let pgark = Pgark::new(directory, "p", Some(&primary));
         let _ = pgark.run(&["init", "--no-encryption"]).expect(0);
         archive_with(&primary, &pgark);
@@ -47,15 +50,20 @@ impl<'a> Scene<'a> {
         let system_id = system_id(&primary);
         primary.stop(StopMode::Fast);
         let mut hasty = Pgark::new(directory, "q", None);
-        hasty.configure(
-            "[wal]\nget_retry_seconds = 1\ninflight_wait_seconds = 1\nstandby_retry_seconds = 1\n",
-        );
+        let mut beside = Pgark::new(directory, "h", Some(&primary));
+        for pgark in [&mut hasty, &mut beside] {
+            pgark.configure(
+                "[wal]\nget_retry_seconds = 1\ninflight_wait_seconds = 1\nstandby_retry_seconds = 1\n",
+            );
+        }
         let restored = directory.join("restored");
         let target = restored.to_str().unwrap();
         let _ = hasty.run(&["restore", "--target-dir", target]).expect(0);
         Self {
             directory,
+            major,
             hasty,
+            beside,
             repository: directory.join("repository"),
             system_id,
             segments,
@@ -65,7 +73,7 @@ impl<'a> Scene<'a> {
 
     /// A copy of the restored directory; `settings` are added to it.
     fn copy(&self, name: &str, settings: &str) -> Cluster<'a> {
-        let cluster = Cluster::over(self.directory, Major::Pg15, name);
+        let cluster = Cluster::over(self.directory, self.major, name);
         let copied = account::command("cp")
             .arg("-a")
             .args([&self.restored, cluster.data()])
@@ -148,7 +156,7 @@ fn with_moved(path: &Path, action: impl FnOnce()) {
 #[test]
 fn recoveries_that_must_stop() {
     let directory = TestDirectory::new("t210_stops");
-    let scene = Scene::new(&directory);
+    let scene = Scene::new(&directory, Major::Pg15);
 
     // Nothing is wrong: the recovery ends above the newest segment, by itself.
     scene.recovers(&mut scene.copy("ok", ""));
@@ -202,12 +210,68 @@ fn recoveries_that_must_stop() {
     scene.stops(&mut cluster, &["exit code 201"]);
 }
 
+/// The same through the agent, which fetches ahead: a damaged archive looks no better from there. Each case
+/// has an agent of its own, which has nothing in its spool yet.
+#[test]
+fn recoveries_that_must_stop_with_an_agent() {
+    let directory = TestDirectory::new("t210_agent");
+    let scene = Scene::new(&directory, Major::Pg17);
+    let command = scene.beside.shell("archive-get %f %p");
+    let command = format!("restore_command = '{command}'\n");
+    let count = |name| scene.beside.agent_counter(name);
+
+    let agent = scene.beside.agent(&[]);
+    scene.recovers(&mut scene.copy("ok", &command));
+    assert!(count("fetched") > 0 && count("prefetch_hits") > 0);
+    drop(agent);
+
+    let mut cluster = scene.copy("gone", &command);
+    let agent = scene.beside.agent(&[]);
+    with_moved(&scene.repository, || {
+        scene.stops(&mut cluster, &["exit code 202", "storage_missing"]);
+    });
+    scene.recovers(&mut cluster);
+    drop(agent);
+
+    let mut cluster = scene.copy("flipped", &command);
+    let agent = scene.beside.agent(&[]);
+    with_flipped_byte(&scene.segment(4), || {
+        scene.stops(&mut cluster, &["exit code 203", "wal_container_damaged"]);
+    });
+    assert!(count("fetched") > 0, "nothing went through the agent");
+    scene.recovers(&mut cluster);
+    drop(agent);
+
+    let mut cluster = scene.copy("late", &command);
+    let agent = scene.beside.agent(&[]);
+    with_moved(&scene.segment(5), || {
+        scene.stops(&mut cluster, &["exit code 203", "wal_in_flight"]);
+    });
+    scene.recovers(&mut cluster);
+    drop(agent);
+
+    // A real panic in one of the agent's threads ends the agent, and is no answer: the recovery goes on
+    // without it, to its proper end.
+    let agent = scene.beside.agent(&[("PGARK_FAULT_PANIC", "get:panic")]);
+    scene.recovers(&mut scene.copy("panic", &command));
+    assert!(
+        scene
+            .beside
+            .agent_log()
+            .contains("injected panic at get:panic")
+    );
+    wait_until("the agent is gone", SOON, || {
+        std::os::unix::net::UnixStream::connect(scene.beside.socket()).is_err()
+    });
+    drop(agent);
+}
+
 /// A segment is missing while newer ones are there: it may be on its way. Doubt comes after
 /// `inflight_wait_seconds`; when it arrives before, the recovery goes on with it.
 #[test]
 fn out_of_order() {
     let directory = TestDirectory::new("t210_order");
-    let scene = Scene::new(&directory);
+    let scene = Scene::new(&directory, Major::Pg15);
     let mut cluster = scene.copy("late", "");
     with_moved(&scene.segment(5), || {
         scene.stops(&mut cluster, &["exit code 203", "wal_in_flight"]);

@@ -212,15 +212,14 @@ fn wait_for_backup(directory: &TestDirectory, cluster: &Cluster<'_>) {
 
 /// Nobody switches the primary's segment for the backup: it waits as long as it was told to, fails
 /// clearly and lists nothing; or succeeds when the segment fills in time.
-#[test]
-fn standby_only() {
-    let directory = TestDirectory::new("t220_only");
-    let mut pair = pair(&directory, Major::Pg15, "on");
+fn standby_only(major: Major) {
+    let directory = TestDirectory::new(&format!("t220_only_{major}"));
+    let mut pair = pair(&directory, major, "on");
     pair.beside
         .configure("[backup]\narchive_timeout_seconds = 3\n");
     // The backup ends within a segment, which only the primary can end.
-    pair.primary
-        .psql("CREATE TABLE t AS SELECT generate_series(1, 100) AS n");
+    let workload = Ledger::start(&directory, &pair.primary, 1, Duration::from_millis(20));
+    workload.advance(20);
     caught_up(&pair);
     let failed = pair.beside.run(&["backup"]).expect(20);
     assert!(
@@ -245,19 +244,38 @@ fn standby_only() {
     let done = finish(backup).expect(0);
     assert!(done.stderr.contains("no primary_conninfo"), "{done:?}");
     assert_eq!(labels(&patient), 1);
-    let mut restored = Cluster::over(&directory, Major::Pg15, "c");
+    workload.advance(5);
+    let mark = workload.mark(&pair.primary);
+    workload.advance(5);
+    drop(workload);
+    let segment = switch(&pair.primary);
+    pair.primary.wait_archived(&segment, SOON);
+    let mut restored = Cluster::over(&directory, major, "c");
     let target = restored.data().to_str().unwrap();
-    let _ = patient.run(&["restore", "--target-dir", target]).expect(0);
+    let arguments = ["restore", "--target-lsn", &mark.lsn, "--target-dir", target];
+    let _ = patient.run(&arguments).expect(0);
+    tools::verify_backup(major, restored.data());
     restored.start();
     restored.wait_for("SELECT pg_is_in_recovery()", "f", SOON);
+    ledger::assert_at(&restored, &mark);
+    tools::check_running(&restored, "postgres");
+}
+
+#[test]
+fn standby_only_15() {
+    standby_only(Major::Pg15);
+}
+
+#[test]
+fn standby_only_17() {
+    standby_only(Major::Pg17);
 }
 
 /// The standby is promoted while its backup runs: no such backup can be restored, and none is
 /// listed.
-#[test]
-fn promoted_in_mid_backup() {
-    let directory = TestDirectory::new("t220_mid");
-    let mut pair = pair(&directory, Major::Pg15, "on");
+fn promoted_in_mid_backup(major: Major) {
+    let directory = TestDirectory::new(&format!("t220_mid_{major}"));
+    let mut pair = pair(&directory, major, "on");
     pair.standby
         .log_mut()
         .allow("aborting backup due to backend exiting");
@@ -278,11 +296,20 @@ fn promoted_in_mid_backup() {
     assert_eq!(labels(&pair.beside), 1);
 }
 
-/// Without full-page images a torn page of the copy stays torn: Postgres refuses, and so do we.
 #[test]
-fn without_full_page_writes() {
-    let directory = TestDirectory::new("t220_fpw");
-    let mut pair = pair(&directory, Major::Pg15, "on");
+fn promoted_in_mid_backup_15() {
+    promoted_in_mid_backup(Major::Pg15);
+}
+
+#[test]
+fn promoted_in_mid_backup_17() {
+    promoted_in_mid_backup(Major::Pg17);
+}
+
+/// Without full-page images a torn page of the copy stays torn: Postgres refuses, and so do we.
+fn without_full_page_writes(major: Major) {
+    let directory = TestDirectory::new(&format!("t220_fpw_{major}"));
+    let mut pair = pair(&directory, major, "on");
     pair.standby.log_mut().allow("full_page_writes=off");
     pair.beside.in_cluster(&format!(
         "primary_conninfo = \"{}\"",
@@ -315,4 +342,14 @@ fn without_full_page_writes() {
     pair.standby.psql("CHECKPOINT");
     let _ = pair.beside.run(&["backup"]).expect(0);
     assert_eq!(labels(&pair.beside), 1);
+}
+
+#[test]
+fn without_full_page_writes_15() {
+    without_full_page_writes(Major::Pg15);
+}
+
+#[test]
+fn without_full_page_writes_17() {
+    without_full_page_writes(Major::Pg17);
 }

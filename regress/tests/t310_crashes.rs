@@ -88,6 +88,38 @@ fn push_at_every_point() {
         assert!(std::fs::read(&fetched).unwrap() == std::fs::read(&path).unwrap());
         assert_sound(&pgark);
     }
+    push_killed_at_any_time(&directory, &pgark, &cluster);
+}
+
+/// Each round pushes a segment of its own. What was acknowledged before the kill is there; what was not
+/// can be pushed again.
+fn push_killed_at_any_time(directory: &TestDirectory, pgark: &Pgark, cluster: &Cluster<'_>) {
+    let fetched = directory.folder("any").join("RECOVERYXLOG");
+    let mut hits = 0;
+    for round in 0..rounds() {
+        cluster.psql("SELECT pg_logical_emit_message(false, 'test', repeat('x', 1000))");
+        let segment = cluster.psql("SELECT pg_walfile_name(pg_switch_wal())");
+        let path = cluster.data().join("pg_wal").join(&segment);
+        let push = ["archive-push", path.to_str().unwrap()];
+        let get = ["archive-get", segment.as_str(), fetched.to_str().unwrap()];
+        let mut child = pgark.command(&push).stderr(Stdio::null()).spawn().unwrap();
+        let random = blake3::hash(&(round + 1000).to_le_bytes());
+        let random = u64::from_le_bytes(*random.as_bytes().first_chunk().unwrap());
+        std::thread::sleep(Duration::from_micros(random % 30_000));
+        process::kill(i32::try_from(child.id()).unwrap());
+        if child.wait().unwrap().success() {
+            pgark.run(&get).expect(0);
+        } else {
+            hits += 1;
+            pgark.run(&push).expect(0);
+            pgark.run(&get).expect(0);
+        }
+        assert!(std::fs::read(&fetched).unwrap() == std::fs::read(&path).unwrap());
+        std::fs::remove_file(&fetched).unwrap();
+    }
+    println!("cases: pushes killed {hits}");
+    assert!(hits * 4 >= rounds(), "most kills came too late: {hits}");
+    assert_sound(pgark);
 }
 
 /// A cluster with a ledger, a mark, and a backup before it.
@@ -145,6 +177,7 @@ fn backup_at_every_point_and_at_any_time() {
 /// Starts the command and kills it after a seeded time, round by round; judges what it left unless it
 /// was faster.
 fn kill_at_any_time(pgark: &Pgark, arguments: &[&str], within_ms: u64, judge: impl Fn()) {
+    let mut hits = 0;
     for round in 0..rounds() {
         let random = blake3::hash(&round.to_le_bytes());
         let random = u64::from_le_bytes(*random.as_bytes().first_chunk().unwrap());
@@ -156,9 +189,12 @@ fn kill_at_any_time(pgark: &Pgark, arguments: &[&str], within_ms: u64, judge: im
         process::kill(i32::try_from(child.id()).unwrap());
         let status = child.wait().unwrap();
         if !status.success() {
+            hits += 1;
             judge();
         }
     }
+    println!("cases: kills in mid-run {hits}");
+    assert!(hits * 2 >= rounds(), "most kills came too late: {hits}");
 }
 
 fn has_control(target: &Path) -> bool {

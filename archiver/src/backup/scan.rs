@@ -437,4 +437,57 @@ mod tests {
             .collect();
         assert_eq!(kept, [b"7_init".as_slice(), b"8".as_slice()]);
     }
+
+    /// What Postgres itself leaves out of a base backup, with something in each of them, at the top and
+    /// in a database's directory.
+    #[test]
+    fn what_does_not_survive_a_restart_is_left_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let data = directory.path();
+        let write = |path: &str| {
+            let path = data.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, b"x").unwrap();
+        };
+        for name in EMPTY_DIRECTORIES {
+            write(&format!("{name}/inside"));
+            write(&format!("{name}/deeper/inside"));
+        }
+        for name in EXCLUDED_FILES {
+            write(name);
+        }
+        for path in [
+            "pg_internal.init",
+            "global/pg_internal.init.77",
+            "base/5/pg_internal.init",
+            "base/5/pgsql_tmp/pgsql_tmp3.0",
+            "base/pgsql_tmp/pgsql_tmp3.0",
+            "base/5/t3_16400",
+            "pg_wal/000000010000000000000001",
+            "pg_wal/archive_status/000000010000000000000001.done",
+        ] {
+            write(path);
+        }
+        let kept = ["PG_VERSION", "base/5/1259", "global/1260", "pg_xact/0000"];
+        for path in kept {
+            write(path);
+        }
+        let scan = scan(data, "PG_15_202209061").unwrap();
+        let files = scan
+            .entries
+            .iter()
+            .filter(|e| e.kind != FileKind::Directory);
+        let files: Vec<PathBuf> = files
+            .map(|e| e.source.strip_prefix(data).unwrap().to_path_buf())
+            .collect();
+        assert_eq!(files, kept.map(PathBuf::from));
+        // The directories themselves are there: the server does not make them.
+        for name in EMPTY_DIRECTORIES
+            .iter()
+            .chain(&["pg_wal", "pg_wal/archive_status"])
+        {
+            let made = scan.entries.iter().any(|e| e.source == data.join(name));
+            assert!(made, "{name}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
-//! `fuzz --target T | --all  [--seconds N] [--seed S]`: runs the fuzz targets, N seconds each.
+//! `fuzz --target T | --all  [--seconds N] [--seed S]`: runs the fuzz targets, N seconds in all, by weight.
 //! Exit 1 when one found something; the inputs stay in `regress/fuzz/<target>`.
 
-use pgark_regress::fuzz::{TARGETS, Target, find, run};
+use pgark_regress::fuzz::{TARGETS, Target, find, run, weight};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -57,8 +57,14 @@ fn main() -> ExitCode {
     };
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
     let mut clean = true;
+    let weights: u64 = arguments
+        .targets
+        .iter()
+        .map(|target| weight(target.0))
+        .sum();
     for target in arguments.targets {
-        let duration = Duration::from_secs(arguments.seconds);
+        let share = arguments.seconds * 1000 * weight(target.0) / weights.max(1);
+        let duration = Duration::from_millis(share);
         match run(target, &corpus.join(target.0), arguments.seed, duration) {
             Ok(outcome) => {
                 let (runs, slowest) = (outcome.runs, outcome.slowest);

@@ -4,6 +4,7 @@ mod repository;
 mod stores;
 
 use super::Target;
+use pgark_archiver::agent::protocol::{Reply, Request};
 use pgark_archiver::postgres::backup_label::BackupLabelFile;
 use pgark_archiver::postgres::control_file::{CONTROL_FILE_BYTES, ControlFile};
 use pgark_archiver::postgres::history_file::TimelineHistory;
@@ -40,7 +41,24 @@ pub const TARGETS: &[Target] = &[
     ("commit_index", repository::commit_index),
     ("rdb", stores::rdb),
     ("aof", stores::aof_commands),
+    ("agent_socket", agent_socket),
 ];
+
+/// Requests of whoever reaches the socket, and answers of whoever stands behind it.
+fn agent_socket(input: &[u8]) {
+    let Ok(line) = std::str::from_utf8(input) else {
+        return;
+    };
+    if let Ok(request) = Request::parse(line) {
+        let again = Request::parse(&request.to_string());
+        assert_eq!(again.ok(), Some(request));
+    }
+    if let Ok(reply) = Reply::parse(line) {
+        let again = reply.to_line();
+        assert!(again.ends_with('\n'));
+        assert!(Reply::parse(again.trim_end_matches('\n')).is_ok());
+    }
+}
 
 fn control_file(input: &[u8]) {
     let _ = ControlFile::parse(input);

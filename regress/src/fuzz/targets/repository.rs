@@ -2,7 +2,9 @@
 
 use pgark_archiver::repository::format::layer::Layer;
 use pgark_archiver::repository::format::manifest::{FileEntry, Label, Manifest};
-use pgark_archiver::repository::format::{FRAME_PLAIN_BYTES_MAX, FrameClass, ObjectKind};
+use pgark_archiver::repository::format::{
+    FRAME_PLAIN_BYTES_MAX, FrameClass, HEADER_2_BYTES, HEADER_BYTES, ObjectKind,
+};
 use pgark_archiver::repository::{Repository, frame, layer, layout, reader, sealed, session};
 use pgark_archiver::storage::memory::MemoryStorage;
 use pgark_archiver::storage::{Key, Put, Storage};
@@ -12,6 +14,7 @@ use std::sync::Arc;
 
 /// Layers of more pages than this are not resolved: it would only take memory.
 const BLOCKS_MAX: u32 = 1 << 20;
+const FOOTER_BYTES: usize = 64;
 
 /// A repository with a fixed identity: id 00…00, digest key 11…11.
 fn repository() -> Option<(MemoryStorage, Repository)> {
@@ -106,11 +109,15 @@ pub(super) fn object(input: &[u8]) {
     }
 }
 
-/// Makes header, footer and digest of an object fit what is between them.
+/// Makes header, footer and digest of an object of either version fit what is between them.
 fn repair_object(bytes: &mut [u8]) -> Option<()> {
-    let footer = bytes.len().checked_sub(64)?;
-    let sum = crc(bytes.get(..60)?);
-    patch(bytes, 60, &sum)?;
+    let footer = bytes.len().checked_sub(FOOTER_BYTES)?;
+    let header = match bytes.get(8)? {
+        1 => HEADER_BYTES,
+        _ => HEADER_2_BYTES,
+    };
+    let sum = crc(bytes.get(..header.checked_sub(4)?)?);
+    patch(bytes, header.checked_sub(4)?, &sum)?;
     let toc = u64::from_le_bytes(*bytes.get(footer..)?.first_chunk()?);
     let toc = usize::try_from(toc).ok()?;
     let sum = crc(bytes.get(toc..footer)?);
@@ -128,7 +135,7 @@ fn check_object(bytes: &[u8]) {
     let name = format!("packs/00/{}-{}.pack", ulid::Ulid::nil(), "0".repeat(32));
     let Ok(key) = Key::new(name) else { return };
     assert_eq!(memory.put_if_absent(&key, bytes).ok(), Some(Put::Created));
-    for kind in [ObjectKind::Pack, ObjectKind::Manifest] {
+    for kind in [ObjectKind::Pack, ObjectKind::Meta, ObjectKind::Manifest] {
         let mut plain = Vec::new();
         let digest =
             reader::check_object(&repository, &key, kind, &mut |reference, header, frame| {
@@ -180,5 +187,42 @@ pub(super) fn commit_index(input: &[u8]) {
     };
     if repair().is_some() {
         let _ = commit_index::decode(&repaired);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A repair that fits no version would make the target see headers alone.
+    #[test]
+    fn objects_of_both_versions_are_read_after_a_repair() {
+        let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/object");
+        for name in ["pack", "pack-2"] {
+            let mut bytes = std::fs::read(corpus.join(name)).unwrap();
+            let frame = if name == "pack" {
+                HEADER_BYTES
+            } else {
+                HEADER_2_BYTES
+            };
+            // A byte of the first frame, and the frame's own checksum.
+            let len = u32::from_le_bytes(*bytes[frame..].first_chunk().unwrap()) as usize;
+            bytes[frame + 40] ^= 1;
+            let end = frame + 40 + len;
+            let sum = crc(&bytes[frame..end]);
+            patch(&mut bytes, end, &sum).unwrap();
+            repair_object(&mut bytes).unwrap();
+            let (memory, repository) = repository().unwrap();
+            let key = format!("packs/00/{}-{}.pack", ulid::Ulid::nil(), "0".repeat(32));
+            let key = Key::new(key).unwrap();
+            memory.put_if_absent(&key, &bytes).unwrap();
+            let mut frames = 0;
+            let read = reader::check_object(&repository, &key, ObjectKind::Pack, &mut |_, _, _| {
+                frames += 1;
+                Ok(())
+            });
+            assert!(read.is_ok(), "{name}: {read:?}");
+            assert!(frames > 1);
+        }
     }
 }
