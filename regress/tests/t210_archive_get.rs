@@ -102,7 +102,7 @@ impl<'a> Scene<'a> {
         }
         cluster.start_only();
         wait_until("the server tries", SOON, || {
-            cluster.log().contains("starting archive recovery")
+            cluster.log().contains("database system was interrupted")
         });
         cluster.wait_for_end(END);
         for sign in signs {

@@ -215,7 +215,7 @@ mod tests {
             let (memory, repository) = repository().unwrap();
             let key = format!("packs/00/{}-{}.pack", ulid::Ulid::nil(), "0".repeat(32));
             let key = Key::new(key).unwrap();
-            memory.put_if_absent(&key, &bytes).unwrap();
+            let _ = memory.put_if_absent(&key, &bytes).unwrap();
             let mut frames = 0;
             let read = reader::check_object(&repository, &key, ObjectKind::Pack, &mut |_, _, _| {
                 frames += 1;
