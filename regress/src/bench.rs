@@ -59,6 +59,7 @@ pub fn run(settings: &Settings) {
         data_bytes,
         complete: settings.is_complete(),
         method: measure::METHOD,
+        caches_dropped: drop_caches(),
         digests: digest::MEANING,
         started_at,
         seconds: start.elapsed().as_secs_f64(),
@@ -231,7 +232,7 @@ impl<'a> Bench<'a> {
             startup: None,
         };
         let mut command = tool.backup();
-        drop_caches();
+        let _ = drop_caches();
         let (argv, cost) = measure(watch, tool.name(), self.directory.path(), || {
             (complete(&mut command), watch)
         });
@@ -253,7 +254,7 @@ impl<'a> Bench<'a> {
         let target = self.directory.join("restored");
         let mut command = tool.restore(&target, None);
         let watch = Watch::default();
-        drop_caches();
+        let _ = drop_caches();
         let (argv, cost) = measure(watch, tool.name(), self.directory.path(), || {
             (complete(&mut command), watch)
         });
@@ -292,10 +293,10 @@ impl<'a> Bench<'a> {
         for run in 1..=self.settings.runs {
             for at in self.order(run) {
                 if self.settings.wants("archive_push") {
-                    self.push(at, run, &segments, &source, false);
+                    self.push("archive_push", at, run, &segments, &source);
                 }
                 if at == 0 && self.settings.wants("archive_push_module") {
-                    self.push(at, run, &segments, &source, true);
+                    self.push("archive_push_module", at, run, &segments, &source);
                 }
             }
         }
@@ -313,12 +314,12 @@ impl<'a> Bench<'a> {
         if self.settings.wants("archive_get_recovery") {
             self.recoveries(&segments);
         }
-        if self.settings.long_segments > 0 {
+        if self.settings.long_segments > 0 && self.settings.wants("archive_push") {
             self.tools.iter().for_each(|tool| tool.park());
             let segments = self.archiving.write_segments(self.settings.long_segments);
             let source = self.source_digest(&segments);
             for at in self.order(1) {
-                self.push(at, 1, &segments, &source, false);
+                self.push("archive_push_long", at, 1, &segments, &source);
             }
         }
     }
@@ -346,7 +347,15 @@ impl<'a> Bench<'a> {
         }
     }
 
-    fn push(&mut self, at: usize, run: u32, segments: &[String], source: &str, module: bool) {
+    fn push(
+        &mut self,
+        operation: &'static str,
+        at: usize,
+        run: u32,
+        segments: &[String],
+        source: &str,
+    ) {
+        let module = operation == "archive_push_module";
         self.archiving.off();
         self.archiving.forget();
         let tool = &mut self.tools[at];
@@ -363,7 +372,7 @@ impl<'a> Bench<'a> {
             startup: None,
         };
         let archiving = &mut self.archiving;
-        drop_caches();
+        let _ = drop_caches();
         let ((), cost) = measure(watch, tool.name(), self.directory.path(), || {
             archiving.make_ready(segments);
             archiving.set(&command, library);
@@ -371,11 +380,7 @@ impl<'a> Bench<'a> {
             ((), watch)
         });
         let about = About {
-            operation: if module {
-                "archive_push_module"
-            } else {
-                "archive_push"
-            },
+            operation,
             run,
             argv: vec![if module { library.to_owned() } else { command }],
             stored_bytes: tool.disk_bytes().1,
@@ -409,7 +414,7 @@ impl<'a> Bench<'a> {
                 let fetch = |name: &str| {
                     complete(&mut tool.archive_get(data, name, "pg_wal/RECOVERYXLOG", inline))
                 };
-                drop_caches();
+                let _ = drop_caches();
                 let (argv, cost) = measure(watch, tool.name(), self.directory.path(), || {
                     let mut argv = Vec::new();
                     for name in segments {
@@ -463,7 +468,7 @@ impl<'a> Bench<'a> {
                     agent: tool.agent(),
                     ..Watch::default()
                 };
-                drop_caches();
+                let _ = drop_caches();
                 let ((), cost) = measure(watch, tool.name(), self.directory.path(), || {
                     recovered.start_only();
                     let startup = wait_for_pause(&recovered);

@@ -7,6 +7,7 @@ mod archive;
 mod component;
 mod t000_smoke;
 mod t010_extension;
+mod t011_demo;
 mod t020_archive_module;
 mod t100_targets;
 mod t101_window;

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How the numbers were made; written beside them.
-pub(super) const METHOD: &str = "seconds: monotonic clock from the start of the command (archive_push: from the reload that sets archive_command) until it ended (archive_push: until the server marked the last segment as archived; recovery: until it paused at its target). cpu_seconds: user and system time from /proc of the harness's reaped children, of the server process that runs the command (archiver, self and children; startup, children) and of the agent. max_rss_bytes: sum of the resident sets of all processes of the tool, agent included, sampled every 10 ms. Caches were dropped before each run. pgbench: the time of the client, from its start to its end, and its processor time and memory, not the server's; new tables, caches as they are then.";
+pub(super) const METHOD: &str = "seconds: monotonic clock from the start of the command (archive_push: from the reload that sets archive_command) until it ended (archive_push: until the server marked the last segment as archived; recovery: until it paused at its target). cpu_seconds: user and system time from /proc of the harness's reaped children, of the server process that runs the command (archiver, self and children; startup, children) and of the agent. max_rss_bytes: sum of the resident sets of all processes of the tool, agent included, sampled every 10 ms. Caches were dropped before each run, where caches_dropped is true. pgbench: the time of the client, from its start to its end, and its processor time and memory, not the server's; new tables, caches as they are then.";
 
 const SAMPLE_EVERY: Duration = Duration::from_millis(10);
 /// A process that was seen this often without being the tool's is somebody else's: a shell has
@@ -75,10 +75,11 @@ pub(super) fn measure<T>(
     })
 }
 
-/// Writes everything out and empties the page cache; without root only the former.
-pub(super) fn drop_caches() {
+/// Writes everything out and empties the page cache; false where only the former can be done, without
+/// root.
+pub(super) fn drop_caches() -> bool {
     rustix::fs::sync();
-    let _ = std::fs::write("/proc/sys/vm/drop_caches", "3");
+    std::fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
 }
 
 /// Waits for what goes on behind the operation's end, and reaps it: pgBackRest's asynchronous

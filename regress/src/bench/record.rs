@@ -45,6 +45,8 @@ pub(super) struct Record {
     pub(super) data_bytes: u64,
     pub(super) complete: bool,
     pub(super) method: &'static str,
+    /// Whether the page cache could be emptied.
+    pub(super) caches_dropped: bool,
     pub(super) digests: &'static str,
     pub(super) started_at: String,
     pub(super) seconds: f64,

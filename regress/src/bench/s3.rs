@@ -173,7 +173,7 @@ impl Bench<'_> {
             startup: None,
         };
         let mut command = tool.backup();
-        drop_caches();
+        let _ = drop_caches();
         let (argv, cost) = measure(watch, tool.name(), self.directory.path(), || {
             (complete(&mut command), watch)
         });
@@ -192,7 +192,7 @@ impl Bench<'_> {
         let target = self.directory.join("restored-s3");
         let mut command = tool.restore(&target, None);
         let watch = Watch::default();
-        drop_caches();
+        let _ = drop_caches();
         let (argv, cost) = measure(watch, tool.name(), self.directory.path(), || {
             (complete(&mut command), watch)
         });
@@ -231,7 +231,7 @@ impl Bench<'_> {
         };
         let command = tool.archive_command();
         let archiving = &mut self.archiving;
-        drop_caches();
+        let _ = drop_caches();
         let ((), cost) = measure(watch, tool.name(), self.directory.path(), || {
             archiving.make_ready(segments);
             archiving.set(&command, "");

@@ -13,7 +13,7 @@ pub struct Settings {
     pub segments: u32,
     /// `PGARK_BENCH_RECOVERY_SEGMENTS`: WAL segments that a measured recovery replays; 100.
     pub recovery_segments: u32,
-    /// `PGARK_BENCH_LONG_SEGMENTS`: segments of the one long run at the end; 0 leaves it out.
+    /// `PGARK_BENCH_LONG_SEGMENTS`: segments of the one long run at the end; 1000, 0 leaves it out.
     pub long_segments: u32,
     /// `PGARK_BENCH_TRANSACTIONS`: of each of pgbench's two clients in one run; 50000.
     pub transactions: u32,
@@ -37,7 +37,7 @@ impl Settings {
             runs: number("PGARK_BENCH_RUNS", 5),
             segments: number("PGARK_BENCH_SEGMENTS", 250),
             recovery_segments: number("PGARK_BENCH_RECOVERY_SEGMENTS", 100),
-            long_segments: number("PGARK_BENCH_LONG_SEGMENTS", 0),
+            long_segments: number("PGARK_BENCH_LONG_SEGMENTS", 1000),
             transactions: number("PGARK_BENCH_TRANSACTIONS", 50_000),
             only: variable("PGARK_BENCH_ONLY")
                 .map(|list| list.split(',').map(str::to_owned).collect())
@@ -63,6 +63,7 @@ impl Settings {
             && self.scale >= 1.0
             && self.runs >= 5
             && self.segments >= 250
+            && self.long_segments >= 1000
             && self.transactions >= 50_000
     }
 }
