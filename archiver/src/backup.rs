@@ -2,6 +2,7 @@
 //! `pg_backup_stop`, held in one session of the server.
 
 mod complete;
+mod configuration;
 mod copy;
 #[cfg(test)]
 mod crash_tests;

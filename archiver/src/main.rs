@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     abort_on_panic();
-    let is_get = std::env::args_os().any(|arg| arg == "archive-get");
+    let is_get = std::env::args_os().any(|arg| means_get(&arg.to_string_lossy()));
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -27,16 +27,24 @@ fn main() -> ExitCode {
     match run(&cli) {
         Ok(code) => ExitCode::from(match commands::lost() {
             Some(error) => {
-                report(&error);
+                report(&error, cli.log_format);
                 code.max(exit_code::of(&error))
             }
             None => code,
         }),
         Err(error) => {
-            report(&error);
+            report(&error, cli.log_format);
             ExitCode::from(exit_code::of(&error))
         }
     }
+}
+
+/// Whether a word stands where archive-get was meant, misspelt perhaps: `restore_command` with a slip in it
+/// must not look like "no more WAL" either.
+fn means_get(word: &str) -> bool {
+    let letters = word.chars().filter(char::is_ascii_alphabetic);
+    let word: String = letters.map(|c| c.to_ascii_lowercase()).collect();
+    word.starts_with("archiveg") || word.starts_with("getwal") || word.starts_with("walget")
 }
 
 /// A panic must not look like "no more WAL" to a recovery: 101 would (`docs/reference/exit-codes.md`).
@@ -137,7 +145,17 @@ fn run(cli: &Cli) -> Result<u8> {
 }
 
 /// Errors go to the user. When they cannot, the exit code still says which kind it was.
-fn report(error: &Error) {
+fn report(error: &Error, format: LogFormat) {
+    if let LogFormat::Json = format {
+        // One kind of line in one log.
+        tracing::error!(
+            code = error.code(),
+            detail = error.detail(),
+            hint = error.hint(),
+            "{error}"
+        );
+        return;
+    }
     let mut text = format!("ERROR:  {error} (code {})\n", error.code());
     if let Some(detail) = error.detail() {
         text += &format!("DETAIL:  {detail}\n");

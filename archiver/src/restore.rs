@@ -31,7 +31,7 @@ pub(crate) mod testdata;
 mod warnings;
 
 pub use configure::{Archiving, restore_command};
-pub use destination::Destination;
+pub use destination::{CONFIG_DIRECTORY, Destination};
 pub use failover::{Restored, Source, choose, is_copy};
 pub use plan::{Plan, Request, plan};
 pub use preflight::preflight;

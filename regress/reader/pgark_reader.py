@@ -550,7 +550,7 @@ def restore(backup, target, mapping):
     for oid, path in links.items():
         os.makedirs(path, mode=0o700, exist_ok=True)
         os.symlink(path, os.path.join(target, b"pg_tblspc", oid))
-    control, modes, files = None, [], 0
+    control, modes, files, captured = None, [], 0, set()
     for entry in backup.entries():
         path = place(entry, target, links)
         if entry["kind"] == "directory":
@@ -562,6 +562,10 @@ def restore(backup, target, mapping):
             control = (path, entry)
             continue
         require(entry["kind"] in ("relation", "file", "config"), "unknown kind of file")
+        if entry["kind"] == "config":
+            captured.add(path)
+        elif path in captured:
+            continue
         write_entry(backup, path, entry)
     require(control is not None, "the backup has no pg_control")
     require(files == backup.manifest["file_count"], "another number of files than the manifest says")

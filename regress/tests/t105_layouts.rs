@@ -8,8 +8,158 @@
 
 use pgark_regress::process::wait_until;
 use pgark_regress::recovery::{PATIENCE, install};
-use pgark_regress::{Cluster, Major, StopMode, TestDirectory, tools};
-use std::path::Path;
+use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory, tools};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// Starts `restored` with the command that the restore printed, run as it is; sockets apart, which
+/// `file`, the main configuration file, gets.
+fn start_as_printed(restored: &Cluster<'_>, report: &Value, file: &Path) {
+    let start = report["start_command"].as_str().unwrap();
+    println!("{start}");
+    let text = format!(
+        "{}listen_addresses = ''\nunix_socket_directories = '{}'\n",
+        std::fs::read_to_string(file).unwrap(),
+        restored.sockets().display()
+    );
+    std::fs::write(file, text).unwrap();
+    let major = restored.major();
+    let bin = format!("/usr/lib/postgresql/{major}/bin");
+    let shell = format!(
+        "PATH={bin}:$PATH; export PATH; exec {start} -l {}",
+        restored.log().path().display()
+    );
+    let started = major.run("/bin/sh").args(["-c", &shell]).output().unwrap();
+    assert!(
+        started.status.success(),
+        "{start}: {}",
+        restored.log().tail(20)
+    );
+    wait_until("recovery ends", PATIENCE, || {
+        restored.try_psql("postgres", "SELECT pg_is_in_recovery()") == Ok("f".to_owned())
+    });
+}
+
+/// The plan, with what was in use, of `name` below the configuration that restores of `cluster` brought.
+fn in_pgark_config(cluster: &Cluster<'_>, path: &Path) -> PathBuf {
+    let path = path.strip_prefix("/").unwrap();
+    cluster.data().join("pgark_config").join(path)
+}
+
+/// Backups of clusters that were restored themselves: in place, started as ever with the configuration
+/// outside, beside which the captured copy lies; and beside it, started with that copy.
+fn restored_and_backed_up_again(major: Major) {
+    let directory = TestDirectory::new(&format!("t105_again_{major}"));
+    let mut cluster = Cluster::builder(&directory, major, "a")
+        .wal_segment_mib(1)
+        .init();
+    let pgark = install(&directory, &cluster);
+    let etc = directory.folder("etc");
+    let conf = etc.join("postgresql.conf");
+    let text = std::fs::read_to_string(cluster.data().join("postgresql.conf")).unwrap();
+    std::fs::remove_file(cluster.data().join("postgresql.conf")).unwrap();
+    let set = |work_mem: &str| {
+        let text = format!(
+            "{text}data_directory = '{}'\nwork_mem = '{work_mem}'\n",
+            cluster.data().display()
+        );
+        directory.file("etc/postgresql.conf", &text);
+    };
+    set("7MB");
+    cluster.option(&format!("-c config_file='{}'", conf.display()));
+    cluster.start();
+    cluster.psql("CREATE TABLE t AS SELECT generate_series(1, 100) AS i");
+    pgark.backup();
+    cluster.archive_all();
+    cluster.stop(StopMode::Fast);
+    pgark.restore(&cluster, &["--delta", "--archive", "keep"]);
+    let left = in_pgark_config(&cluster, &conf);
+    assert!(left.exists());
+
+    cluster.recover();
+    set_again(&directory, &conf, "9MB");
+    pgark.backup();
+    cluster.archive_all();
+    cluster.stop(StopMode::Fast);
+    let mut second = Cluster::over(&directory, major, "b");
+    let report = pgark.restore(&second, &["--archive", "keep"]);
+    let file = in_pgark_config(&second, &conf);
+    start_as_printed(&second, &report, &file);
+    assert_eq!(second.psql("SHOW work_mem"), "9MB");
+    assert_eq!(second.psql("SHOW config_file"), file.display().to_string());
+    assert_eq!(second.psql("SELECT count(*) FROM t"), "100");
+
+    // It runs with what is in its own data directory, which the next restore has to find there.
+    let beside = Pgark::new(&directory, "q", Some(&second));
+    set_again(&directory, &file, "11MB");
+    second.psql("SELECT pg_reload_conf()");
+    beside.backup();
+    second.psql("CREATE TABLE u AS SELECT 1 AS i");
+    second.archive_all();
+    second.stop(StopMode::Fast);
+    let mut third = Cluster::over(&directory, major, "c");
+    let report = beside.restore(&third, &[]);
+    let file = in_pgark_config(&third, &conf);
+    start_as_printed(&third, &report, &file);
+    assert_eq!(third.psql("SHOW work_mem"), "11MB");
+    assert_eq!(third.psql("SHOW config_file"), file.display().to_string());
+    let own = third.data().display().to_string();
+    assert_eq!(third.psql("SHOW data_directory"), own);
+    assert_eq!(third.psql("SELECT count(*) FROM u"), "1");
+    tools::check_running(&third, "postgres");
+    third.stop(StopMode::Fast);
+}
+
+fn set_again(directory: &TestDirectory, file: &Path, work_mem: &str) {
+    let text = std::fs::read_to_string(file).unwrap();
+    let text = format!("{text}work_mem = '{work_mem}'\n");
+    let within = file.strip_prefix(directory.path()).unwrap();
+    directory.file(within.to_str().unwrap(), &text);
+}
+
+#[test]
+fn restored_and_backed_up_again_15() {
+    restored_and_backed_up_again(Major::Pg15);
+}
+
+#[test]
+fn restored_and_backed_up_again_17() {
+    restored_and_backed_up_again(Major::Pg17);
+}
+
+/// Configuration that the data directory has as links, the file and the directory it includes.
+#[test]
+fn linked_configuration() {
+    let directory = TestDirectory::new("t105_linked");
+    let mut cluster = Cluster::builder(&directory, Major::Pg15, "a")
+        .wal_segment_mib(1)
+        .init();
+    let pgark = install(&directory, &cluster);
+    directory.folder("etc");
+    directory.folder("etc/conf.d");
+    let own = cluster.data().join("postgresql.conf");
+    let text = std::fs::read_to_string(&own).unwrap() + "include_dir = 'conf.d'\n";
+    let outside = directory.file("etc/postgresql.conf", &text);
+    directory.file("etc/conf.d/more.conf", "work_mem = '7MB'\n");
+    std::fs::remove_file(&own).unwrap();
+    std::os::unix::fs::symlink(&outside, &own).unwrap();
+    std::os::unix::fs::symlink(directory.join("etc/conf.d"), cluster.data().join("conf.d"))
+        .unwrap();
+    cluster.start();
+    assert_eq!(cluster.psql("SHOW work_mem"), "7MB");
+    pgark.backup();
+    cluster.archive_all();
+    cluster.stop(StopMode::Fast);
+    std::fs::rename(directory.join("etc"), directory.join("etc.gone")).unwrap();
+
+    let mut restored = Cluster::over(&directory, Major::Pg15, "b");
+    let report = pgark.restore(&restored, &[]);
+    let file = restored.data().join("postgresql.conf");
+    assert!(!file.symlink_metadata().unwrap().is_symlink());
+    start_as_printed(&restored, &report, &file);
+    assert_eq!(restored.psql("SHOW work_mem"), "7MB");
+    restored.stop(StopMode::Fast);
+}
 
 fn outside_configuration(major: Major) {
     let directory = TestDirectory::new(&format!("t105_debian_{major}"));
@@ -68,28 +218,8 @@ fn outside_configuration(major: Major) {
         std::fs::rename(gone, gone.with_extension("gone")).unwrap();
     }
     std::fs::rename(cluster.data(), directory.join("original")).unwrap();
-    let start = report["start_command"].as_str().unwrap();
-    println!("{start}");
     let file = below(&etc.join("postgresql.conf"));
-    let text = format!(
-        "{conf}listen_addresses = ''\nunix_socket_directories = '{}'\n",
-        restored.sockets().display()
-    );
-    std::fs::write(&file, text).unwrap();
-    let bin = format!("/usr/lib/postgresql/{major}/bin");
-    let shell = format!(
-        "PATH={bin}:$PATH; export PATH; exec {start} -l {}",
-        restored.log().path().display()
-    );
-    let started = major.run("/bin/sh").args(["-c", &shell]).output().unwrap();
-    assert!(
-        started.status.success(),
-        "{start}: {}",
-        restored.log().tail(20)
-    );
-    wait_until("recovery ends", PATIENCE, || {
-        restored.try_psql("postgres", "SELECT pg_is_in_recovery()") == Ok("f".to_owned())
-    });
+    start_as_printed(&restored, &report, &file);
     let settings = "SELECT string_agg(setting, ' ' ORDER BY name) FROM pg_settings WHERE name IN
         ('config_file', 'data_directory', 'hba_file', 'ident_file')";
     let own = [

@@ -6,6 +6,7 @@
 //! the way to accept it, and accepting it recovers everything before it and nothing beyond.
 
 use crate::archive::{SOON, TRIES_AGAIN, archive_with, archiving, object, switch, system_id};
+use pgark_regress::process::wait_until;
 use pgark_regress::recovery::archived;
 use pgark_regress::{Cluster, Ledger, Major, Pgark, StopMode, TestDirectory, ledger};
 use serde_json::Value;
@@ -193,4 +194,126 @@ fn a_throttled_backup_takes_its_time_and_says_how_far_it_is() {
     let rate = field("bytes_per_second");
     assert!(rate > 0.0 && rate < 1.5 * bytes as f64 / 12.0, "{line}");
     drop(cluster);
+}
+
+/// Without a transaction after the target there is nothing at which Postgres would stop by itself, and
+/// it promotes at the end of WAL whatever `recovery_target_action` says.
+#[test]
+fn actions_hold_at_the_end_of_the_wal() {
+    let directory = TestDirectory::new("t109_actions");
+    let builder = archiving(&directory, Major::Pg15, "a").setting("autovacuum = off");
+    let (mut cluster, pgark) = archived(&directory, builder);
+    cluster.psql("CREATE TABLE t AS SELECT generate_series(1, 100) AS n");
+    pgark.backup();
+    // On a server without traffic: what info says can be reached is reached.
+    let window = |pgark: &Pgark| {
+        let info = pgark.run(&["--output", "json", "info"]).expect(0).json();
+        let window = &info["components"][0]["window"];
+        let end = |name: &str| window[name].as_str().unwrap().to_owned();
+        (end("from"), end("to"))
+    };
+    let (from, to) = window(&pgark);
+    for time in [&from, &to] {
+        let plan = pgark.plan(&directory.join("none"), &["--target-time", time]);
+        assert_eq!(plan["warnings"], serde_json::json!([]));
+    }
+    cluster.psql("INSERT INTO t VALUES (101)");
+    cluster.archive_all();
+    let (_, to) = window(&pgark);
+    cluster.stop(StopMode::Fast);
+
+    for (name, which) in [
+        ("r1", vec!["--target-action", "pause"]),
+        ("r2", vec!["--target-action", "pause", "--target-time", &to]),
+    ] {
+        let mut restored = Cluster::over(&directory, Major::Pg15, name);
+        pgark.restore(&restored, &which);
+        restored.start();
+        let paused = "SELECT pg_get_wal_replay_pause_state()";
+        restored.wait_for(paused, "paused", SOON);
+        assert_eq!(restored.psql("SELECT count(*) FROM t"), "101");
+        assert_eq!(restored.psql("SELECT pg_is_in_recovery()"), "t");
+        restored.stop(StopMode::Fast);
+    }
+    let mut restored = Cluster::over(&directory, Major::Pg15, "r3");
+    pgark.restore(&restored, &["--target-action", "shutdown"]);
+    restored.start_only();
+    wait_until("it stops at the target", SOON, || {
+        restored.log().contains("shutdown at recovery target")
+    });
+    restored.wait_for_end(SOON);
+    assert!(!restored.data().join("pg_wal/00000002.history").exists());
+}
+
+/// A time of before a `pg_upgrade` is one of the old cluster's backups.
+#[test]
+fn a_time_before_the_upgrade() {
+    let directory = TestDirectory::new("t109_upgrade");
+    let (mut old, pgark) = archived(&directory, archiving(&directory, Major::Pg15, "a"));
+    let workload = Ledger::start(&directory, &old, 1, Duration::from_millis(2));
+    workload.advance(10);
+    let backup = pgark.backup();
+    workload.advance(10);
+    let mark = workload.mark(&old);
+    workload.advance(10);
+    drop(workload);
+    old.archive_all();
+    old.stop(StopMode::Fast);
+
+    let new = archiving(&directory, Major::Pg17, "b").start();
+    let upgraded = Pgark::new(&directory, "q", Some(&new));
+    let _ = upgraded.run(&["cluster", "upgrade"]).expect(0);
+    archive_with(&new, &upgraded);
+    let later = upgraded.backup();
+    new.archive_all();
+    let target = directory.join("none");
+    let plan = upgraded.plan(&target, &["--target-time", &mark.time]);
+    assert_eq!(plan["backup"], backup["label"]);
+    let warnings = plan["warnings"].to_string();
+    assert!(
+        warnings.contains("before the cluster was upgraded"),
+        "{plan}"
+    );
+    assert_eq!(upgraded.plan(&target, &[])["backup"], later["label"]);
+    let restored = upgraded.recovered(&directory, Major::Pg15, "c", &["--target-time", &mark.time]);
+    ledger::assert_at(&restored, &mark);
+    // No backup of either reaches as far back.
+    let before = "2020-01-01T00:00:00Z";
+    let arguments = [
+        "restore",
+        "--dry-run",
+        "--target-dir",
+        target.to_str().unwrap(),
+    ];
+    let refused = upgraded.run(&[&arguments[..], &["--target-time", before]].concat());
+    assert!(refused.expect(10).stderr.contains("target_out_of_window"));
+}
+
+/// The newest segment is lost: no gap tells of it, its commit index does.
+#[test]
+fn a_lost_newest_segment_is_not_the_end() {
+    let directory = TestDirectory::new("t109_newest");
+    let (mut cluster, pgark) = archived(&directory, archiving(&directory, Major::Pg15, "a"));
+    cluster.psql("CREATE TABLE t AS SELECT generate_series(1, 100) AS n");
+    pgark.backup();
+    cluster.psql("INSERT INTO t VALUES (101)");
+    let newest = cluster.archive_all();
+    let restored = Cluster::over(&directory, Major::Pg15, "b");
+    pgark.restore(&restored, &[]);
+    let id = system_id(&cluster);
+    cluster.stop(StopMode::Fast);
+    let stored = object(&directory.join("repository"), &id, &newest);
+    std::fs::remove_file(&stored).unwrap();
+    let get = |name: &str| {
+        let mut command = pgark.command(&["archive-get", name, "pg_wal/RECOVERYXLOG"]);
+        let output = command.current_dir(restored.data()).output().unwrap();
+        pgark_regress::Output::from(output)
+    };
+    let refused = get(&newest).expect(203);
+    assert!(refused.stderr.contains("an index of it"), "{refused:?}");
+    let verified = pgark.run(&["verify", "--all"]).expect(3);
+    assert!(verified.stdout.contains(&newest), "{verified:?}");
+    std::fs::remove_file(stored.with_extension("idx1")).unwrap();
+    // Nothing is left that could tell.
+    let _ = get(&newest).expect(1);
 }

@@ -1,10 +1,11 @@
 //! `pgark backup`, from the first question to the commit.
 
 use super::complete::{self, Finished};
+use super::configuration;
 use super::copy::{self, Shared};
 use super::outlets::Outlets;
 use super::scan::{self, Found, Scan};
-use super::server::{self, Server};
+use super::server::{self, Server, Stopped};
 use super::throttle::Throttle;
 use super::wal_wait::{self, Needed};
 use crate::cancel::CancelToken;
@@ -15,7 +16,7 @@ use crate::postgres::control_file::ControlFile;
 use crate::postgres::session::Session as SqlSession;
 use crate::progress::{Meter, Progress};
 use crate::repository::Repository;
-use crate::repository::format::manifest::{FileKind, Label, PathText};
+use crate::repository::format::manifest::Label;
 use crate::repository::session::{Session, WalPin};
 use crate::wal::cluster::{self, Identity, Reason};
 use crate::wal::commit_index::relmap;
@@ -24,8 +25,6 @@ use crate::wal::relnames;
 use crate::{Error, Result};
 use pgark_types::{BackupLabel, Lsn, SegmentName};
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
@@ -158,9 +157,7 @@ pub(super) fn identity(server: &Server, control: &ControlFile) -> Identity {
 pub(super) fn scan_all(server: &Server, control: &ControlFile) -> Result<Scan> {
     let version = server::version_directory(server, control);
     let mut scan = scan::scan(&server.data_directory, &version)?;
-    for path in &server.config_files {
-        scan.entries.extend(config_file(path)?);
-    }
+    configuration::complete(&mut scan, server)?;
     scan.entries.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(scan)
 }
@@ -218,16 +215,15 @@ impl Job<'_> {
             Ok(())
         })?;
         let switched = !self.server.in_recovery || self.switch_on_primary();
-        let sample = Sample {
-            time: stopped.covered_at,
-            lsn: stopped.lsn,
-        };
+        let samples = samples(&stopped);
         let give_up = deadline(self.archive_timeout());
         self.phase("waiting for wal archiving to finish");
         outlets.each(|outlet| {
             let (repository, copy) = outlet.take_copy()?;
             self.wait_for_wal(&repository, &label_file, last, switched, give_up)?;
-            covered::store(&repository, control.system_identifier, timeline, sample)?;
+            for sample in &samples {
+                covered::store(&repository, control.system_identifier, timeline, *sample)?;
+            }
             let finished = Finished {
                 component: self.config.cluster_name(),
                 label,
@@ -428,26 +424,18 @@ fn threads(configured: usize) -> usize {
     }
 }
 
-fn config_file(path: &Path) -> Result<Option<Found>> {
-    let meta = match std::fs::metadata(path) {
-        Ok(meta) => meta,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => {
-            return Err(Error::io(
-                format!("could not examine \"{}\"", path.display()),
-                e,
-            ));
-        }
+/// What the WAL covers. On an idle server that is the end of the backup itself, by the second sample:
+/// without it nothing after the backup's end could be asked for until something is written.
+fn samples(stopped: &Stopped) -> Vec<Sample> {
+    let at_stop = Sample {
+        time: stopped.covered_at,
+        lsn: stopped.lsn,
     };
-    Ok(Some(Found {
-        path: PathText(path.display().to_string()),
-        source: path.to_path_buf(),
-        kind: FileKind::Config,
-        size: meta.len(),
-        mode: meta.mode() & 0o7777,
-        mtime: meta.mtime(),
-        segment_no: 0,
-    }))
+    let after = stopped.insert_lsn.map(|lsn| Sample {
+        time: stopped.at,
+        lsn,
+    });
+    std::iter::once(at_stop).chain(after).collect()
 }
 
 fn report_corrupt(scan: &[Found], corrupt: &[(usize, u32, Lsn)]) {

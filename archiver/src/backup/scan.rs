@@ -283,6 +283,15 @@ fn directory(path: &str, source: &Path, meta: &std::fs::Metadata) -> Found {
     }
 }
 
+/// The entry of the directory at `source`, whichever links lead there.
+///
+/// # Errors
+/// The file system's.
+pub(super) fn directory_of(path: PathText, source: &Path) -> Result<Option<Found>> {
+    let meta = follow(source)?.filter(std::fs::Metadata::is_dir);
+    Ok(meta.map(|meta| directory(&path.0, source, &meta)))
+}
+
 fn join(parent: &str, name: &[u8]) -> String {
     match (std::str::from_utf8(name), parent.strip_prefix("hex:")) {
         (Ok(name), None) if parent.is_empty() && !name.starts_with("hex:") => name.to_owned(),

@@ -19,7 +19,11 @@ pub(super) struct Server {
     pub(super) in_recovery: bool,
     pub(super) data_directory: PathBuf,
     pub(super) archive_mode: String,
+    /// Configuration files outside the data directory.
     pub(super) config_files: Vec<PathBuf>,
+    /// Those in it, by their paths within.
+    pub(super) config_inside: Vec<PathBuf>,
+    /// The main one, where it is not the data directory's own `postgresql.conf`.
     pub(super) config_file: Option<String>,
     pub(super) hba_file: String,
     pub(super) ident_file: String,
@@ -63,17 +67,19 @@ pub(super) fn inspect(session: &mut Session, cluster: &Cluster) -> Result<(Serve
     }
     same_directory(session, &shown, &data_directory)?;
     check_layout(&control)?;
-    let config_files = config_files(session, &data_directory)?;
+    let (config_files, config_inside) = config_files(session, &data_directory)?;
     let config_file = session.show("config_file")?;
+    let usual = data_directory.join("postgresql.conf");
     let server = Server {
         version_num,
         in_recovery: session.in_recovery()?,
         archive_mode: session.show("archive_mode")?,
         hba_file: session.show("hba_file")?,
         ident_file: session.show("ident_file")?,
-        config_file: Some(config_file).filter(|f| !Path::new(f).starts_with(&data_directory)),
+        config_file: Some(config_file).filter(|f| *f != usual.display().to_string()),
         data_directory,
         config_files,
+        config_inside,
     };
     if server.archive_mode == "off" {
         return Err(Error::invalid("archiving_off", "archive_mode is off: a backup without its WAL cannot be restored")
@@ -190,8 +196,12 @@ pub(super) fn text(session: &mut Session, sql: &str) -> Result<String> {
     column(&row, 0)
 }
 
-/// Configuration files that lie outside the data directory (Debian keeps them in /etc).
-fn config_files(session: &mut Session, data_directory: &Path) -> Result<Vec<PathBuf>> {
+/// Configuration files that lie outside the data directory (Debian keeps them in /etc), and those
+/// within it, by their paths there.
+fn config_files(
+    session: &mut Session,
+    data_directory: &Path,
+) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let rows = session.query(
         "SELECT DISTINCT sourcefile FROM pg_file_settings WHERE sourcefile IS NOT NULL",
         &[],
@@ -206,11 +216,15 @@ fn config_files(session: &mut Session, data_directory: &Path) -> Result<Vec<Path
     let mut files: Vec<PathBuf> = files
         .into_iter()
         .map(PathBuf::from)
-        .filter(|f| f.is_absolute() && !f.starts_with(data_directory) && f.is_file())
+        .filter(|f| f.is_absolute() && f.is_file())
         .collect();
     files.sort();
     files.dedup();
-    Ok(files)
+    let (inside, outside): (Vec<PathBuf>, Vec<PathBuf>) = files
+        .into_iter()
+        .partition(|f| f.starts_with(data_directory));
+    let within = |f: PathBuf| Some(f.strip_prefix(data_directory).ok()?.to_path_buf());
+    Ok((outside, inside.into_iter().filter_map(within).collect()))
 }
 
 /// The answers of `pg_backup_start`.
@@ -229,6 +243,8 @@ pub(super) struct Stopped {
     pub(super) tablespace_map: String,
     /// An instant of the database's clock just before the stop.
     pub(super) covered_at: DateTime<Utc>,
+    /// How far a primary's WAL reached after `at`: up to here it covers every commit of that instant.
+    pub(super) insert_lsn: Option<Lsn>,
 }
 
 /// Begins the backup on the server. The session must stay open until [`stop`].
@@ -255,12 +271,18 @@ pub(super) fn stop(session: &mut Session) -> Result<Stopped> {
         "SELECT lsn::text, labelfile, spcmapfile FROM pg_backup_stop(false)",
         &[],
     )?;
+    let at = now(session)?;
+    let insert_lsn = match session.in_recovery()? {
+        true => None,
+        false => Some(text(session, "SELECT pg_current_wal_insert_lsn()::text")?.parse()?),
+    };
     Ok(Stopped {
         lsn: column::<String>(&row, 0)?.parse()?,
         backup_label: column(&row, 1)?,
         tablespace_map: column(&row, 2)?,
         covered_at,
-        at: now(session)?,
+        at,
+        insert_lsn,
     })
 }
 

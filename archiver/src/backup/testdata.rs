@@ -236,6 +236,7 @@ impl Source {
             data_directory: self.data(),
             archive_mode: "on".to_owned(),
             config_files: vec![self.config()],
+            config_inside: Vec::new(),
             config_file: None,
             hba_file: String::new(),
             ident_file: String::new(),
@@ -270,6 +271,7 @@ fn stopped(label: &BackupLabel) -> Stopped {
     Stopped {
         at: at("2026-11-20T19:37:41Z"),
         covered_at: at("2026-11-20T19:37:41Z"),
+        insert_lsn: None,
         lsn: STOP,
         backup_label: format!(
             "START WAL LOCATION: 0/900028 (file {})\nCHECKPOINT LOCATION: 0/900060\n\

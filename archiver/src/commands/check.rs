@@ -325,7 +325,7 @@ fn server(
     let Some(control) = checks.add("data directory", data_directory(section, &mut session)) else {
         return;
     };
-    checks.add("archiving", archiving(&mut session));
+    checks.add("archiving", archiving(config, &mut session));
     checks.add("extension", extension(config));
     if down {
         checks.add("pg_wal", room(section, &mut session, &control));
@@ -421,13 +421,22 @@ fn data_directory(section: &Cluster, session: &mut Session) -> Result<(ControlFi
     Ok((control, directory.display().to_string()))
 }
 
-fn archiving(session: &mut Session) -> Result<((), String)> {
+fn archiving(config: &Config, session: &mut Session) -> Result<((), String)> {
     let mode = session.show("archive_mode")?;
     if mode == "off" {
         return Err(Error::invalid("archiving_off", "archive_mode is off")
             .with_hint("Set archive_mode = on and archive_command = 'pgark archive-push %p', then restart the server."));
     }
     let library = session.show("archive_library")?;
+    if library.ends_with("pgark_archive") && client::ping(&config.agent.socket).is_err() {
+        return Err(Error::unavailable(
+            "agent_absent",
+            "the archive module is loaded, and no agent answers it: WAL waits in pg_wal",
+        )
+        .with_hint(
+            "Start \"pgark agent\"; its socket and pgark_archive.socket must be the same.",
+        ));
+    }
     let how = if library.is_empty() {
         session.show("archive_command")?
     } else {

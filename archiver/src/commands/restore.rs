@@ -183,6 +183,7 @@ pub fn run(
     let map: BTreeMap<String, PathBuf> = args.tablespace_map.iter().cloned().collect();
     let destination = Destination::new(&target, &plan.manifest.tablespaces, &map)?;
     places::apart_from_repositories(config, &target, destination.tablespaces.values())?;
+    refuse_action_without_target(&plan, args)?;
     if output == Output::Text {
         print_plan(&plan, &destination, args);
     }
@@ -229,6 +230,24 @@ pub fn run(
         Output::Text => print_outcome(&restored, args),
     }
     Ok(exit_code::DONE)
+}
+
+/// Postgres waits or stops at a target alone. Where recovery ends with the archived WAL the last record
+/// is one; where not even that is known, it would promote instead.
+fn refuse_action_without_target(plan: &Plan, args: &Args) -> Result<()> {
+    let none = plan.target_lsn.is_none() && !plan.immediate && plan.last_record.is_none();
+    if args.standby || args.target_action == TargetAction::Promote || !none {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "action_without_target",
+        format!(
+            "recovery cannot {} where it ends: {}",
+            args.target_action.as_str(),
+            plan.description
+        ),
+    )
+    .with_hint("Name an LSN, a transaction or a restore point before the end of the archived WAL."))
 }
 
 /// Gets what lies in an archive, as far as the arguments allow it.

@@ -88,6 +88,14 @@ pub(super) fn auto_conf(
             if plan.inclusive { "on" } else { "off" },
         );
         set("recovery_target_action", action.as_str());
+    } else if let Some(last) = plan.last_record
+        && standby.is_none()
+        && action != TargetAction::Promote
+    {
+        // Postgres acts at a target alone: without one it would promote, whatever the action says.
+        set("recovery_target_lsn", &last.to_string());
+        set("recovery_target_inclusive", "on");
+        set("recovery_target_action", action.as_str());
     }
     if archiving == Archiving::Off {
         set("archive_mode", "off");

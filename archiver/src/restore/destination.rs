@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
 /// Where captured configuration from outside the data directory goes.
-pub(super) const CONFIG_DIRECTORY: &str = "pgark_config";
+pub const CONFIG_DIRECTORY: &str = "pgark_config";
 
 /// The target directory and its tablespaces.
 #[derive(Debug, Clone)]

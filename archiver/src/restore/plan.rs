@@ -49,6 +49,8 @@ pub struct Plan {
     pub timeline: TimelineId,
     /// `recovery_target_lsn`; absent: the end of the archived WAL.
     pub target_lsn: Option<Lsn>,
+    /// Without a target: the last record there is.
+    pub last_record: Option<Lsn>,
     /// `recovery_target_inclusive`.
     pub inclusive: bool,
     /// `recovery_target = 'immediate'`.
@@ -154,9 +156,42 @@ pub fn plan(repository: &Repository, request: &Request) -> Result<(Plan, Backup)
     let labels = records.into_iter().filter_map(Record::postgres);
     let labels: Vec<Label> = labels.collect();
     let (system_id, damaged) = system_identifier(repository, request, &labels, damaged)?;
+    let of = |system_id| plan_of(repository, request, (&labels, &damaged), system_id);
+    let refusal = match of(system_id) {
+        Err(error) if error.kind() == crate::ErrorKind::Invalid => error,
+        planned => return planned,
+    };
+    // A time may be one of before a pg_upgrade; anything else means another place there.
+    if request.backup.is_none() && matches!(request.target, RecoveryTarget::Time(_)) {
+        let mut tried = vec![system_id];
+        for label in labels.iter().rev() {
+            if tried.contains(&label.system_identifier) {
+                continue;
+            }
+            tried.push(label.system_identifier);
+            if let Ok((mut plan, backup)) = of(label.system_identifier) {
+                plan.warnings.push(format!(
+                    "the target is in the time of system identifier {}, before the cluster was upgraded or made anew",
+                    label.system_identifier
+                ));
+                return Ok((plan, backup));
+            }
+        }
+    }
+    Err(refusal)
+}
+
+/// The plan within the backups and the WAL of one system identifier.
+fn plan_of(
+    repository: &Repository,
+    request: &Request,
+    (labels, damaged): (&[Label], &Damaged),
+    system_id: SystemId,
+) -> Result<(Plan, Backup)> {
     let labels: Vec<Label> = labels
-        .into_iter()
+        .iter()
         .filter(|label| label.system_identifier == system_id)
+        .cloned()
         .collect();
     let inventory = Inventory::load(repository, system_id)?;
     let chooser = Chooser {
@@ -167,18 +202,41 @@ pub fn plan(repository: &Repository, request: &Request) -> Result<(Plan, Backup)
         labels: &labels,
     };
     let (label, lineage, resolved) = chooser.choose()?;
-    let backup = Backup::open(repository, &request.component, &label.label)?;
+    let backup = Backup::open(repository, &request.component, &label.label)
+        .map_err(|error| older_may_do(error, label, &labels))?;
     let mut warnings = Vec::new();
     if request.backup.is_none() {
-        warnings.extend(warnings::damaged(&damaged, label));
+        warnings.extend(warnings::damaged(damaged, label));
     }
     if request.timeline == TargetTimeline::Latest {
         let others = warnings::other_timelines(repository, &inventory, &labels, label, &lineage)?;
         warnings.extend(others);
     }
     let mut plan = chooser.plan(&backup, label, lineage, resolved)?;
+    if request.end_before_gap {
+        warnings.extend(warnings::gap(&inventory, &plan)?);
+    }
+    warnings.extend(warnings::corrupt_pages(&plan.manifest));
     plan.warnings = warnings;
     Ok((plan, backup))
+}
+
+/// What to do about a backup that is damaged.
+fn older_may_do(error: Error, label: &Label, labels: &[Label]) -> Error {
+    if error.kind() != crate::ErrorKind::Data {
+        return error;
+    }
+    let older = labels.iter().rev().find(|other| other.label < label.label);
+    let error = error.context(format_args!("backup {}", label.label));
+    match older {
+        Some(older) => error.with_hint(format!(
+            "An older backup may do, with the WAL since then: --backup {}.",
+            older.label
+        )),
+        None => {
+            error.with_hint("There is no older backup. \"pgark verify\" says what else is damaged.")
+        }
+    }
 }
 
 /// Backups from before a pg_upgrade stay in the list; the newest backup's cluster counts, or that
@@ -481,6 +539,7 @@ impl<'a> Chooser<'a> {
                 .last()
                 .map_or(label.timeline, |span| span.timeline),
             target_lsn: resolved.lsn,
+            last_record: resolved.last_record,
             inclusive: resolved.inclusive,
             immediate: matches!(self.request.target, RecoveryTarget::Immediate),
             time: resolved.time,

@@ -218,6 +218,13 @@ impl Job<'_> {
                 listed.push(entry);
                 return Ok(());
             }
+            // What an earlier restore left below pgark_config was captured anew since, and that came
+            // first: absolute paths do.
+            if entry.kind == FileKind::File
+                && kept.contains(&self.execution.destination.path(&entry.path)?)
+            {
+                return Ok(());
+            }
             listed.push(listing(&entry));
             if finish::writes_itself(&entry.path.0) {
                 return Ok(());

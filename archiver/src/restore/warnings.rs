@@ -1,11 +1,12 @@
 //! What a plan warns of: newer state in the repository that the restore will not use.
 
+use super::plan::Plan;
 use crate::repository::Repository;
-use crate::repository::format::manifest::Label;
+use crate::repository::format::manifest::{Label, Manifest};
 use crate::wal::covered;
 use crate::wal::inventory::{Inventory, Lineage};
 use crate::{Error, Result};
-use pgark_types::{BackupLabel, SegmentSize, TimelineId};
+use pgark_types::{BackupLabel, SegmentName, SegmentSize, TimelineId};
 
 /// Backups newer than the chosen one that are damaged, and were left out.
 pub(super) fn damaged(damaged: &[(BackupLabel, Error)], chosen: &Label) -> Vec<String> {
@@ -18,6 +19,34 @@ pub(super) fn damaged(damaged: &[(BackupLabel, Error)], chosen: &Label) -> Vec<S
             )
         })
         .collect()
+}
+
+/// WAL beyond a gap, which a restore that ends before the gap gives up.
+///
+/// # Errors
+/// Kind Invalid for names that are none.
+pub(super) fn gap(inventory: &Inventory, plan: &Plan) -> Result<Option<String>> {
+    let size = plan.manifest.postgres.segment_size;
+    let last = plan.last_segment.number(size)?;
+    let newest = inventory.newest(plan.timeline);
+    let Some(newest) = newest.filter(|n| n.number(size).is_ok_and(|no| no > last)) else {
+        return Ok(None);
+    };
+    let missing = SegmentName::new(plan.timeline, last + 1, size)?;
+    Ok(Some(format!(
+        "WAL segment {missing} is missing: what comes after it, up to {newest}, is lost to this restore"
+    )))
+}
+
+/// Pages that were damaged in the data directory already.
+pub(super) fn corrupt_pages(manifest: &Manifest) -> Option<String> {
+    let count = manifest.corrupt_pages.len();
+    (count > 0).then(|| {
+        format!(
+            "{count} pages failed their checksum when the backup was taken, and are restored as they were; \
+             an older backup may have them sound"
+        )
+    })
 }
 
 /// Timelines that went on after the restore's lineage left them, or that it does not know. "Latest"
@@ -51,7 +80,7 @@ pub(super) fn other_timelines(
 struct Other<'a> {
     timeline: TimelineId,
     backup: Option<&'a Label>,
-    segment: Option<pgark_types::SegmentName>,
+    segment: Option<SegmentName>,
 }
 
 impl<'a> Other<'a> {

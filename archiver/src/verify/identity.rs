@@ -11,7 +11,7 @@ use crate::wal::cluster;
 use crate::wal::covered::Sample;
 use crate::wal::inventory::Inventory;
 use crate::{Error, ErrorKind, Result};
-use pgark_types::{ArchiveFile, Lsn, SystemId, TimelineId};
+use pgark_types::{ArchiveFile, Lsn, SegmentName, SystemId, TimelineId};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use ulid::Ulid;
@@ -154,6 +154,7 @@ impl Verification<'_> {
         };
         for system_id in self.system_ids() {
             let inventory = Inventory::load(self.repository, system_id)?;
+            self.indexed_wal(system_id, &inventory);
             for timeline in inventory.timelines() {
                 let needed = timeline > TimelineId(1) && inventory.newest(timeline).is_some();
                 if needed && !inventory.has_history(timeline) {
@@ -182,6 +183,29 @@ impl Verification<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A commit index is stored after its segment and removed with it: alone it tells of a loss, at the end
+    /// of the WAL too, where no gap does.
+    fn indexed_wal(&mut self, system_id: SystemId, inventory: &Inventory) {
+        let prefix = layout::wal_prefix(system_id);
+        let indexed = self.listing.keys().filter_map(|key| {
+            let name = key
+                .as_str()
+                .strip_prefix(prefix.as_str())?
+                .rsplit('/')
+                .next()?;
+            let (segment, kind) = name.split_once('.')?;
+            let segment: SegmentName = segment.parse().ok()?;
+            kind.starts_with("idx").then_some(segment)
+        });
+        let lost: BTreeSet<SegmentName> = indexed
+            .filter(|segment| !inventory.contains(*segment) && inventory.was_kept(*segment))
+            .collect();
+        for segment in lost {
+            let detail = "its commit index is stored, the WAL segment is not";
+            self.report.find(segment.to_string(), "missing", detail);
+        }
     }
 
     /// The clusters whose WAL is stored.

@@ -129,6 +129,8 @@ fn what_is_no_object_is_found() {
         [
             ("packs/00/in-its-place".to_owned(), "unexpected"),
             (segment, "unexpected"),
+            // By its commit index it was stored.
+            (wal::SEGMENTS[3].to_owned(), "missing"),
         ]
     );
 }

@@ -325,6 +325,8 @@ fn ask<T>(
 /// The numbers of the segments stored of one timeline.
 struct StoredSegments {
     numbers: BTreeSet<u64>,
+    /// The largest number that has a commit index: that segment was stored once.
+    newest_indexed: Option<u64>,
     /// Below it gc may have removed segments.
     floor: u64,
 }
@@ -333,19 +335,23 @@ impl StoredSegments {
     fn load(repo: &Repository, scope: &Scope, timeline: TimelineId) -> Result<Self> {
         let prefix = layout::wal_timeline_prefix(scope.system_id, timeline);
         let objects = repo.storage().list(&prefix)?;
-        let segment = |name: &str| -> Option<u64> {
-            // `<segment>`, or a variant `<segment>.r<n>-<b3>`; not `.partial`, `.idx`, `.backup`.
+        let numbered = |name: &str, kind: &str| -> Option<u64> {
+            // `<segment>`, a variant `<segment>.r<n>-<b3>`, or an index `<segment>.idx<n>`; not
+            // `.partial`, `.backup`.
             let (name, rest) = name.split_once('.').unwrap_or((name, "r0"));
             let counts = rest
-                .strip_prefix('r')?
+                .strip_prefix(kind)?
                 .starts_with(|c: char| c.is_ascii_digit());
             let name: SegmentName = name.parse().ok()?;
             name.number(scope.segment_size).ok().filter(|_| counts)
         };
-        let numbers = objects.iter().filter_map(|o| segment(o.key.file_name()));
+        let names = || objects.iter().map(|o| o.key.file_name());
+        let numbers = names().filter_map(|name| numbered(name, "r"));
+        let newest_indexed = names().filter_map(|name| numbered(name, "idx")).max();
         let floors = objects.iter().filter_map(|o| layout::floor_number(&o.key));
         Ok(Self {
             numbers: numbers.collect(),
+            newest_indexed,
             floor: floors.max().unwrap_or(0),
         })
     }
@@ -372,6 +378,13 @@ impl StoredSegments {
             Place::Open { run_from } => *run_from,
         };
         let Some(newest) = self.numbers.last().copied().filter(|newest| *newest > no) else {
+            if self.newest_indexed.is_some_and(|indexed| indexed >= no) {
+                // An index is stored after its segment: the archive has lost what is asked for.
+                return Err(missing(
+                    segment,
+                    "an index of it or of a later one is stored",
+                ));
+            }
             return Ok(Answer::Absent(
                 "it lies above every stored segment of its timeline".to_owned(),
             ));

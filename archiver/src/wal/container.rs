@@ -346,6 +346,31 @@ pub fn check(
     Ok(container.tag)
 }
 
+/// The tag in the header of a damaged container, as long as the header itself is whole and is one of `file`
+/// of the cluster: of which content the damaged copy was.
+#[must_use]
+pub fn told_tag(system_id: SystemId, file: ArchiveFile, bytes: &[u8]) -> Option<ContentTag> {
+    let fixed: &[u8; FIXED_BYTES] = bytes.first_chunk()?;
+    let mut fields = Fields(fixed);
+    let magic: [u8; 8] = fields.take()?;
+    let version = u16::from_le_bytes(fields.take()?);
+    let _flags: [u8; 2] = fields.take()?;
+    let timeline = u32::from_le_bytes(fields.take()?);
+    let of = SystemId(u64::from_le_bytes(fields.take()?));
+    let _lengths_and_spare: [u8; 20] = fields.take()?;
+    let [_codec, cipher, name_len, _reserved] = fields.take()?;
+    let _nonce: [u8; NONCE_BYTES] = fields.take()?;
+    let tag = ContentTag(fields.take()?);
+    let key_name_len = if cipher == 0 { 0 } else { KEY_NAME_BYTES };
+    let name_end = FIXED_BYTES + usize::from(name_len);
+    let (head, rest) = bytes.split_at_checked(name_end + key_name_len)?;
+    let whole = crc32fast::hash(head).to_le_bytes() == *rest.first_chunk::<CRC_BYTES>()?;
+    let name = head.get(FIXED_BYTES..name_end)?;
+    let ours = (magic, version, timeline, of) == (MAGIC, VERSION, file.timeline().0, system_id)
+        && name == file.to_string().as_bytes();
+    (whole && ours).then_some(tag)
+}
+
 enum Reject {
     Damaged(&'static str),
     Format(&'static str),

@@ -25,6 +25,8 @@ use std::ops::ControlFlow;
 pub struct Resolved {
     /// `recovery_target_lsn`; `None`: no target, everything up to the end of `last_segment`.
     pub lsn: Option<Lsn>,
+    /// Without a target: the last record that is there, for who wants recovery to stop and wait there.
+    pub last_record: Option<Lsn>,
     /// `recovery_target_inclusive`.
     pub inclusive: bool,
     /// The timeline on which recovery stops.
@@ -232,6 +234,7 @@ fn describe(transaction: &Transaction) -> String {
 fn stop_before(archive: &Archive<'_>, found: &Found) -> Resolved {
     Resolved {
         lsn: Some(found.transaction.lsn),
+        last_record: None,
         inclusive: false,
         timeline: timeline_at(archive, found.transaction.lsn, found.segment),
         time: found.previous.and_then(|time| time.to_utc()),
@@ -256,6 +259,7 @@ fn at_end(archive: &Archive<'_>, to_segment: SegmentName, description: String) -
     let end = window::end(archive, to_segment)?;
     Ok(Resolved {
         lsn: None,
+        last_record: end.last_record,
         inclusive: true,
         timeline: to_segment.timeline,
         time: end.last_time.and_then(|time| time.to_utc()),
@@ -271,6 +275,7 @@ fn immediate(archive: &Archive<'_>, to_segment: SegmentName) -> Result<Resolved>
     let last_segment = segment.first().copied().unwrap_or(to_segment);
     Ok(Resolved {
         lsn: Some(archive.from),
+        last_record: None,
         inclusive: false,
         timeline: last_segment.timeline,
         time: None,
@@ -309,6 +314,7 @@ fn at_lsn(
     match stop {
         Some(last_segment) => Ok(Resolved {
             lsn: Some(lsn),
+            last_record: None,
             inclusive,
             timeline: timeline_at(archive, lsn, last_segment),
             time: None,
@@ -348,6 +354,7 @@ fn after_last_commit(
     }
     Ok(Resolved {
         lsn: None,
+        last_record: end.last_record,
         inclusive: true,
         timeline: to_segment.timeline,
         time: search.newest().and_then(|time| time.to_utc()),
@@ -411,6 +418,7 @@ fn at_restore_point(archive: &Archive<'_>, name: &str, search: &Search) -> Resul
     match named.as_slice() {
         [(point, segment)] => Ok(Resolved {
             lsn: Some(point.lsn),
+            last_record: None,
             // Postgres always stops after a restore point.
             inclusive: true,
             timeline: timeline_at(archive, point.lsn, *segment),

@@ -188,7 +188,7 @@ pub struct PostgresInfo {
     pub from_standby: bool,
     /// Where the data directory was.
     pub data_directory: String,
-    /// The server's main configuration file, when it is outside the data directory.
+    /// The server's main configuration file, when it is not `postgresql.conf` in the data directory.
     pub config_file: Option<String>,
     /// The server's `hba_file`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -38,7 +38,7 @@ impl Inner {
                 }
                 Ok(Some(Capabilities {
                     exclusive_put: self.probe_exclusive(&directory)?,
-                    durable_put: self.probe_durable(&directory),
+                    durable_put: self.probe_durable(&directory)?,
                 }))
             });
         self.remove_probe_directory(&directory);
@@ -86,14 +86,26 @@ impl Inner {
 
     /// fsync of a file and of a directory. What lies beneath (a disk that lies, an asynchronous
     /// NFS export) cannot be seen from here.
-    fn probe_durable(&self, directory: &Path) -> bool {
+    fn probe_durable(&self, directory: &Path) -> io::Result<bool> {
         let path = directory.join("fsync");
         let file = self.fs.create_new(&path, FILE_MODE);
         let synced = file.and_then(|file| {
             file.write_at(b"probe", 0)?;
             file.sync()
         });
-        synced.is_ok() && self.fs.sync_dir(directory).is_ok()
+        match synced.and_then(|()| self.fs.sync_dir(directory)) {
+            Ok(()) => Ok(true),
+            // A full disk says nothing of what the file system can do.
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                ) =>
+            {
+                Err(e)
+            }
+            Err(_) => Ok(false),
+        }
     }
 
     fn probe_exclusive(&self, directory: &Path) -> io::Result<bool> {

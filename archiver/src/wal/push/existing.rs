@@ -3,6 +3,7 @@
 use super::{Job, Stored, alert};
 use crate::repository::{Repository, layout};
 use crate::storage::{Key, Put};
+use crate::wal::commit_index;
 use crate::wal::conflicts::{self, Refusal};
 use crate::wal::container::{self, CONTAINER_BYTES_MAX};
 use crate::wal::get;
@@ -22,8 +23,11 @@ pub(super) fn settle(job: &Job, repo: &Repository, sealed: &[u8]) -> Result<Stor
             repo.storage().make_durable(&key)?;
             Ok(Stored::Duplicate)
         }
-        Copy::Other(plain) => Err(conflict(job, repo, sealed, plain.as_deref())),
-        Copy::Damaged(error) => repair(job, repo, sealed, &error),
+        Copy::Other(plain) => Err(conflict(job, repo, sealed, differ(job, plain.as_deref()))),
+        Copy::Damaged(error) => match origin(job, repo, &key)? {
+            Origin::Another(why) => Err(conflict(job, repo, sealed, why)),
+            origin => repair(job, repo, sealed, &error, origin),
+        },
         Copy::Gone => Err(Error::unavailable(
             "wal_vanished",
             format!("object \"{key}\" was there and is gone"),
@@ -71,8 +75,58 @@ fn compare_tags(job: &Job, repo: &Repository, stored: Result<Vec<u8>>) -> Result
     }
 }
 
+/// Whose content a damaged copy was.
+enum Origin {
+    /// This very content: the copy's header still has its tag, or the commit index beside it is the same.
+    This,
+    /// Another one, and how that is known.
+    Another(String),
+    /// Nothing that is left tells.
+    Unknown,
+}
+
+/// A damaged copy must not be taken for an invitation: the server of the other content may have
+/// lost it here, and would be refused from now on.
+fn origin(job: &Job, repo: &Repository, key: &Key) -> Result<Origin> {
+    let stored = repo.storage().get(key, CONTAINER_BYTES_MAX)?;
+    if let Some(tag) = container::told_tag(job.system_id(), job.file, &stored) {
+        let own = container::content_tag(repo, job.system_id(), job.file, &job.plain);
+        return Ok(match tag == own {
+            true => Origin::This,
+            false => Origin::Another(
+                "The stored copy is damaged, and its header has the tag of another content."
+                    .to_owned(),
+            ),
+        });
+    }
+    let ArchiveFile::Segment(segment) = job.file else {
+        return Ok(Origin::Unknown);
+    };
+    if !repo.can_read() {
+        return Ok(Origin::Unknown);
+    }
+    let size = job.identity.segment_size;
+    let Some(stored) = commit_index::load(repo, job.system_id(), segment, size)? else {
+        return Ok(Origin::Unknown);
+    };
+    let own = commit_index::index_segment(job.system_id(), segment, size, &job.plain)?;
+    Ok(match stored.transactions == own.transactions {
+        true => Origin::This,
+        false => Origin::Another(
+            "The stored copy is damaged, and the index beside it has other transactions."
+                .to_owned(),
+        ),
+    })
+}
+
 /// The stored copy is damaged: makes sure that a good variant is beside it.
-fn repair(job: &Job, repo: &Repository, sealed: &[u8], damage: &Error) -> Result<Stored> {
+fn repair(
+    job: &Job,
+    repo: &Repository,
+    sealed: &[u8],
+    damage: &Error,
+    origin: Origin,
+) -> Result<Stored> {
     if check_variants(job, repo, sealed)? {
         return Ok(Stored::Duplicate);
     }
@@ -90,10 +144,17 @@ fn repair(job: &Job, repo: &Repository, sealed: &[u8], damage: &Error) -> Result
             format!("object \"{key}\" was stored and cannot be read back"),
         ));
     }
+    let known = match origin {
+        Origin::This => "a good copy",
+        // Nobody else has pushed it since, or it would stand there.
+        Origin::Another(_) | Origin::Unknown => {
+            "nothing left tells what it held; a copy from this server"
+        }
+    };
     alert(
         "wal_damaged",
         &format_args!(
-            "repository \"{}\": {damage}; a good copy was added as \"{key}\"",
+            "repository \"{}\": {damage}; {known} was added as \"{key}\"",
             repo.name()
         ),
     );
@@ -109,19 +170,24 @@ fn check_variants(job: &Job, repo: &Repository, sealed: &[u8]) -> Result<bool> {
                 repo.storage().make_durable(&key)?;
                 same = true;
             }
-            Copy::Other(plain) => return Err(conflict(job, repo, sealed, plain.as_deref())),
+            Copy::Other(plain) => {
+                return Err(conflict(job, repo, sealed, differ(job, plain.as_deref())));
+            }
             Copy::Damaged(_) | Copy::Gone => {}
         }
     }
     Ok(same)
 }
 
-/// Quarantines the refused content, alerts, and returns the refusal.
-fn conflict(job: &Job, repo: &Repository, sealed: &[u8], stored: Option<&[u8]>) -> Error {
-    let difference = match stored {
+fn differ(job: &Job, stored: Option<&[u8]>) -> String {
+    match stored {
         Some(stored) => first_difference(job, stored),
         None => "Their tags differ; this host's key cannot read what is stored.".to_owned(),
-    };
+    }
+}
+
+/// Quarantines the refused content, alerts, and returns the refusal.
+fn conflict(job: &Job, repo: &Repository, sealed: &[u8], difference: String) -> Error {
     let refusal = Refusal {
         node: conflicts::node_name(),
         tool: env!("CARGO_PKG_VERSION").to_owned(),

@@ -3,6 +3,7 @@ use crate::ErrorKind;
 use crate::clock::SystemClock;
 use crate::storage::SharedStorage;
 use crate::storage::memory::MemoryStorage;
+use crate::wal::commit_index::testdata;
 use crate::wal::get;
 use pgark_types::SegmentSize;
 use std::sync::Arc;
@@ -112,6 +113,67 @@ fn a_damaged_copy_gets_a_good_variant() {
     assert_eq!(push(&repo, SEGMENT, &bytes).unwrap(), Stored::Repaired);
     assert_eq!(get::variants(&repo, ID, file).unwrap().len(), 2);
     assert_eq!(get::fetch(&repo, ID, file).unwrap().unwrap(), bytes);
+}
+
+/// What is left of a damaged copy tells whose it was: another content is no good copy of it.
+#[test]
+fn a_damaged_copy_is_not_replaced_by_another_content() {
+    let bytes = segment(77, 3, 1);
+    let other = segment(77, 3, 2);
+    let file = SEGMENT.parse().unwrap();
+    // In the body, in the digest behind it, and cut off behind the header.
+    let header = 104 + SEGMENT.len() + 4;
+    for (cut, flip) in [(None, header + 3), (None, usize::MAX), (Some(header), 0)] {
+        let repo = repository();
+        push(&repo, SEGMENT, &bytes).unwrap();
+        let mut stored = repo.storage().get(&main_key(), u64::MAX).unwrap();
+        match cut {
+            Some(cut) => stored.truncate(cut),
+            None => {
+                let at = flip.min(stored.len() - 1);
+                stored[at] ^= 1;
+            }
+        }
+        repo.storage().delete(&main_key()).unwrap();
+        let _ = repo.storage().put_if_absent(&main_key(), &stored).unwrap();
+        let error = push(&repo, SEGMENT, &other).unwrap_err();
+        assert_eq!(error.code(), "wal_conflict");
+        let detail = error.detail().unwrap();
+        assert!(detail.contains("is damaged, and its header"), "{detail}");
+        assert_eq!(conflicts(&repo), 1);
+        assert!(get::variants(&repo, ID, file).unwrap().is_empty());
+        assert_eq!(push(&repo, SEGMENT, &bytes).unwrap(), Stored::Repaired);
+        assert_eq!(get::fetch(&repo, ID, file).unwrap().unwrap(), bytes);
+    }
+}
+
+/// Without a header the commit index tells, as long as the transactions differ.
+#[test]
+fn the_index_tells_whose_a_damaged_copy_was() {
+    let (name, bytes) = testdata::segment(testdata::SEGMENTS[1]);
+    let repo = repository();
+    let file = ArchiveFile::Segment(name);
+    let options = OPTIONS;
+    let repos = [(repo.clone(), true)];
+    let push = |bytes: &[u8]| {
+        let bytes = Arc::new(bytes.to_vec());
+        let outcome = push_bytes(&repos, "main", file, &bytes, options, &clock())?;
+        index(&repos, &outcome, file, &bytes);
+        Ok::<_, Error>(outcome.stored[0].1)
+    };
+    assert_eq!(push(&bytes).unwrap(), Stored::New);
+    let key = layout::wal(testdata::system_id(), file).unwrap();
+    let mut stored = repo.storage().get(&key, u64::MAX).unwrap();
+    stored[80] ^= 1;
+    repo.storage().delete(&key).unwrap();
+    let _ = repo.storage().put_if_absent(&key, &stored).unwrap();
+    let mut other = bytes.clone();
+    other[8192..].fill(0);
+    let error = push(&other).unwrap_err();
+    assert_eq!(error.code(), "wal_conflict");
+    let detail = error.detail().unwrap();
+    assert!(detail.contains("the index beside it"), "{detail}");
+    assert_eq!(push(&bytes).unwrap(), Stored::Repaired);
 }
 
 #[test]

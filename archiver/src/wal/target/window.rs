@@ -17,7 +17,7 @@ pub struct Window {
     /// When the backup was consistent.
     pub from_time: Option<DateTime<Utc>>,
     /// The newest instant that can be recovered to; `None` when neither a commit nor a coverage
-    /// sample tells.
+    /// sample tells of one after the backup.
     pub to_time: Option<DateTime<Utc>>,
     /// Where the backup is consistent.
     pub from_lsn: Lsn,
@@ -37,7 +37,9 @@ pub fn window(archive: &Archive<'_>, from_time: Option<DateTime<Utc>>) -> Result
     let end = end(archive, last)?;
     Ok(Some(Window {
         from_time,
-        to_time: end.covered_until.max(from_time),
+        to_time: end
+            .covered_until
+            .filter(|to| from_time.is_none_or(|from| *to >= from)),
         from_lsn: archive.from,
         to_lsn: end.lsn.max(archive.from),
     }))
@@ -47,6 +49,8 @@ pub fn window(archive: &Archive<'_>, from_time: Option<DateTime<Utc>>) -> Result
 #[derive(Debug, Clone, Copy)]
 pub(super) struct End {
     pub(super) lsn: Lsn,
+    /// Where the last whole record begins, where the last segment has one.
+    pub(super) last_record: Option<Lsn>,
     /// When the last transaction ended.
     pub(super) last_time: Option<WalTime>,
     /// The newest instant, by a coverage sample or by the last transaction.
@@ -78,6 +82,7 @@ pub(super) fn end(archive: &Archive<'_>, last: SegmentName) -> Result<End> {
     let committed = last_time.and_then(|time| time.to_utc());
     Ok(End {
         lsn,
+        last_record: newest.last_lsn,
         last_time,
         covered_until: sampled_until(archive, lsn)?.max(committed),
     })
