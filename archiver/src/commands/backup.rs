@@ -3,7 +3,7 @@
 mod set;
 
 use super::mark::parse_annotation;
-use super::output::{Output, human_bytes, open_repository, print_json, print_text};
+use super::output::{Output, human_bytes, once_each, open_repository, print_json, print_text};
 use crate::backup::Spread;
 use crate::cancel::CancelToken;
 use crate::clock::{SharedClock, SystemClock};
@@ -57,7 +57,7 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
     }
     let components = config.select_components(&args.component, &args.group)?;
     let options = backup::Options {
-        annotations: args.annotate.iter().cloned().collect(),
+        annotations: once_each(&args.annotate, "--annotate")?,
         spread_checkpoint: args.spread_checkpoint,
         parallel: args.parallel,
         read_bytes_per_second_max: args.read_bytes_per_second_max,

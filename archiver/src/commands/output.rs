@@ -5,6 +5,7 @@ use crate::repository::Repository;
 use crate::storage::SharedStorage;
 use crate::{Error, Result};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::sync::{Mutex, PoisonError};
 
@@ -16,6 +17,23 @@ pub enum Output {
     Text,
     /// One JSON object with `"format": 1`.
     Json,
+}
+
+/// The pairs of an option that may be given several times; a key that comes twice is a slip.
+///
+/// # Errors
+/// Kind Invalid, code `option_twice`.
+pub(super) fn once_each<T: Clone>(pairs: &[(String, T)], option: &str) -> Result<BTreeMap<String, T>> {
+    let mut map = BTreeMap::new();
+    for (key, value) in pairs {
+        if map.insert(key.clone(), value.clone()).is_some() {
+            return Err(
+                Error::invalid("option_twice", format!("{option} names \"{key}\" twice"))
+                    .with_hint("Which of the two is meant cannot be told: give it once."),
+            );
+        }
+    }
+    Ok(map)
 }
 
 /// Why a result could not be printed; the first failure.

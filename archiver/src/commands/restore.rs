@@ -2,7 +2,7 @@
 
 mod component;
 
-use super::output::{Output, human_bytes, open_repository, print_json, print_text};
+use super::output::{Output, human_bytes, once_each, open_repository, print_json, print_text};
 use crate::cancel::CancelToken;
 use crate::clock::{Clock as _, SharedClock, SystemClock};
 use crate::config::{self, Config};
@@ -16,7 +16,6 @@ use crate::wal::repositories::Repositories;
 use crate::{Error, Result, exit_code, places};
 use pgark_types::{BackupLabel, Lsn, RecoveryTarget, TargetAction, TargetTimeline};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -180,7 +179,7 @@ pub fn run(
         }
     };
     let plan = source.plan.clone();
-    let map: BTreeMap<String, PathBuf> = args.tablespace_map.iter().cloned().collect();
+    let map = once_each(&args.tablespace_map, "--tablespace-map")?;
     let destination = Destination::new(&target, &plan.manifest.tablespaces, &map)?;
     places::apart_from_repositories(config, &target, destination.tablespaces.values())?;
     refuse_action_without_target(&plan, args)?;

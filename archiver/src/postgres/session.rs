@@ -329,6 +329,14 @@ pub fn column<'a, T: FromSql<'a>>(row: &'a Row, index: usize) -> Result<T> {
     })
 }
 
+/// Whether a connection string can be understood; nothing is connected.
+///
+/// # Errors
+/// Kind Invalid, code `invalid_conninfo`.
+pub fn check_conninfo(conninfo: &str) -> Result<()> {
+    parse_conninfo(conninfo, "pgark").map(drop)
+}
+
 fn parse_conninfo(conninfo: &str, application_name: &str) -> Result<Config> {
     let mut config: Config = conninfo.parse().map_err(|e: tokio_postgres::Error| {
         Error::invalid("invalid_conninfo", "invalid connection string")
