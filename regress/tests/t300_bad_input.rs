@@ -223,6 +223,13 @@ fn other_configs(bench: &mut Bench<'_>) {
             .case("repository missing", &nowhere, verb, 20, Form::Hint)
             .says("/nowhere/pgark");
     }
+    let slip = bench.config(
+        "slip",
+        &format!("{repository}[cluster]\nconninfo = \"hots=/run\"\n"),
+    );
+    bench
+        .case("bad conninfo", &slip, "config check", 10, Form::Hint)
+        .says("invalid_conninfo");
     bench
         .case("no [cluster]", &nowhere, "backup", 10, Form::Hint)
         .says("[cluster]");
@@ -494,6 +501,22 @@ fn verbs(bench: &mut Bench<'_>, config: &Path) {
         .says("nope");
     bench
         .case(
+            "annotation given twice",
+            config,
+            "backup --annotate why=a --annotate why=b",
+            10,
+            Form::Hint,
+        )
+        .says("why");
+    bench.case(
+        "misspelt archive-get",
+        config,
+        "archive_get x y",
+        209,
+        Form::Usage,
+    );
+    bench
+        .case(
             "annotation without =",
             config,
             "backup --annotate why",
@@ -727,7 +750,7 @@ fn bad_input() {
     restores(&mut bench, pgark.config(), &cluster, &targets);
     verbs(&mut bench, pgark.config());
     servers(&mut bench, &pgark, &cluster, &other);
-    assert_eq!(bench.cases.len(), 75, "cases");
+    assert_eq!(bench.cases.len(), 78, "cases");
     let before = snapshot(&directory);
     let mut wrong = Vec::new();
     for case in &bench.cases {

@@ -23,7 +23,10 @@ pub enum Output {
 ///
 /// # Errors
 /// Kind Invalid, code `option_twice`.
-pub(super) fn once_each<T: Clone>(pairs: &[(String, T)], option: &str) -> Result<BTreeMap<String, T>> {
+pub(super) fn once_each<T: Clone>(
+    pairs: &[(String, T)],
+    option: &str,
+) -> Result<BTreeMap<String, T>> {
     let mut map = BTreeMap::new();
     for (key, value) in pairs {
         if map.insert(key.clone(), value.clone()).is_some() {
