@@ -18,6 +18,7 @@ pub mod delay_proxy;
 pub mod directory;
 pub mod evidence;
 pub mod fake_agent;
+pub mod fake_docker;
 pub mod fake_grafana;
 pub mod fuzz;
 pub mod ledger;

@@ -235,8 +235,3 @@ impl Driver for DockerVolume {
         hold::release(self, lever)
     }
 }
-
-#[cfg(test)]
-mod fake;
-#[cfg(test)]
-mod tests;

@@ -357,7 +357,7 @@ impl Levers for World {
         match undo {
             Undo::Application { .. } => state.stopped = false,
             Undo::Lever { component, .. } | Undo::Capture { component, .. } => {
-                drop(state.held.remove(component));
+                state.held.remove(component);
             }
             Undo::BeforeBackup { component } => state.log.push(format!("after {component}")),
         }

@@ -1,0 +1,516 @@
+//! What `docker_volume` does to containers, and what it makes of an engine's refusals: on a fake engine, whose
+//! volumes are real directories, so that it can be made to be of any version, to fail, and to run containers
+//! where none can run.
+//!
+//! What: containers are paused or stopped around a capture; the agent is killed at each step of it; a hold
+//! outlasts its time; volumes are made, renamed, in use, in the way.
+//! Trap: a container that stays frozen; one that was frozen by somebody else and is let go; a backup that calls
+//! itself exact though something wrote; a restore under the feet of a running container.
+//! Expectation: after every end all containers are as before; each refusal is an error of its own.
+
+use crate::component::{Bench, driver, text};
+use pgark_archiver::component::{Consistency, Driver, Request, Source};
+use pgark_regress::fake_docker::FakeDocker;
+use pgark_regress::process::wait_until;
+use pgark_regress::{Pgark, TestDirectory, account};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::Duration;
+
+fn volumes(engine: &FakeDocker, more: &str) -> Box<dyn Driver> {
+    let settings = format!(
+        "socket = \"{}\"\nvolumes = [\"app_data\"]\n{more}",
+        engine.url()
+    );
+    driver("docker_volume", &settings)
+}
+
+fn write(folder: &Path, name: &str, content: &str) {
+    let path = folder.join(name);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, content).unwrap();
+    for path in path.ancestors().take_while(|path| path.starts_with(folder)) {
+        account::give(path);
+    }
+}
+
+/// An engine with a volume and a container that uses it.
+fn engine(directory: &TestDirectory) -> (FakeDocker, std::path::PathBuf) {
+    let engine = FakeDocker::start(directory, "docker.sock");
+    let data = engine.volume("app_data", &Value::Null);
+    write(&data, "uploads/a.txt", "a");
+    write(&data, "b.txt", "b");
+    engine.container("web", "registry/app:1", "app_data");
+    (engine, data)
+}
+
+fn ledgers(pgark: &Pgark) -> usize {
+    let listing = std::fs::read_dir(pgark.state().join("quiesce"));
+    let names = listing.into_iter().flatten().flatten().map(|e| e.path());
+    names
+        .filter(|path| path.extension().is_some_and(|e| e == "json"))
+        .count()
+}
+
+fn host(directory: &TestDirectory, engine: &FakeDocker, more: &str) -> Pgark {
+    let mut pgark = Pgark::new(directory, "host", None);
+    pgark.configure(&format!(
+        "[component.volumes]\nkind = \"docker_volume\"\nsocket = \"{}\"\nvolumes = [\"app_data\"]\n{more}",
+        engine.url()
+    ));
+    pgark.run(&["init", "--no-encryption"]).expect(0);
+    pgark
+}
+
+fn newest(pgark: &Pgark) -> Value {
+    let info = pgark.run(&["--output", "json", "info", "--component", "volumes"]);
+    let info = info.expect(0).json();
+    let backups = info["components"][0]["backups"].as_array().unwrap().clone();
+    backups.last().unwrap().clone()
+}
+
+#[test]
+fn containers_are_held_for_their_capture_and_for_nothing_else() {
+    for (on_capture, acts, consistency) in [
+        ("live", vec![], "fuzzy"),
+        (
+            "pause",
+            vec!["pause web", "unpause web"],
+            "crash_consistent",
+        ),
+        ("stop", vec!["stop web", "start web"], "point_in_time"),
+    ] {
+        let directory = TestDirectory::new("t551_hold");
+        let (engine, _) = engine(&directory);
+        // Others are none of our business: of another volume, paused by somebody, not running.
+        engine.volume("other", &Value::Null);
+        engine.container("apart", "app", "other");
+        engine.container("frozen", "app", "app_data");
+        engine.container("done", "app", "app_data");
+        for container in engine.state().containers.values_mut() {
+            container.paused = container.name == "frozen";
+            container.running = container.name != "done";
+        }
+        let pgark = host(
+            &directory,
+            &engine,
+            &format!("on_capture = \"{on_capture}\"\n"),
+        );
+        let taken = pgark.run(&["backup", "--component", "volumes"]).expect(0);
+        assert_eq!(engine.take_acts(), acts, "{}", taken.stderr);
+        assert!(engine.of("frozen").paused);
+        assert!(!engine.of("done").running);
+        assert_eq!(ledgers(&pgark), 0);
+        // That one is frozen, by whoever did it, is the least exact of what stops and what is frozen.
+        let expected = match on_capture {
+            "stop" => "crash_consistent",
+            _ => consistency,
+        };
+        assert_eq!(newest(&pgark)["consistency"], expected, "{on_capture}");
+    }
+}
+
+#[test]
+fn whoever_dies_holding_containers_is_cleaned_up_after() {
+    for (on_capture, is_held) in [("pause", "paused"), ("stop", "stopped")] {
+        let directory = TestDirectory::new("t551_killed");
+        let (engine, _) = engine(&directory);
+        engine.container("worker", "app", "app_data");
+        let pgark = host(
+            &directory,
+            &engine,
+            &format!("on_capture = \"{on_capture}\"\n"),
+        );
+        let held = || {
+            let state = engine.state();
+            let held = state.containers.values().filter(|c| c.paused || !c.running);
+            held.count()
+        };
+        for (step, count) in [
+            ("quiesce:noted", 0),
+            ("quiesce:pulled", 2),
+            ("component:captured", 2),
+            ("quiesce:undone", 0),
+        ] {
+            let killed = pgark.run_with(
+                &["backup", "--component", "volumes"],
+                &[("PGARK_FAULT_CRASH", step)],
+            );
+            assert_eq!(killed.code, 137, "{step}: {}", killed.stderr);
+            assert_eq!(held(), count, "{is_held} {step}");
+            assert_eq!(ledgers(&pgark), 1, "{step}");
+            if step == "component:captured" {
+                let agent = pgark.agent(&[]);
+                wait_until("the agent lets them go", Duration::from_secs(30), || {
+                    held() == 0 && ledgers(&pgark) == 0
+                });
+                drop(agent);
+            } else {
+                pgark.run(&["backup", "--component", "volumes"]).expect(0);
+                assert_eq!((held(), ledgers(&pgark)), (0, 0), "{step}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_hold_that_fails_or_lasts_too_long_ends() {
+    let bench = Bench::new("t551_expired");
+    let (engine, _) = engine(&bench.directory);
+    let it = volumes(&engine, "on_capture = \"pause\"\nhold_seconds_max = 1\n");
+    assert!(it.holds_for_capture());
+    let lever = it.capture_lever(&bench.context()).unwrap().unwrap();
+    assert!(engine.take_acts().is_empty(), "nothing is done yet");
+    it.hold(&bench.context(), &lever).unwrap();
+    assert!(engine.of("web").paused);
+    std::thread::sleep(Duration::from_millis(1100));
+    let backup = bench.capture(it.as_ref());
+    assert!(!engine.of("web").paused);
+    assert_eq!(backup.point().consistency, Consistency::Fuzzy);
+    let notes = backup.point().notes.join("\n");
+    assert!(notes.contains("hold_seconds_max (1) was over"), "{notes}");
+    // Undone twice, and what is gone meanwhile, does no harm.
+    it.release(&bench.context(), &lever).unwrap();
+    engine.state().containers.clear();
+    it.release(&bench.context(), &lever).unwrap();
+    assert!(it.capture_lever(&bench.context()).unwrap().is_none());
+
+    // One of two cannot be paused: the component fails, and the other goes on.
+    let directory = TestDirectory::new("t551_refused");
+    let (engine, _) = self::engine(&directory);
+    engine.container("worker", "app", "app_data");
+    let why = (500, "Cannot pause container: cgroup is gone".to_owned());
+    engine.state().fails.insert("pause worker".to_owned(), why);
+    let pgark = host(&directory, &engine, "on_capture = \"pause\"\n");
+    let failed = pgark.run(&["backup", "--component", "volumes"]);
+    assert_ne!(failed.code, 0);
+    assert!(
+        failed.stderr.contains("cgroup is gone"),
+        "{}",
+        failed.stderr
+    );
+    assert!(!engine.of("web").paused);
+    assert_eq!(engine.take_acts(), ["pause web", "unpause web"]);
+    assert_eq!(ledgers(&pgark), 0);
+    // With --rm a stop is the end of a container.
+    for container in engine.state().containers.values_mut() {
+        container.auto_remove = container.name == "web";
+    }
+    let stop = volumes(&engine, "on_capture = \"stop\"\n");
+    let bench = Bench::new("t551_rm");
+    let refused = stop.capture_lever(&bench.context()).unwrap_err();
+    assert_eq!(refused.code(), "container_auto_remove");
+    assert!(text(&refused).contains("web"), "{}", text(&refused));
+}
+
+#[test]
+fn a_restore_makes_what_is_missing_and_disturbs_nobody() {
+    let bench = Bench::new("t551_restore");
+    let (source, data) = engine(&bench.directory);
+    let labels = json!({"com.docker.compose.project": "shop", "com.docker.compose.volume": "data", "tier": "gold"});
+    source.state().volumes.get_mut("app_data").unwrap()["Labels"] = labels.clone();
+    source.state().volumes.get_mut("app_data").unwrap()["Options"] = json!({"size": "1G"});
+    let from = volumes(&source, "exclude = [\"/uploads/*.tmp\"]\n");
+    write(&data, "uploads/x.tmp", "x");
+    let backup = bench.capture(from.as_ref());
+    assert_eq!(
+        backup.paths(),
+        [
+            ".pgark-volumes.json",
+            "app_data",
+            "app_data/b.txt",
+            "app_data/uploads",
+            "app_data/uploads/a.txt"
+        ]
+    );
+    let refused = |request: &Request, code: &str| {
+        let error = bench
+            .try_restore(from.as_ref(), &backup, request)
+            .unwrap_err();
+        assert_eq!(error.code(), code, "{}", text(&error));
+        text(&error)
+    };
+    let overwrite = Request {
+        overwrite: true,
+        ..Request::default()
+    };
+    assert!(refused(&overwrite, "volume_in_use").contains("web"));
+    for container in source.state().containers.values_mut() {
+        container.running = false;
+    }
+    refused(&Request::default(), "volume_not_empty");
+    let select = |path: &str| Request {
+        select: vec![path.to_owned()],
+        ..Request::default()
+    };
+    refused(&select("app_data/../../etc"), "path_outside");
+    refused(&select("app_data/nothing"), "nothing_selected");
+    refused(&select("app_data/b.txt"), "would_overwrite");
+    let rename = |old: &str, new: &str| Request {
+        rename: vec![(old.to_owned(), new.to_owned())],
+        ..overwrite.clone()
+    };
+    refused(&rename("app_data", "../x"), "volume_name");
+    refused(&rename("other", "x"), "rename_unknown");
+    let taken = source.volume("taken", &Value::Null);
+    write(&taken, "mine", "mine");
+    refused(&rename("app_data", "taken"), "volume_not_empty");
+
+    // Into an empty engine: with everything that belongs to the volume.
+    let target = FakeDocker::start(&bench.directory, "target.sock");
+    let elsewhere = Request {
+        to: Some(target.url()),
+        ..Request::default()
+    };
+    bench.restore(from.as_ref(), &backup, &elsewhere);
+    let made = target.state().volumes["app_data"].clone();
+    assert_eq!(
+        (&made["Labels"], &made["Options"]),
+        (&labels, &json!({"size": "1G"}))
+    );
+    let evidence = bench.evidence(from.as_ref(), &backup, &elsewhere);
+    assert!(evidence.ok, "{evidence:?}");
+    let there = Path::new(made["Mountpoint"].as_str().unwrap()).to_owned();
+    std::fs::write(there.join("b.txt"), "c").unwrap();
+    let evidence = bench.evidence(from.as_ref(), &backup, &elsewhere);
+    assert!(!evidence.ok, "a changed byte is seen");
+
+    // Under another name: no other project's.
+    let copy = rename("app_data", "copy");
+    bench.restore(from.as_ref(), &backup, &copy);
+    let labels = source.state().volumes["copy"]["Labels"].clone();
+    assert_eq!(labels, json!({"tier": "gold"}));
+    assert!(bench.evidence(from.as_ref(), &backup, &copy).ok);
+    // A part, in place: the rest stays.
+    std::fs::write(data.join("uploads/a.txt"), "changed").unwrap();
+    std::fs::write(data.join("b.txt"), "changed").unwrap();
+    let part = Request {
+        overwrite: true,
+        ..select("app_data/uploads")
+    };
+    bench.restore(from.as_ref(), &backup, &part);
+    assert_eq!(
+        std::fs::read_to_string(data.join("uploads/a.txt")).unwrap(),
+        "a"
+    );
+    assert_eq!(
+        std::fs::read_to_string(data.join("b.txt")).unwrap(),
+        "changed"
+    );
+    assert!(bench.evidence(from.as_ref(), &backup, &part).ok);
+    // All of it, in place: what came later goes, what is excluded stays.
+    write(&data, "later", "x");
+    bench.restore(from.as_ref(), &backup, &overwrite);
+    assert!(!data.join("later").exists());
+    assert!(data.join("uploads/x.tmp").exists());
+    assert_eq!(std::fs::read_to_string(data.join("b.txt")).unwrap(), "b");
+    // Into a directory: without an engine.
+    let folder = bench.directory.folder("plain");
+    let plain = Request {
+        to: Some(folder.display().to_string()),
+        ..Request::default()
+    };
+    bench.restore(from.as_ref(), &backup, &plain);
+    assert_eq!(
+        std::fs::read_to_string(folder.join("app_data/b.txt")).unwrap(),
+        "b"
+    );
+    assert!(!folder.join(".pgark-volumes.json").exists());
+    // A share must not become two volumes.
+    let device = json!({"type": "nfs", "device": ":/srv", "o": "addr=192.0.2.1"});
+    let mut shared = backup;
+    let index = shared.content_mut(b".pgark-volumes.json").unwrap();
+    let mut value: Value = serde_json::from_slice(index).unwrap();
+    value["volumes"]["app_data"]["options"] = device;
+    *index = serde_json::to_vec(&value).unwrap();
+    let error = bench
+        .try_restore(from.as_ref(), &shared, &rename("app_data", "again"))
+        .unwrap_err();
+    assert_eq!(error.code(), "volume_same_device");
+}
+
+#[test]
+fn engines_of_every_kind_are_told_apart() {
+    let bench = Bench::new("t551_engines");
+    let (engine, _) = engine(&bench.directory);
+    let it = volumes(&engine, "");
+    let code = || bench.try_capture(it.as_ref()).err().map(|e| e.code());
+    let api =
+        |newest: &str, oldest: &str| engine.state().api = (newest.to_owned(), oldest.to_owned());
+    for (newest, oldest, spoken) in [
+        ("1.41", "1.12", Some("v1.41")),
+        ("1.52", "1.44", Some("v1.47")),
+        ("1.39", "1.12", None),
+        ("1.60", "1.50", None),
+        ("x", "1.12", None),
+    ] {
+        api(newest, oldest);
+        engine.state().requests.clear();
+        match spoken {
+            Some(version) => {
+                assert_eq!(code(), None, "{newest}");
+                let requests = engine.state().requests.clone();
+                let mut spoken = requests.iter().filter(|r| *r != "GET /version");
+                assert!(
+                    spoken.all(|r| r.contains(&format!("/{version}/"))),
+                    "{requests:?}"
+                );
+            }
+            None if newest == "x" => assert_eq!(code(), Some("component_answer")),
+            None => assert_eq!(code(), Some("engine_version"), "{newest}"),
+        }
+    }
+    api("1.41", "1.12");
+
+    // A directory of the same name on this host is not the engine's, when that is elsewhere.
+    engine.state().host = "somewhere-else".to_owned();
+    let local = volumes(&engine, "through_api = false\n");
+    assert!(bench.try_capture(local.as_ref()).is_ok());
+    engine.state().component = "Podman Engine".to_owned();
+    assert_eq!(code(), Some("podman_archive"));
+    engine.state().component = "Engine".to_owned();
+    engine.state().host = rustix_nodename();
+    // A driver without a directory.
+    engine.state().volumes.get_mut("app_data").unwrap()["Driver"] = json!("rclone");
+    let error = bench.try_capture(local.as_ref()).unwrap_err();
+    assert_eq!(error.code(), "mountpoint_unreadable");
+    assert!(text(&error).contains("rclone"), "{}", text(&error));
+    engine.state().volumes.get_mut("app_data").unwrap()["Driver"] = json!("local");
+
+    // Missing: alone, and as one of several.
+    let missing = |list: &str| {
+        let settings = format!("socket = \"{}\"\nvolumes = {list}", engine.url());
+        let error = bench.try_capture(driver("docker_volume", &settings).as_ref());
+        error.unwrap_err().code()
+    };
+    assert_eq!(missing("[\"gone\"]"), "component_missing");
+    assert_eq!(missing("[\"app_data\", \"gone\"]"), "volume_missing");
+    assert_eq!(missing("[\"label:no=one\"]"), "component_missing");
+
+    // Nobody there, nobody listening, not for us.
+    let at = |socket: &Path| {
+        let settings = format!(
+            "socket = \"unix://{}\"\nvolumes = [\"v\"]",
+            socket.display()
+        );
+        let error = bench.try_capture(driver("docker_volume", &settings).as_ref());
+        error.unwrap_err()
+    };
+    assert_eq!(
+        at(&bench.directory.join("none.sock")).code(),
+        "engine_unreachable"
+    );
+    let dead = bench.directory.join("dead.sock");
+    drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+    assert_eq!(at(&dead).code(), "engine_unreachable");
+    if account::account().change {
+        let directory = TestDirectory::new("t551_denied");
+        let (engine, _) = self::engine(&directory);
+        std::os::unix::fs::chown(directory.join("docker.sock"), Some(0), Some(0)).unwrap();
+        let pgark = host(&directory, &engine, "");
+        let denied = pgark.run(&["backup", "--component", "volumes"]);
+        assert_ne!(denied.code, 0);
+        assert!(denied.stderr.contains("engine_denied"), "{}", denied.stderr);
+    }
+}
+
+fn rustix_nodename() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .unwrap()
+        .trim()
+        .to_owned()
+}
+
+#[test]
+fn check_tells_of_torn_databases_and_leftovers() {
+    let bench = Bench::new("t551_check");
+    let (engine, data) = engine(&bench.directory);
+    let lines = |more: &str| {
+        let lines = volumes(&engine, more).check(&bench.context()).unwrap();
+        let shown = lines
+            .iter()
+            .map(|l| format!("{} {} {} {}\n", l.name, l.ok, l.detail, l.hint));
+        (lines.iter().all(|line| line.ok), shown.collect::<String>())
+    };
+    let (well, shown) = lines("");
+    assert!(
+        well && shown.contains("web write on") && shown.contains(&data.display().to_string()),
+        "{shown}"
+    );
+    engine.container("db", "docker.io/library/postgres:17", "app_data");
+    let (well, shown) = lines("");
+    assert!(
+        !well && shown.contains("\"db\" looks like postgres: a copy of its live files is torn"),
+        "{shown}"
+    );
+    let (well, shown) = lines("on_capture = \"stop\"\n");
+    assert!(
+        well && shown.contains("db, web are stopped meanwhile"),
+        "{shown}"
+    );
+    // What a dead run left, and what is somebody else's.
+    let left = |name: &str, owner: Option<&str>| {
+        engine.container(name, "pgark-scratch:1", "app_data");
+        for container in engine.state().containers.values_mut() {
+            if container.name == name {
+                container.running = false;
+                let label = owner.map(|owner| ("org.pgark.owner".to_owned(), owner.to_owned()));
+                container.labels = label.into_iter().collect();
+            }
+        }
+    };
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let space = std::fs::read_link("/proc/self/ns/pid").unwrap();
+    let space: String = space
+        .to_string_lossy()
+        .chars()
+        .filter(char::is_ascii_digit)
+        .collect();
+    left(
+        "leftover",
+        Some(&format!("{}_{space}_{}_1", boot.trim(), std::process::id())),
+    );
+    left("theirs", None);
+    let (well, shown) = lines("on_capture = \"stop\"\n");
+    assert!(
+        !well && shown.contains("containers of dead runs"),
+        "{shown}"
+    );
+    engine.take_acts();
+    let backup = bench.capture(volumes(&engine, "").as_ref());
+    assert_eq!(engine.take_acts(), ["remove leftover"]);
+    assert!(
+        backup
+            .point()
+            .notes
+            .iter()
+            .any(|n| n.contains("removed containers of dead runs"))
+    );
+    let (_, shown) = lines("");
+    assert!(shown.contains("leftovers true none"), "{shown}");
+}
+
+#[test]
+fn sections_that_mean_nothing_are_refused() {
+    let refuse = |settings: &str, code: &str| {
+        let settings = settings.parse().unwrap();
+        let error = pgark_archiver::component::drivers::open("it", "docker_volume", &settings);
+        assert_eq!(error.err().unwrap().code(), code, "{settings}");
+    };
+    refuse("volumes = []", "config_invalid");
+    refuse("", "config_invalid");
+    refuse("volumes = [\"a\", \"a\"]", "config_invalid");
+    refuse("volumes = [\"label:\"]", "config_invalid");
+    refuse("volumes = [\"a/../b\"]", "volume_name");
+    refuse(
+        "volumes = [\"a\"]\nsocket = \"tcp://h:2375\"",
+        "config_invalid",
+    );
+    refuse(
+        "volumes = [\"a\"]\nsocket = \"unix://run/x\"",
+        "config_invalid",
+    );
+    refuse("volumes = [\"a\"]\non_capture = \"kill\"", "config_invalid");
+    refuse("volumes = [\"a\"]\nhold_seconds_max = 0", "config_invalid");
+    refuse("volumes = [\"a\"]\nexclude = [\"[\"]", "pattern_invalid");
+}
