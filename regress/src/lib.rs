@@ -16,6 +16,7 @@ pub mod chroma_server;
 pub mod cluster;
 pub mod delay_proxy;
 pub mod directory;
+pub mod docker_server;
 pub mod evidence;
 pub mod fake_agent;
 pub mod fake_docker;

@@ -60,6 +60,7 @@ mod t537_s3_bucket_faults;
 mod t540_postgres_dump;
 mod t545_elasticsearch;
 mod t546_elasticsearch_faults;
+mod t550_docker_volume;
 mod t551_docker_holds;
 mod t560_prometheus;
 mod t570_grafana;

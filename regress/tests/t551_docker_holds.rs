@@ -440,7 +440,8 @@ fn check_tells_of_torn_databases_and_leftovers() {
     engine.container("db", "docker.io/library/postgres:17", "app_data");
     let (well, shown) = lines("");
     assert!(
-        !well && shown.contains("\"db\" looks like postgres: a copy of its live files is torn"),
+        well && shown
+            .contains("warning: \"db\" looks like postgres: a copy of its live files is torn"),
         "{shown}"
     );
     let (well, shown) = lines("on_capture = \"stop\"\n");
@@ -473,7 +474,7 @@ fn check_tells_of_torn_databases_and_leftovers() {
     left("theirs", None);
     let (well, shown) = lines("on_capture = \"stop\"\n");
     assert!(
-        !well && shown.contains("containers of dead runs"),
+        well && shown.contains("warning: containers of dead runs"),
         "{shown}"
     );
     engine.take_acts();

@@ -52,6 +52,14 @@ fn database(image: &str) -> Option<(&'static str, &'static str)> {
     DATABASES.into_iter().find(|(part, _)| name.contains(part))
 }
 
+/// What is no failure, and should not be overlooked: a set that was restored must not wait for it to go.
+fn warning(name: &str, detail: impl std::fmt::Display, hint: impl Into<String>) -> CheckLine {
+    CheckLine {
+        hint: hint.into(),
+        ..CheckLine::well(name, format!("warning: {detail}"))
+    }
+}
+
 /// See the module.
 pub(super) fn check(driver: &DockerVolume) -> Vec<CheckLine> {
     const HINT: &str = "Look whether the engine runs, and at socket in [component.NAME].";
@@ -65,9 +73,9 @@ pub(super) fn check(driver: &DockerVolume) -> Vec<CheckLine> {
     )];
     lines.push(match Leftovers::find(&engine) {
         Ok(left) if left.is_empty() => CheckLine::well("leftovers", "none"),
-        Ok(left) => CheckLine::wrong(
+        Ok(left) => warning(
             "leftovers",
-            left.to_string(),
+            left,
             "The next backup removes them; \"docker ps -a\" shows them.",
         ),
         Err(error) => CheckLine::failed("leftovers", &error, HINT),
@@ -139,7 +147,7 @@ fn of_volume(driver: &DockerVolume, engine: &Engine, volume: &Volume) -> Result<
             ),
         };
         lines.push(match torn {
-            true => CheckLine::wrong(
+            true => warning(
                 &name,
                 detail,
                 format!("Back it up with {instead}; or set on_capture = \"stop\"."),

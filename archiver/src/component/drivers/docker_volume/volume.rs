@@ -176,16 +176,16 @@ pub(super) fn chosen(driver: &DockerVolume, engine: &Engine) -> Result<Vec<Volum
     if missing.is_empty() {
         return Ok(found.into_values().collect());
     }
+    let (name, missing) = (engine.name(), missing.join(", "));
     // Nothing at all is what a restore may find: it has nothing to save then.
-    let code = match found.is_empty() {
-        true => "component_missing",
-        false => "volume_missing",
+    let error = match found.is_empty() {
+        true => Error::invalid(
+            "component_missing",
+            format!("{name} has no volume {missing}"),
+        ),
+        false => Error::invalid("volume_missing", format!("{name} has no volume {missing}")),
     };
-    Err(Error::invalid(
-        code,
-        format!("{} has no volume {}", engine.name(), missing.join(", ")),
-    )
-    .with_hint("\"docker volume ls\" lists the names (compose puts its project's in front); correct volumes in [component.NAME]."))
+    Err(error.with_hint("\"docker volume ls\" lists the names (compose puts its project's in front); correct volumes in [component.NAME]."))
 }
 
 /// The files of a volume, or of a directory in it, as ids.
