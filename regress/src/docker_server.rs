@@ -38,7 +38,11 @@ fn program() -> PathBuf {
 impl DockerServer {
     /// Starts an empty one in the folder `name` of the test's directory. The account may use its socket.
     pub fn start(directory: &TestDirectory, name: &str) -> Self {
-        let folder = directory.folder(name);
+        Self::start_in(directory.folder(name))
+    }
+
+    /// Starts an empty one in a folder: a file system of its own, for example.
+    pub fn start_in(folder: PathBuf) -> Self {
         let log = std::fs::File::create(folder.join("dockerd.log")).unwrap();
         let at = |name: &str| folder.join(name).display().to_string();
         let child = Command::new(program())
@@ -58,7 +62,7 @@ impl DockerServer {
                 "-H",
                 &format!("unix://{}", at("s")),
             ])
-            .env("TMPDIR", directory.path())
+            .env("TMPDIR", &folder)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

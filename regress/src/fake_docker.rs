@@ -261,6 +261,9 @@ impl State {
             },
             ("POST", ["volumes", "create"]) => {
                 let name = body["Name"].as_str().unwrap().to_owned();
+                if let Some((status, why)) = self.fails.get(&format!("make {name}")) {
+                    return refuse(*status, why);
+                }
                 let options = match body["DriverOpts"].as_object() {
                     Some(options) if !options.is_empty() => body["DriverOpts"].clone(),
                     _ => Value::Null,

@@ -12,6 +12,7 @@ use crate::component::{Bench, driver, text};
 use pgark_archiver::component::{Consistency, Driver, Request, Source};
 use pgark_regress::Pgark;
 use pgark_regress::docker_server::{DockerServer, can_run};
+use pgark_regress::tmpfs::Tmpfs;
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -416,4 +417,37 @@ fn a_running_container_is_paused_and_let_go() {
     // A file that is being written may be empty.
     assert!(a == 0 || b == 0 || a == b || a == b + 1, "{a} {b}");
     assert_eq!(engine.state(&web), "running");
+}
+
+/// A restore that the engine's disk has no room for: told as such, and nothing of ours stays.
+#[test]
+fn a_full_disk_is_told() {
+    if !can_run() {
+        return;
+    }
+    let bench = Bench::new("t550_full");
+    let engine = DockerServer::start(&bench.directory, "engine");
+    let data = engine.volume("app_data", &Value::Null, &Value::Null);
+    for n in 0..12_u8 {
+        std::fs::write(data.join(format!("{n}")), vec![n + 1; 4 << 20]).unwrap();
+    }
+    let it = volumes(&engine, "through_api = true\n");
+    let backup = bench.capture(it.as_ref());
+    let small = bench.directory.folder("small");
+    let disk = Tmpfs::mount(small.clone(), "size=40m");
+    let target = DockerServer::start_in(small);
+    let refused = bench
+        .try_restore(it.as_ref(), &backup, &to(&target))
+        .unwrap_err();
+    assert_eq!(refused.code(), "engine_disk_full", "{}", text(&refused));
+    assert_eq!(target.things(), Vec::<String>::new());
+    assert!(target.directory_of("app_data").is_none());
+    let it = volumes(&engine, "through_api = false\n");
+    let refused = bench
+        .try_restore(it.as_ref(), &backup, &to(&target))
+        .unwrap_err();
+    assert_eq!(refused.code(), "disk_full", "{}", text(&refused));
+    assert!(target.directory_of("app_data").is_none());
+    drop(target);
+    drop(disk);
 }

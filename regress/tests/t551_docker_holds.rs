@@ -154,7 +154,7 @@ fn whoever_dies_holding_containers_is_cleaned_up_after() {
 }
 
 #[test]
-fn a_hold_that_fails_or_lasts_too_long_ends() {
+fn a_hold_that_lasts_too_long_ends() {
     let bench = Bench::new("t551_expired");
     let (engine, _) = engine(&bench.directory);
     let it = volumes(&engine, "on_capture = \"pause\"\nhold_seconds_max = 1\n");
@@ -174,8 +174,11 @@ fn a_hold_that_fails_or_lasts_too_long_ends() {
     engine.state().containers.clear();
     it.release(&bench.context(), &lever).unwrap();
     assert!(it.capture_lever(&bench.context()).unwrap().is_none());
+}
 
-    // One of two cannot be paused: the component fails, and the other goes on.
+/// One of two cannot be paused: the component fails, and the other goes on.
+#[test]
+fn a_hold_that_fails_is_undone() {
     let directory = TestDirectory::new("t551_refused");
     let (engine, _) = self::engine(&directory);
     engine.container("worker", "app", "app_data");
@@ -275,6 +278,14 @@ fn a_restore_makes_what_is_missing_and_disturbs_nobody() {
     let evidence = bench.evidence(from.as_ref(), &backup, &elsewhere);
     assert!(!evidence.ok, "a changed byte is seen");
 
+    // The disk of an engine is full.
+    let full = (
+        500,
+        "mkdir /var/lib/docker/volumes/new: no space left on device".to_owned(),
+    );
+    source.state().fails.insert("make new".to_owned(), full);
+    let error = bench.try_restore(from.as_ref(), &backup, &rename("app_data", "new"));
+    assert_eq!(error.unwrap_err().code(), "engine_disk_full");
     // Under another name: no other project's.
     let copy = rename("app_data", "copy");
     bench.restore(from.as_ref(), &backup, &copy);

@@ -181,7 +181,7 @@ struct Noting<R> {
 impl<R: std::io::Read> std::io::Read for Noting<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         self.content.read(buffer).map_err(|e| {
-            let again = std::io::Error::new(e.kind(), "the content failed");
+            let again = std::io::Error::from(e.kind());
             self.failed = Some(e);
             again
         })

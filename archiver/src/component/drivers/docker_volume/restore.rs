@@ -274,48 +274,103 @@ fn one(
     target: Target,
 ) -> Result<Vec<String>> {
     let name = &task.target;
-    let mut notes = Vec::new();
-    let is_new = target.there.is_none();
-    let mut volume = match target.there {
-        Some(there) => there,
-        None => {
-            notes.push(format!("made volume \"{name}\""));
-            let made = engine.make_volume(&new_volume(task))?;
-            // A share may hold what it held before.
-            if is_mounted_on_use(&made) && !is_empty(driver, engine, context, &made, &[])? {
-                return Err(not_empty(name, true));
-            }
-            made
-        }
+    let restoring = Restoring {
+        driver,
+        engine,
+        context,
+        source,
+        request,
+        task,
     };
-    let chosen = task.chosen()?;
-    match place::of(driver, engine, &volume)? {
-        Place::Directory(path) => {
-            notes.extend(into_directory(
-                driver, context, source, request, task, &path,
-            )?);
-            if is_new && !task.is_whole() {
-                dress_root(source, task, &path)?;
+    if let Some(there) = target.there {
+        return restoring.fill(there, &target.users, target.empty, false);
+    }
+    let made = engine.make_volume(&new_volume(task))?;
+    match restoring.fill_new(made) {
+        Ok(notes) => Ok([vec![format!("made volume \"{name}\"")], notes].concat()),
+        Err(error) => {
+            // Half of it is of no use to anybody; what a share holds stays there.
+            if let Err(why) = engine.remove_volume(name) {
+                tracing::warn!(
+                    code = why.code(),
+                    "volume \"{name}\" stays, half full: {why}"
+                );
             }
-        }
-        Place::Api => {
-            if task.is_whole() && !target.empty {
-                engine.remove_volume(name)?;
-                volume = engine.make_volume(&volume)?;
-                if !is_empty(driver, engine, context, &volume, &[])? {
-                    return Err(not_empty(name, true)
-                        .with_detail("It was made anew, and its driver kept what was in it."));
-                }
-                notes.push(format!("made volume \"{name}\" anew"));
-            }
-            // A new directory gets its owner and mode with a part as well.
-            let root = task.stored.name.as_bytes();
-            let takes = |path: &[u8]| chosen.takes(path) || (is_new && path == root);
-            let parts = parts(source, task, &takes);
-            put::put(engine, context, &volume, image(&target.users), &parts)?;
+            Err(error)
         }
     }
-    Ok(notes)
+}
+
+/// A task under way.
+struct Restoring<'a> {
+    driver: &'a DockerVolume,
+    engine: &'a Engine,
+    context: &'a Context<'a>,
+    source: &'a dyn Source,
+    request: &'a Request,
+    task: &'a Task,
+}
+
+impl Restoring<'_> {
+    fn is_empty(&self, volume: &Volume) -> Result<bool> {
+        is_empty(self.driver, self.engine, self.context, volume, &[])
+    }
+
+    fn fill_new(&self, volume: Volume) -> Result<Vec<String>> {
+        // A share may hold what it held before.
+        if is_mounted_on_use(&volume) && !self.is_empty(&volume)? {
+            return Err(not_empty(&volume.name, true));
+        }
+        self.fill(volume, &[], true, true)
+    }
+
+    fn fill(
+        &self,
+        mut volume: Volume,
+        users: &[User],
+        empty: bool,
+        is_new: bool,
+    ) -> Result<Vec<String>> {
+        let (driver, engine, task) = (self.driver, self.engine, self.task);
+        let mut notes = Vec::new();
+        match place::of(driver, engine, &volume)? {
+            Place::Directory(path) => {
+                notes.extend(self.into_directory(&path)?);
+                if is_new && !task.is_whole() {
+                    dress_root(self.source, task, &path)?;
+                }
+            }
+            Place::Api => {
+                if task.is_whole() && !empty {
+                    engine.remove_volume(&volume.name)?;
+                    volume = engine.make_volume(&volume)?;
+                    if !self.is_empty(&volume)? {
+                        return Err(not_empty(&volume.name, true)
+                            .with_detail("It was made anew, and its driver kept what was in it."));
+                    }
+                    notes.push(format!("made volume \"{}\" anew", volume.name));
+                }
+                let chosen = task.chosen()?;
+                // A new directory gets its owner and mode with a part as well.
+                let root = task.stored.name.as_bytes();
+                let takes = |path: &[u8]| chosen.takes(path) || (is_new && path == root);
+                let parts = parts(self.source, task, &takes);
+                put::put(engine, self.context, &volume, image(users), &parts)?;
+            }
+        }
+        Ok(notes)
+    }
+
+    fn into_directory(&self, path: &Path) -> Result<Vec<String>> {
+        let task = self.task;
+        let source = MappedSource {
+            names: names_of(&task.stored.name, path),
+            source: self.source,
+        };
+        let overwrite = self.request.overwrite && !task.is_renamed();
+        let request = files_request(task, path, overwrite);
+        files_of(self.driver, path)?.restore(self.context, &source, &request)
+    }
 }
 
 /// The request for the `files` driver.
@@ -330,22 +385,6 @@ fn files_request(task: &Task, path: &Path, overwrite: bool) -> Request {
         overwrite,
         ..Request::default()
     }
-}
-
-fn into_directory(
-    driver: &DockerVolume,
-    context: &Context<'_>,
-    source: &dyn Source,
-    request: &Request,
-    task: &Task,
-    path: &Path,
-) -> Result<Vec<String>> {
-    let source = MappedSource {
-        names: names_of(&task.stored.name, path),
-        source,
-    };
-    let overwrite = request.overwrite && !task.is_renamed();
-    files_of(driver, path)?.restore(context, &source, &files_request(task, path, overwrite))
 }
 
 /// Owner and mode of a new volume's own directory, of which only a part was restored.
