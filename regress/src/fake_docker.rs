@@ -10,6 +10,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A container.
@@ -52,6 +53,10 @@ pub struct State {
     pub component: String,
     /// The name of its host.
     pub host: String,
+    /// Images that were made of archives: name, and labels.
+    pub images: BTreeMap<String, Value>,
+    /// How many bytes of an archive come out before it breaks off.
+    pub cut: Option<usize>,
     /// Paths of requests, with the version in front.
     pub requests: Vec<String>,
     folder: PathBuf,
@@ -217,6 +222,87 @@ impl State {
         (204, Value::Null)
     }
 
+    fn create(&mut self, body: &Value) -> Answer {
+        let image = body["Image"].as_str().unwrap().to_owned();
+        if image != "sha256:00" && !self.images.contains_key(&image) {
+            return refuse(404, &format!("No such image: {image}"));
+        }
+        let mount = &body["HostConfig"]["Mounts"][0];
+        let volume = mount["Source"].as_str().unwrap().to_owned();
+        if !self.volumes.contains_key(&volume) {
+            self.make_volume(&volume, &Value::Null);
+        }
+        let data = self.folder.join(&volume).join("_data");
+        if mount["VolumeOptions"]["NoCopy"] != true && data.read_dir().unwrap().next().is_none() {
+            std::fs::write(data.join("from-image"), "x").unwrap();
+        }
+        let labels = serde_json::from_value(body["Labels"].clone()).unwrap();
+        let id = self.id();
+        let container = Container {
+            name: format!(
+                "helper{}",
+                if mount["ReadOnly"] == true {
+                    ""
+                } else {
+                    " that writes"
+                }
+            ),
+            image,
+            volumes: vec![volume],
+            labels,
+            ..Container::default()
+        };
+        self.containers.insert(id.clone(), container);
+        (201, json!({"Id": id, "Warnings": []}))
+    }
+
+    /// The volume of a helper, packed or unpacked by the system's own tar.
+    fn archive(&mut self, method: &str, target: &str, body: &[u8]) -> (u16, Vec<u8>) {
+        let (path, query) = target.split_once('?').unwrap();
+        self.requests.push(format!("{method} {path}"));
+        let id = path.rsplit('/').nth(1).unwrap();
+        let container = self.containers.get(id).unwrap();
+        assert!(!container.running);
+        let volume = self.folder.join(&container.volumes[0]);
+        let query: String = decode(query);
+        if method == "GET" {
+            assert_eq!(query, "path=/pgark-volume/.");
+            let mut tar = Command::new("tar");
+            tar.arg("-C").arg(volume.join("_data"));
+            tar.args([
+                "--numeric-owner",
+                "--format=pax",
+                "--pax-option=delete=atime,delete=ctime",
+                "-c",
+                ".",
+            ]);
+            let mut bytes = tar.output().unwrap().stdout;
+            bytes.truncate(self.cut.unwrap_or(usize::MAX));
+            return (200, bytes);
+        }
+        assert!(query.starts_with("path=/&"), "{query}");
+        if container.name != "helper that writes" {
+            return (
+                403,
+                b"{\"message\":\"mounted volume is marked read-only\"}".to_vec(),
+            );
+        }
+        let mut tar = Command::new("tar");
+        tar.arg("-C")
+            .arg(&volume)
+            .args(["--numeric-owner", "-p", "--overwrite-dir"]);
+        let mut tar = tar
+            .args(["--transform=flags=rh;s,^pgark-volume,_data,", "-x"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        tar.stdin.take().unwrap().write_all(body).unwrap();
+        match tar.wait().unwrap().success() {
+            true => (200, Vec::new()),
+            false => (500, b"{\"message\":\"Error processing tar file\"}".to_vec()),
+        }
+    }
+
     fn chosen(&self, filters: &Value) -> Vec<Value> {
         let volume = filters["volume"][0].as_str();
         let label = filters["label"][0].as_str();
@@ -300,8 +386,25 @@ impl State {
                 }
                 None => refuse(404, "No such container"),
             },
+            ("POST", ["containers", "create"]) => self.create(body),
             ("POST", ["containers", id, what]) => self.act(id, what),
-            ("GET", ["images", "json"]) => (200, json!([])),
+            ("GET", ["images", "json"]) => {
+                let images = self.images.iter().map(|(name, labels)| {
+                    json!({"Id": name, "RepoTags": [name], "Labels": labels, "Created": 0})
+                });
+                (200, images.collect())
+            }
+            ("POST", ["images", "create"]) => {
+                let label = query["changes"].strip_prefix("LABEL ").unwrap();
+                let (key, value) = label.split_once('=').unwrap();
+                let name = format!("{}:{}", query["repo"], query["tag"]);
+                self.images.insert(name, json!({ key: value }));
+                (200, json!({"status": "sha256:11"}))
+            }
+            ("DELETE", ["images", name]) => match self.images.remove(*name) {
+                Some(_) => (200, json!([])),
+                None => refuse(404, "No such image"),
+            },
             _ => refuse(404, "page not found"),
         }
     }
@@ -359,7 +462,7 @@ fn serve(stream: UnixStream, state: &Mutex<State>) {
         let mut words = line.split_whitespace();
         let method = words.next().unwrap().to_owned();
         let target = words.next().unwrap().to_owned();
-        let mut length = 0;
+        let (mut length, mut chunked) = (0, false);
         loop {
             let mut header = String::new();
             if reader.read_line(&mut header).unwrap_or(0) == 0 || header.trim().is_empty() {
@@ -369,24 +472,44 @@ fn serve(stream: UnixStream, state: &Mutex<State>) {
             if name.eq_ignore_ascii_case("content-length") {
                 length = value.trim().parse().unwrap();
             }
+            chunked |= name.eq_ignore_ascii_case("transfer-encoding");
         }
         let mut body = vec![0; length];
         if reader.read_exact(&mut body).is_err() {
             return;
         }
-        let body = serde_json::from_slice(&body).unwrap_or_default();
-        let (status, answer) = state.lock().unwrap().versioned(&method, &target, &body);
-        let text = match answer {
-            Value::Null => String::new(),
-            answer => answer.to_string(),
+        while chunked {
+            let mut size = String::new();
+            if reader.read_line(&mut size).unwrap_or(0) == 0 {
+                return;
+            }
+            let size = usize::from_str_radix(size.trim(), 16).unwrap();
+            let mut chunk = vec![0; size + 2];
+            if reader.read_exact(&mut chunk).is_err() {
+                return;
+            }
+            body.extend_from_slice(&chunk[..size]);
+            chunked = size > 0;
+        }
+        let (status, answer) = if target.contains("/archive?") {
+            state.lock().unwrap().archive(&method, &target, &body)
+        } else {
+            let body = serde_json::from_slice(&body).unwrap_or_default();
+            let answer = state.lock().unwrap().versioned(&method, &target, &body);
+            match answer {
+                (status, Value::Null) => (status, Vec::new()),
+                (status, answer) => (status, answer.to_string().into_bytes()),
+            }
         };
         let length = match status {
             204 | 304 => String::new(),
-            _ => format!("Content-Length: {}\r\n", text.len()),
+            _ => format!("Content-Length: {}\r\n", answer.len()),
         };
-        let sent =
-            format!("HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n{length}\r\n{text}");
-        if reader.get_mut().write_all(sent.as_bytes()).is_err() {
+        let mut sent =
+            format!("HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n{length}\r\n")
+                .into_bytes();
+        sent.extend(answer);
+        if reader.get_mut().write_all(&sent).is_err() {
             return;
         }
     }

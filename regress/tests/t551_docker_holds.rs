@@ -14,6 +14,7 @@ use pgark_regress::fake_docker::FakeDocker;
 use pgark_regress::process::wait_until;
 use pgark_regress::{Pgark, TestDirectory, account};
 use serde_json::{Value, json};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -338,6 +339,100 @@ fn a_restore_makes_what_is_missing_and_disturbs_nobody() {
         .try_restore(from.as_ref(), &shared, &rename("app_data", "again"))
         .unwrap_err();
     assert_eq!(error.code(), "volume_same_device");
+}
+
+/// The archive API, with the system's own tar in the place of the engine's.
+#[test]
+fn what_is_packed_by_others_is_read_and_the_other_way_round() {
+    let bench = Bench::new("t551_api");
+    let (source, data) = engine(&bench.directory);
+    source.state().containers.clear();
+    std::os::unix::fs::symlink("../../outside", data.join("link")).unwrap();
+    std::fs::hard_link(data.join("b.txt"), data.join("same")).unwrap();
+    write(&data, &format!("long/{}", "n".repeat(220)), "long");
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o2750)).unwrap();
+    let it = volumes(&source, "through_api = true\nexclude = [\"a.txt\"]\n");
+    let backup = bench.capture(it.as_ref());
+    let mut paths = backup.paths();
+    paths.retain(|path| !path.contains("nnn"));
+    let expected = [
+        ".pgark-volumes.json",
+        "app_data",
+        "app_data/b.txt",
+        "app_data/link",
+        "app_data/long",
+    ];
+    assert_eq!(paths[..5], expected);
+    assert_eq!(paths[5..], ["app_data/same", "app_data/uploads"]);
+    assert_eq!(source.take_acts(), ["remove helper"]);
+    assert!(source.state().images.is_empty());
+
+    let target = FakeDocker::start(&bench.directory, "target.sock");
+    let elsewhere = Request {
+        to: Some(target.url()),
+        ..Request::default()
+    };
+    bench.restore(it.as_ref(), &backup, &elsewhere);
+    assert_eq!(target.take_acts(), ["remove helper that writes"]);
+    assert!(target.state().images.is_empty());
+    let evidence = bench.evidence(it.as_ref(), &backup, &elsewhere);
+    assert!(evidence.ok, "{evidence:#?}");
+    let made = target.state().volumes["app_data"]["Mountpoint"].clone();
+    let made = Path::new(made.as_str().unwrap()).to_owned();
+    assert_eq!(
+        std::fs::metadata(&made).unwrap().permissions().mode() & 0o7777,
+        0o2750
+    );
+    let inode = |name: &str| std::fs::metadata(made.join(name)).unwrap().ino();
+    assert_eq!(inode("same"), inode("b.txt"));
+    for (name, content) in [("b.txt", "c"), ("more", "x")] {
+        write(&made, name, content);
+        let evidence = bench.evidence(it.as_ref(), &backup, &elsewhere);
+        assert!(!evidence.ok, "{name} is seen");
+    }
+    // A link whose first name is not wanted is a file of its own.
+    let alone = Request {
+        select: vec!["app_data/same".to_owned()],
+        rename: vec![("app_data".to_owned(), "alone".to_owned())],
+        ..elsewhere.clone()
+    };
+    bench.restore(it.as_ref(), &backup, &alone);
+    assert!(bench.evidence(it.as_ref(), &backup, &alone).ok);
+    // Over what is there: not without being asked, and made anew when all of it is meant.
+    let refused = |request: &Request, code: &str| {
+        let error = bench
+            .try_restore(it.as_ref(), &backup, request)
+            .unwrap_err();
+        assert_eq!(error.code(), code, "{}", text(&error));
+    };
+    refused(&elsewhere, "volume_not_empty");
+    let part = Request {
+        select: vec!["app_data/b.txt".to_owned()],
+        ..elsewhere.clone()
+    };
+    refused(&part, "would_overwrite");
+    let all = Request {
+        overwrite: true,
+        ..elsewhere
+    };
+    target.container("old", "app", "app_data");
+    for container in target.state().containers.values_mut() {
+        container.running = false;
+    }
+    refused(&all, "volume_referenced");
+    assert!(made.join("more").exists());
+    target.state().containers.clear();
+    bench.restore(it.as_ref(), &backup, &all);
+    assert!(!made.join("more").exists());
+    assert!(bench.evidence(it.as_ref(), &backup, &all).ok);
+
+    // An archive that breaks off is no backup, wherever it does.
+    for cut in [0, 600, 1536, 4096, 10_000] {
+        source.state().cut = Some(cut);
+        let error = bench.try_capture(it.as_ref()).unwrap_err();
+        assert_eq!(error.code(), "volume_archive", "{cut}");
+        assert!(source.state().containers.is_empty() && source.state().images.is_empty());
+    }
 }
 
 #[test]

@@ -151,7 +151,10 @@ impl<'a> Comparison<'a> {
         self.different += 1;
         if self.differences.len() < NAMED_MAX {
             self.differences.push(EvidenceLine {
-                what: format!("{:?}", String::from_utf8_lossy(path)),
+                what: match path {
+                    b"" => "its own directory".to_owned(),
+                    path => format!("{:?}", String::from_utf8_lossy(path)),
+                },
                 expected,
                 found,
                 ok: false,
