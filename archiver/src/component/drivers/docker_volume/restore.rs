@@ -335,7 +335,7 @@ impl Restoring<'_> {
         let mut notes = Vec::new();
         match place::of(driver, engine, &volume)? {
             Place::Directory(path) => {
-                notes.extend(self.into_directory(&path)?);
+                notes.extend(self.fill_directory(&path)?);
                 if is_new && !task.is_whole() {
                     dress_root(self.source, task, &path)?;
                 }
@@ -361,7 +361,7 @@ impl Restoring<'_> {
         Ok(notes)
     }
 
-    fn into_directory(&self, path: &Path) -> Result<Vec<String>> {
+    fn fill_directory(&self, path: &Path) -> Result<Vec<String>> {
         let task = self.task;
         let source = MappedSource {
             names: names_of(&task.stored.name, path),
