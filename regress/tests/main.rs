@@ -62,6 +62,7 @@ mod t545_elasticsearch;
 mod t546_elasticsearch_faults;
 mod t550_docker_volume;
 mod t551_docker_holds;
+mod t552_docker_restores;
 mod t560_prometheus;
 mod t570_grafana;
 mod t600_extension_sql;
