@@ -271,7 +271,15 @@ fn a_volume_is_captured_while_it_is_written_to() {
     let data = engine.volume("app_data", &Value::Null, &Value::Null);
     fill(&data, false);
     let end = AtomicBool::new(false);
+    // Also when an assertion fails: the writer must not go on for ever.
+    struct End<'a>(&'a AtomicBool);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
     std::thread::scope(|scope| {
+        let _end = End(&end);
         scope.spawn(|| {
             for n in 0_u64.. {
                 if end.load(Ordering::SeqCst) {
@@ -307,7 +315,6 @@ fn a_volume_is_captured_while_it_is_written_to() {
             assert!(whole > 0);
             assert_eq!(engine.things(), Vec::<String>::new());
         }
-        end.store(true, Ordering::SeqCst);
     });
 }
 

@@ -11,8 +11,8 @@ use std::io::{self, Read, Write};
 use tar::EntryType;
 
 const BLOCK: u64 = 512;
-/// Two blocks of zeros end an archive.
-const TRAILER: usize = 1024;
+/// The largest header about another entry: names, and extended attributes of 64 KiB each.
+const EXTENSION_BYTES_MAX: u64 = 16 << 20;
 /// In front of an extended attribute's name.
 const XATTR: &[u8] = b"SCHILY.xattr.";
 
@@ -24,8 +24,10 @@ pub(super) struct Header {
     pub(super) is_device: bool,
 }
 
-/// Calls `visit` with everything in an archive, until it says false; its content has to be read to the end
-/// by then.
+/// Calls `visit` with everything in an archive, until it says false.
+///
+/// Read by hand: names may hold line feeds, which the crate's reader takes for the end of an extended
+/// header's record, and a cut archive is not told from a whole one there.
 ///
 /// # Errors
 /// `volume_archive` for one that is malformed or breaks off; what `visit` returns; `cancelled`.
@@ -34,35 +36,152 @@ pub(super) fn visit(
     cancel: &CancelToken,
     visit: &mut dyn FnMut(Header, &mut dyn Read) -> Result<bool>,
 ) -> Result<()> {
-    let mut tail = Tail {
+    let mut from = Cancelled {
         inner: archive,
         cancel,
-        total: 0,
-        last: Vec::new(),
     };
-    let mut end = 0;
-    {
-        let mut archive = tar::Archive::new(&mut tail);
-        for entry in archive.entries().map_err(broken)? {
-            let mut entry = entry.map_err(broken)?;
-            let header = read_header(&mut entry)?;
-            end = entry
-                .raw_file_position()
-                .saturating_add(entry.size().div_ceil(BLOCK).saturating_mul(BLOCK));
-            let Some(header) = header else { continue };
-            if !visit(header, &mut entry)? {
-                return Ok(());
-            }
+    let mut before = Before::default();
+    loop {
+        let block = block(&mut from)?;
+        if block.iter().all(|b| *b == 0) {
+            break;
         }
+        let header = tar::Header::from_byte_slice(&block);
+        check_sum(header, &block)?;
+        let kind = header.entry_type();
+        if matches!(
+            kind,
+            EntryType::XHeader
+                | EntryType::XGlobalHeader
+                | EntryType::GNULongName
+                | EntryType::GNULongLink
+        ) {
+            let size = header.entry_size().unwrap_or(u64::MAX);
+            before.take(kind, small(&mut from, size)?)?;
+            continue;
+        }
+        let before = std::mem::take(&mut before);
+        let header = read_header(header, &before)?;
+        let size = match header.is_device {
+            true => 0,
+            false => header.entry.size,
+        };
+        let mut content = (&mut from).take(size);
+        if !visit(header, &mut content)? {
+            return Ok(());
+        }
+        io::copy(&mut content, &mut io::sink()).map_err(broken)?;
+        if content.limit() > 0 {
+            return Err(cut());
+        }
+        skip(&mut from, size.next_multiple_of(BLOCK).saturating_sub(size))?;
     }
-    io::copy(&mut tail, &mut io::sink()).map_err(broken)?;
-    let whole = tail.total >= end.saturating_add(TRAILER as u64)
-        && tail.last.len() == TRAILER
-        && tail.last.iter().all(|b| *b == 0);
-    match whole {
-        true => Ok(()),
-        false => Err(cut()),
+    // The second block of zeros: a first one alone may be a piece of something.
+    if block(&mut from)?.iter().any(|b| *b != 0) {
+        return Err(cut());
     }
+    io::copy(&mut from, &mut io::sink()).map_err(broken)?;
+    Ok(())
+}
+
+/// The next block, whole.
+fn block(from: &mut impl Read) -> Result<[u8; BLOCK as usize]> {
+    let mut block = [0; BLOCK as usize];
+    match from.read_exact(&mut block) {
+        Ok(()) => Ok(block),
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Err(cut()),
+        Err(e) => Err(broken(e)),
+    }
+}
+
+fn skip(from: &mut impl Read, bytes: u64) -> Result<()> {
+    match io::copy(&mut from.take(bytes), &mut io::sink()).map_err(broken)? {
+        skipped if skipped == bytes => Ok(()),
+        _ => Err(cut()),
+    }
+}
+
+/// The content of a header about the next entry.
+fn small(from: &mut impl Read, size: u64) -> Result<Vec<u8>> {
+    if size > EXTENSION_BYTES_MAX {
+        return Err(malformed("has an extended header that is too large", b""));
+    }
+    let mut bytes = Vec::new();
+    from.take(size).read_to_end(&mut bytes).map_err(broken)?;
+    if (bytes.len() as u64) < size {
+        return Err(cut());
+    }
+    skip(from, size.next_multiple_of(BLOCK).saturating_sub(size))?;
+    Ok(bytes)
+}
+
+fn check_sum(header: &tar::Header, block: &[u8]) -> Result<()> {
+    let sum = block.iter().enumerate().map(|(at, byte)| match at {
+        // Its own place counts as spaces.
+        148..156 => u32::from(b' '),
+        _ => u32::from(*byte),
+    });
+    match header.cksum() {
+        Ok(said) if said == sum.sum::<u32>() => Ok(()),
+        _ => Err(malformed("has a header that is none", b"")),
+    }
+}
+
+/// What headers in front of an entry say of it.
+#[derive(Default)]
+struct Before {
+    name: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+    extensions: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Before {
+    fn take(&mut self, kind: EntryType, bytes: Vec<u8>) -> Result<()> {
+        let text = |mut bytes: Vec<u8>| {
+            let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
+            bytes.truncate(end);
+            bytes
+        };
+        match kind {
+            EntryType::GNULongName => self.name = Some(text(bytes)),
+            EntryType::GNULongLink => self.link = Some(text(bytes)),
+            EntryType::XHeader => self.extensions = extensions(&bytes)?,
+            // About the archive as a whole: nothing that is of use here.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn get(&self, key: &[u8]) -> Option<&[u8]> {
+        let mut found = self.extensions.iter().rev();
+        let (_, value) = found.find(|(own, _)| own == key)?;
+        Some(value)
+    }
+
+    fn number<T: std::str::FromStr>(&self, key: &[u8]) -> Option<T> {
+        std::str::from_utf8(self.get(key)?).ok()?.parse().ok()
+    }
+}
+
+/// `<length> <key>=<value>\n`, again and again; values may hold any byte.
+fn extensions(mut bytes: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut found = Vec::new();
+    let bad = || malformed("has an extended header that is none", b"");
+    while !bytes.is_empty() {
+        let space = bytes.iter().position(|b| *b == b' ').ok_or_else(bad)?;
+        let digits = bytes.get(..space).unwrap_or_default();
+        let length = std::str::from_utf8(digits)
+            .ok()
+            .and_then(|d| d.parse().ok());
+        let length: usize = length.ok_or_else(bad)?;
+        let record = bytes.get(space.saturating_add(1)..length).ok_or_else(bad)?;
+        let record = record.strip_suffix(b"\n").ok_or_else(bad)?;
+        let equals = record.iter().position(|b| *b == b'=').ok_or_else(bad)?;
+        let (key, value) = record.split_at(equals);
+        found.push((key.to_vec(), value.get(1..).unwrap_or_default().to_vec()));
+        bytes = bytes.get(length..).unwrap_or_default();
+    }
+    Ok(found)
 }
 
 /// The archive broke off.
@@ -91,19 +210,20 @@ fn malformed(why: &str, path: &[u8]) -> Error {
     )
 }
 
-/// `None`: it is no entry of its own.
-fn read_header<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<Option<Header>> {
-    let path = relative(&entry.path_bytes())?;
-    let target = entry.link_name_bytes().map(|target| target.into_owned());
+fn read_header(header: &tar::Header, before: &Before) -> Result<Header> {
+    let name = before.get(b"path").or(before.name.as_deref());
+    let path = relative(&name.map_or_else(|| header.path_bytes().into_owned(), <[u8]>::to_vec))?;
     let target = || {
+        let target = before.get(b"linkpath").or(before.link.as_deref());
+        let target = target.map(<[u8]>::to_vec);
         target
-            .clone()
+            .or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned))
             .ok_or_else(|| malformed("has a link to nowhere", &path))
     };
     let mut is_device = false;
-    let kind = match entry.header().entry_type() {
+    let kind = match header.entry_type() {
         EntryType::Directory => EntryKind::Directory,
-        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => EntryKind::File,
+        EntryType::Regular | EntryType::Continuous => EntryKind::File,
         EntryType::Symlink => EntryKind::Symlink { target: target()? },
         EntryType::Link => EntryKind::HardLink {
             to: relative(&target()?)?,
@@ -113,50 +233,50 @@ fn read_header<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<Option<Header>>
             is_device = true;
             EntryKind::File
         }
-        // Headers about the archive itself.
-        _ => return Ok(None),
+        _ => return Err(malformed("has an entry of an unknown kind", &path)),
     };
     let bad = |_| malformed("has a header that is none", &path);
-    let header = entry.header();
-    let number =
-        |n: u64| u32::try_from(n).map_err(|_| malformed("has an owner that is none", &path));
-    let mut found = Entry {
-        kind,
-        mode: header.mode().map_err(bad)? & 0o7777,
-        uid: number(header.uid().map_err(bad)?)?,
-        gid: number(header.gid().map_err(bad)?)?,
-        mtime_ns: i64::try_from(header.mtime().map_err(bad)?)
+    let owner = |key: &[u8], own: io::Result<u64>| match before.number(key) {
+        Some(number) => Ok(number),
+        None => u32::try_from(own.map_err(bad)?)
+            .map_err(|_| malformed("has an owner that is none", &path)),
+    };
+    let time = before
+        .get(b"mtime")
+        .and_then(|t| std::str::from_utf8(t).ok());
+    let mtime_ns = match time.and_then(nanoseconds) {
+        Some(time) => time,
+        None => i64::try_from(header.mtime().map_err(bad)?)
             .unwrap_or(0)
             .saturating_mul(1_000_000_000),
-        size: 0,
-        ..Entry::file(path.clone())
     };
-    if found.kind == EntryKind::File && !is_device {
-        found.size = entry.size();
-    }
-    if let Some(extensions) = entry.pax_extensions().map_err(bad)? {
-        // Values may be binary, which the reader takes for several lines: what it cannot read is left out.
-        for extension in extensions.flatten() {
-            let (key, value) = (extension.key_bytes(), extension.value_bytes());
-            match (key, std::str::from_utf8(value).ok()) {
-                (b"mtime", Some(text)) => {
-                    found.mtime_ns = nanoseconds(text).unwrap_or(found.mtime_ns)
-                }
-                (b"uid", Some(text)) => found.uid = text.parse().unwrap_or(found.uid),
-                (b"gid", Some(text)) => found.gid = text.parse().unwrap_or(found.gid),
-                _ => {
-                    if let Some(name) = key.strip_prefix(XATTR) {
-                        found.xattrs.push((name.to_vec(), value.to_vec()));
-                    }
-                }
-            }
-        }
-    }
-    found.xattrs.sort();
-    Ok(Some(Header {
-        entry: found,
+    let size = match (
+        kind == EntryKind::File && !is_device,
+        before.number(b"size"),
+    ) {
+        (false, _) => 0,
+        (true, Some(size)) => size,
+        (true, None) => header.entry_size().map_err(bad)?,
+    };
+    let xattrs = before.extensions.iter().filter_map(|(key, value)| {
+        let name = key.strip_prefix(XATTR)?;
+        Some((name.to_vec(), value.clone()))
+    });
+    let mut xattrs: Vec<_> = xattrs.collect();
+    xattrs.sort();
+    Ok(Header {
+        entry: Entry {
+            kind,
+            mode: header.mode().map_err(bad)? & 0o7777,
+            uid: owner(b"uid", header.uid())?,
+            gid: owner(b"gid", header.gid())?,
+            mtime_ns,
+            size,
+            xattrs,
+            ..Entry::file(path.clone())
+        },
         is_device,
-    }))
+    })
 }
 
 /// The path below the volume: engines write `./a`, `/a` or, with the name of the directory, `dir/a`.
@@ -195,25 +315,16 @@ fn nanoseconds(text: &str) -> Option<i64> {
     Some(seconds.saturating_mul(1_000_000_000).saturating_add(signed))
 }
 
-/// Remembers how an archive ends, and ends when it is cancelled.
-struct Tail<'c, R> {
+/// Ends when it is cancelled.
+struct Cancelled<'c, R> {
     inner: R,
     cancel: &'c CancelToken,
-    total: u64,
-    last: Vec<u8>,
 }
 
-impl<R: Read> Read for Tail<'_, R> {
+impl<R: Read> Read for Cancelled<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.cancel.check().map_err(io::Error::other)?;
-        let len = self.inner.read(buffer)?;
-        let new = buffer.get(..len).unwrap_or_default();
-        self.total = self.total.saturating_add(len as u64);
-        self.last
-            .extend_from_slice(new.get(len.saturating_sub(TRAILER)..).unwrap_or_default());
-        let more = self.last.len().saturating_sub(TRAILER);
-        self.last.drain(..more);
-        Ok(len)
+        self.inner.read(buffer)
     }
 }
 
@@ -356,6 +467,52 @@ mod tests {
             (before, Vec::new()),
             (entry(b"hard", EntryKind::HardLink { to }), Vec::new()),
         ]
+    }
+
+    #[test]
+    fn names_hold_line_feeds_in_extended_headers_too() {
+        let mut bytes = Vec::new();
+        let mut tar = tar::Builder::new(&mut bytes);
+        let records: [(&str, &[u8]); 3] = [
+            ("path", b"./a\nb\xff=c"),
+            ("SCHILY.xattr.user.x", b"1\n2 y=3\n"),
+            ("mtime", b"5.25"),
+        ];
+        tar.append_pax_extensions(records).unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_size(3);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        tar.append_data(&mut header, "ab", &b"abc"[..]).unwrap();
+        tar.finish().unwrap();
+        drop(tar);
+        let (entry, content) = all(&bytes).unwrap().pop().unwrap();
+        assert_eq!(entry.path, b"a\nb\xff=c");
+        assert_eq!(entry.xattrs, [(b"user.x".to_vec(), b"1\n2 y=3\n".to_vec())]);
+        assert_eq!(
+            (entry.mtime_ns, content.as_slice()),
+            (5_250_000_000, &b"abc"[..])
+        );
+        // Not one byte of the headers can change without being seen, or the archive be cut.
+        for at in 0..1536 {
+            let mut damaged = bytes.clone();
+            *damaged.get_mut(at).unwrap() ^= 0x11;
+            let same = all(&damaged)
+                .is_ok_and(|found| found.first().is_some_and(|f| f.0.path == entry.path));
+            let is_header = !(512..1024).contains(&at);
+            assert!(!same || !is_header, "{at}");
+        }
+        for bad in [
+            &b"5 a=b\n"[..],
+            b"x a=b\n",
+            b"7 ab\n",
+            b"99 a=b\n",
+            b"6 a=bc",
+        ] {
+            assert!(extensions(bad).is_err(), "{bad:?}");
+        }
     }
 
     fn archive() -> Vec<u8> {
