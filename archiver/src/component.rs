@@ -363,6 +363,22 @@ pub trait Driver: Send + Sync {
     /// such lever, or its capture is exact without one.
     fn lever(&self, seconds: u64) -> Option<Lever>;
 
+    /// Whether [`Driver::capture_lever`] may say something: the component's section asks for it.
+    fn holds_for_capture(&self) -> bool {
+        false
+    }
+
+    /// What its own capture needs held, whatever a set holds back (containers that are paused): asked
+    /// right before it; nothing is done yet. It is in the ledger before it is pulled, and not limited by
+    /// the set's time: the driver lets go by itself where that matters. `None`: nothing is to be held.
+    ///
+    /// # Errors
+    /// As [`Driver::capture`].
+    fn capture_lever(&self, context: &Context<'_>) -> Result<Option<Lever>> {
+        let _ = context;
+        Ok(None)
+    }
+
     /// Pulls a lever that is in the ledger by now.
     ///
     /// # Errors

@@ -79,6 +79,7 @@ if [ "$want" = test ]; then
     "$(dirname "$0")/s3-servers.sh" moto >/dev/null
     "$(dirname "$0")/chroma.sh" >/dev/null
     "$(dirname "$0")/qdrant-edge.sh" >/dev/null
+    "$(dirname "$0")/docker.sh" >/dev/null
     "$(dirname "$0")/minio-client.sh" >/dev/null
     for store in redis redis-8 valkey prometheus; do
         "$(dirname "$0")/stores.sh" "$store" >/dev/null

@@ -52,6 +52,8 @@ pub struct Member {
     pub lever: Option<Lever>,
     /// Whether something is run before or after its capture.
     pub has_hooks: bool,
+    /// Whether its driver may hold something for its own capture.
+    pub holds_for_capture: bool,
 }
 
 /// A member's backup.
@@ -135,6 +137,12 @@ pub trait Engine: Sync {
     /// # Errors
     /// Those of a backup.
     fn base(&self) -> Result<Base>;
+
+    /// What the capture of a member needs held for itself.
+    ///
+    /// # Errors
+    /// The driver's.
+    fn capture_lever(&self, member: &Member) -> Result<Option<Lever>>;
 
     /// Backs a member up.
     ///

@@ -1,6 +1,7 @@
 //! The drivers, one file each, and which kind is whose.
 
 pub mod chroma;
+pub mod docker_volume;
 pub mod elasticsearch;
 pub mod files;
 pub mod grafana;
@@ -25,6 +26,9 @@ pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Dr
     match kind {
         files::KIND => Ok(Box::new(files::Files::open(name, settings)?)),
         "chroma" => Ok(Box::new(chroma::Chroma::new(parse(name, settings)?)?)),
+        "docker_volume" => Ok(Box::new(docker_volume::DockerVolume::new(parse(
+            name, settings,
+        )?)?)),
         "elasticsearch" => Ok(Box::new(elasticsearch::Elasticsearch::new(parse(
             name, settings,
         )?)?)),

@@ -6,7 +6,8 @@ use super::coordinator::{
 };
 use super::ledger::Ledger;
 use super::levers::HostLevers;
-use super::{Driver, drivers};
+use super::scratch::Scratch;
+use super::{Context, Driver, Lever, drivers};
 use crate::backup::wal_wait::{self, Needed};
 use crate::backup::{self, Spread};
 use crate::cancel::CancelToken;
@@ -109,7 +110,8 @@ pub fn take(
         applications: own.into_iter().chain(applications).collect(),
         quiesce_max: Duration::from_secs(set.quiesce_seconds_max),
     };
-    let pulls = spec.quiesce != Quiesce::None || spec.members.iter().any(|m| m.has_hooks);
+    let own = |m: &Member| m.has_hooks || m.holds_for_capture;
+    let pulls = spec.quiesce != Quiesce::None || spec.members.iter().any(own);
     let ledger = match pulls {
         true => {
             let state_dir = &config.agent.state_dir;
@@ -186,6 +188,7 @@ fn members(config: &Config, opened: &BTreeMap<String, Box<dyn Driver>>) -> Vec<M
             },
             has_hooks: common
                 .is_some_and(|c| !c.before_backup.is_empty() || !c.after_backup.is_empty()),
+            holds_for_capture: driver.holds_for_capture(),
         }
     });
     members.collect()
@@ -221,13 +224,17 @@ impl Engine for HostEngine<'_> {
         Ok(made(spread))
     }
 
+    fn capture_lever(&self, member: &Member) -> Result<Option<Lever>> {
+        let scratch = Scratch::make(self.config)?;
+        self.driver(member)?.capture_lever(&Context {
+            component: &member.name,
+            cancel: self.cancel,
+            scratch: scratch.path(),
+        })
+    }
+
     fn capture(&self, member: &Member, set: &BackupLabel) -> Result<Captured> {
-        let driver = self.drivers.get(&member.name).ok_or_else(|| {
-            Error::internal(
-                "driver_missing",
-                format!("\"{}\" has no driver", member.name),
-            )
-        })?;
+        let driver = self.driver(member)?;
         let options = super::backup::Options {
             repositories: self.request.repositories.clone(),
             annotations: self.request.options.annotations.clone(),
@@ -238,7 +245,7 @@ impl Engine for HostEngine<'_> {
         let taken = super::backup::run(
             self.config,
             &member.name,
-            driver.as_ref(),
+            driver,
             &options,
             self.clock,
             self.cancel,
@@ -317,6 +324,16 @@ impl Engine for HostEngine<'_> {
 }
 
 impl HostEngine<'_> {
+    fn driver(&self, member: &Member) -> Result<&dyn Driver> {
+        let driver = self.drivers.get(&member.name).ok_or_else(|| {
+            Error::internal(
+                "driver_missing",
+                format!("\"{}\" has no driver", member.name),
+            )
+        })?;
+        Ok(driver.as_ref())
+    }
+
     /// A base backup that is there already, and where.
     fn present(&self, label: Label) -> Result<Base> {
         let repositories = selected(self.config, &self.request.repositories)?;

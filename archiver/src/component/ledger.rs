@@ -29,6 +29,13 @@ pub enum Undo {
         /// What its driver needs.
         lever: Lever,
     },
+    /// What a driver holds for its own capture, as its section says.
+    Capture {
+        /// Whose.
+        component: String,
+        /// What its driver needs.
+        lever: Lever,
+    },
     /// An application was quiesced: its `release` command lets it go on.
     Application {
         /// The component whose `quiesce` command it was; `None`: that of `[backup_set]`.
@@ -52,7 +59,9 @@ impl Undo {
     #[must_use]
     pub fn component(&self) -> Option<&str> {
         match self {
-            Self::Lever { component, .. } | Self::BeforeBackup { component } => Some(component),
+            Self::Lever { component, .. }
+            | Self::Capture { component, .. }
+            | Self::BeforeBackup { component } => Some(component),
             Self::Application { component } => component.as_deref(),
         }
     }
@@ -63,6 +72,7 @@ impl std::fmt::Display for Undo {
         let of = self.component().unwrap_or("[backup_set]");
         match self {
             Self::Lever { .. } => write!(f, "the lever of \"{of}\""),
+            Self::Capture { .. } => write!(f, "what the capture of \"{of}\" held"),
             Self::Application { .. } => write!(f, "the quiesced application of \"{of}\""),
             Self::BeforeBackup { .. } => write!(f, "before_backup of \"{of}\""),
         }

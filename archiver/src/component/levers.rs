@@ -113,11 +113,10 @@ impl Levers for HostLevers<'_> {
     fn pull(&self, undo: &Undo) -> Result<()> {
         let cancel = Some(self.cancel);
         match undo {
-            Undo::Lever { component, lever } => {
-                self.with_driver(component, self.cancel, |driver, context| {
+            Undo::Lever { component, lever } | Undo::Capture { component, lever } => self
+                .with_driver(component, self.cancel, |driver, context| {
                     driver.hold(context, lever)
-                })
-            }
+                }),
             Undo::Application { component } => self
                 .application("quiesce", component.as_deref())?
                 .run(cancel),
@@ -130,11 +129,10 @@ impl Levers for HostLevers<'_> {
     fn undo(&self, undo: &Undo) -> Result<()> {
         let never = CancelToken::default();
         match undo {
-            Undo::Lever { component, lever } => {
-                self.with_driver(component, &never, |driver, context| {
+            Undo::Lever { component, lever } | Undo::Capture { component, lever } => self
+                .with_driver(component, &never, |driver, context| {
                     driver.release(context, lever)
-                })
-            }
+                }),
             Undo::Application { component } => {
                 self.application("release", component.as_deref())?.run(None)
             }

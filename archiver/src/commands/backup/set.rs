@@ -254,6 +254,7 @@ fn plan_json(plan: &Plan) -> Value {
             "stage": SetStage::from(member.stage),
             "held_back": member.lever.is_some(),
             "hooks": member.has_hooks,
+            "holds_for_capture": member.holds_for_capture,
         })
     });
     json!({
@@ -290,6 +291,9 @@ fn print_plan(plan: &Plan) {
         }
         if member.has_hooks {
             more += ", with hooks";
+        }
+        if member.holds_for_capture {
+            more += ", its users held while it is captured";
         }
         print_text(format_args!(
             "  {} ({}): {when}{more}",

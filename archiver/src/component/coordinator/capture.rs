@@ -93,7 +93,12 @@ impl Run<'_> {
         brake: &Brake<'_>,
     ) -> Result<Captured> {
         self.tools.cancel.check()?;
-        let own = |undo: &Undo| matches!(undo, Undo::BeforeBackup { component } if *component == member.name);
+        let own = |undo: &Undo| match undo {
+            Undo::BeforeBackup { component } | Undo::Capture { component, .. } => {
+                *component == member.name
+            }
+            Undo::Lever { .. } | Undo::Application { .. } => false,
+        };
         if member.has_hooks {
             brake.pull(Undo::BeforeBackup {
                 component: member.name.clone(),
@@ -104,11 +109,12 @@ impl Run<'_> {
             kind = member.kind,
             "capture begins"
         );
+        let held = self.hold_for_capture(member, brake);
         record.lsn_from = position(anchor);
-        let captured = self.tools.engine.capture(member, &self.spec.label);
+        let captured = held.and_then(|()| self.tools.engine.capture(member, &self.spec.label));
         record.lsn_until = position(anchor);
         let expired = brake.is_expired();
-        if member.has_hooks {
+        if member.has_hooks || member.holds_for_capture {
             brake.release(own);
         }
         let mut captured = captured?;
@@ -121,6 +127,20 @@ impl Run<'_> {
             );
         }
         Ok(captured)
+    }
+
+    /// What the operator asked for in the member's own section: a capture without it is none.
+    fn hold_for_capture(&self, member: &Member, brake: &Brake<'_>) -> Result<()> {
+        if !member.holds_for_capture {
+            return Ok(());
+        }
+        match self.tools.engine.capture_lever(member)? {
+            None => Ok(()),
+            Some(lever) => brake.pull(Undo::Capture {
+                component: member.name.clone(),
+                lever,
+            }),
+        }
     }
 
     fn taken(&mut self, taken: Taken) {

@@ -231,6 +231,40 @@ fn hooks_are_run_around_a_capture_whatever_becomes_of_it() {
 }
 
 #[test]
+fn what_a_capture_asks_for_itself_is_held_for_it_alone() {
+    for (fails, captured) in [
+        (None, true),
+        (Some("docs"), true),
+        // Without it the capture is not what the operator wants.
+        (Some("lever"), false),
+        (Some("hold"), false),
+    ] {
+        let mut world = World::new(&[("docs", Stage::Blob)]);
+        world.own_levers = true;
+        world.fails = fails;
+        // Not the set's: neither its quiesce nor its time counts.
+        world.limit = Duration::ZERO;
+        let outcome = world.while_written_to(|| world.take(Quiesce::None));
+        let log = world.log();
+        assert_eq!(
+            log.iter().any(|l| l == "capture docs"),
+            captured,
+            "{fails:?}"
+        );
+        assert_eq!(
+            outcome.failures.contains_key("docs"),
+            fails.is_some(),
+            "{fails:?}"
+        );
+        if captured {
+            assert_eq!(world.captured("docs"), world.when_held("docs"), "{fails:?}");
+        }
+        assert!(outcome.set.quiesce.held_seconds.is_none());
+        nothing_held(&world);
+    }
+}
+
+#[test]
 fn a_set_without_a_cluster_has_no_positions() {
     let mut world = World::new(&[("cache", Stage::Derived), ("docs", Stage::Blob)]);
     world.without_cluster = true;

@@ -2,12 +2,12 @@
 //! links and holes. Symbolic links are kept as such and never followed.
 
 mod compare;
-mod ids;
-mod notes;
+pub(super) mod ids;
+pub(super) mod notes;
 mod place;
 mod prune;
 mod redact;
-mod rules;
+pub(super) mod rules;
 mod walk;
 mod write;
 
@@ -19,7 +19,7 @@ use crate::component::{
 use crate::{Error, Result};
 use serde::Deserialize;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The kind, in the configuration.
 pub const KIND: &str = "files";
@@ -113,10 +113,22 @@ impl Files {
             threads,
         })
     }
+
+    /// The tree of another driver, whose root is `path`.
+    pub(super) fn of_tree(path: &Path, rules: Rules) -> Self {
+        Self {
+            paths: vec![path.to_owned()],
+            rules,
+            cross_file_systems: false,
+            threads: std::thread::available_parallelism()
+                .map_or(1, std::num::NonZero::get)
+                .min(PARALLEL_MAX),
+        }
+    }
 }
 
 /// The path within a backup of an absolute path.
-fn within(path: &std::path::Path) -> &[u8] {
+pub(super) fn within(path: &Path) -> &[u8] {
     let bytes = path.as_os_str().as_bytes();
     bytes.strip_prefix(b"/").unwrap_or(bytes)
 }

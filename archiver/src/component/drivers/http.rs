@@ -3,7 +3,7 @@
 
 use crate::storage::s3::settings::secret;
 use crate::{Error, Result};
-use reqwest::blocking::{Client, Request, RequestBuilder, Response};
+use reqwest::blocking::{Client, ClientBuilder, Request, RequestBuilder, Response};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
@@ -71,27 +71,32 @@ impl Http {
             let value = format!("Basic {}", base64(pair.as_bytes()));
             headers.insert(AUTHORIZATION, sensitive(&value)?);
         }
-        // Twice is no error that matters: one of this process was first.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let timeout = Duration::from_secs(timeout_seconds);
-        let mut builder = Client::builder()
-            .connect_timeout(Duration::from_secs(CONNECT_SECONDS))
-            .timeout(timeout)
-            // A redirect would carry the secret to wherever it leads.
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy();
+        let mut builder = builder(timeout);
         if let Some(path) = ca_file {
             builder = builder.tls_certs_merge(certificates(path)?);
         }
-        let client = builder.build().map_err(|e| {
-            Error::invalid("component_client", "could not make an HTTP client")
-                .with_source(e.without_url())
-        })?;
         Ok(Self {
-            client,
+            client: build(builder)?,
             name: format!("{store} at {}", base.as_str().trim_end_matches('/')),
             base,
             headers,
+            timeout,
+        })
+    }
+
+    /// A client for a server that listens at a socket of this host.
+    ///
+    /// # Errors
+    /// Kind Invalid, `component_client`.
+    pub(super) fn at_socket(store: &str, socket: &Path, timeout_seconds: u64) -> Result<Self> {
+        let timeout = Duration::from_secs(timeout_seconds);
+        Ok(Self {
+            client: build(builder(timeout).unix_socket(socket))?,
+            // Only for the Host header: nothing is looked up.
+            base: parse_url("http://localhost/")?,
+            headers: HeaderMap::new(),
+            name: format!("{store} at unix://{}", socket.display()),
             timeout,
         })
     }
@@ -270,6 +275,25 @@ impl Http {
         // Without its URL: that is in the message already.
         Error::unavailable("component_unreachable", what).with_source(error.without_url())
     }
+}
+
+/// What every client has in common.
+fn builder(timeout: Duration) -> ClientBuilder {
+    // Twice is no error that matters: one of this process was first.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    Client::builder()
+        .connect_timeout(Duration::from_secs(CONNECT_SECONDS))
+        .timeout(timeout)
+        // A redirect would carry the secret to wherever it leads.
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+}
+
+fn build(builder: ClientBuilder) -> Result<Client> {
+    builder.build().map_err(|e| {
+        Error::invalid("component_client", "could not make an HTTP client")
+            .with_source(e.without_url())
+    })
 }
 
 fn parse_url(text: &str) -> Result<Url> {

@@ -55,6 +55,7 @@ pub(super) struct World {
     pub(super) fails: Option<&'static str>,
     pub(super) cancels: Option<&'static str>,
     pub(super) hooks: bool,
+    pub(super) own_levers: bool,
     pub(super) without_cluster: bool,
     pub(super) limit: Duration,
     pub(super) slow: Duration,
@@ -85,6 +86,7 @@ impl World {
             fails: None,
             cancels: None,
             hooks: false,
+            own_levers: false,
             without_cluster: false,
             limit: Duration::from_secs(60),
             slow: Duration::from_millis(20),
@@ -106,6 +108,7 @@ impl World {
                 expires_seconds: None,
             }),
             has_hooks: self.hooks,
+            holds_for_capture: self.own_levers,
         });
         let spec = Spec {
             label: BackupLabel::new(Utc::now(), 7),
@@ -270,6 +273,15 @@ impl Engine for World {
         })
     }
 
+    fn capture_lever(&self, member: &Member) -> Result<Option<Lever>> {
+        self.step("lever")?;
+        let undo = BTreeMap::from([("of".to_owned(), member.name.clone())]);
+        Ok(self.own_levers.then_some(Lever {
+            undo,
+            expires_seconds: None,
+        }))
+    }
+
     fn capture(&self, member: &Member, _set: &BackupLabel) -> Result<Captured> {
         self.note(format!("capture {}", member.name));
         if self.cancels == Some(member.name.as_str()) {
@@ -327,7 +339,7 @@ impl Levers for World {
                     state = self.changed.wait(state).unwrap();
                 }
             }
-            Undo::Lever { component, .. } => {
+            Undo::Lever { component, .. } | Undo::Capture { component, .. } => {
                 state.held.insert(component.clone());
                 let content = docs(&state.stores[component]);
                 state.when_held.insert(component.clone(), content);
@@ -344,7 +356,9 @@ impl Levers for World {
         let mut state = self.state.lock().unwrap();
         match undo {
             Undo::Application { .. } => state.stopped = false,
-            Undo::Lever { component, .. } => drop(state.held.remove(component)),
+            Undo::Lever { component, .. } | Undo::Capture { component, .. } => {
+                state.held.remove(component);
+            }
             Undo::BeforeBackup { component } => state.log.push(format!("after {component}")),
         }
         self.changed.notify_all();

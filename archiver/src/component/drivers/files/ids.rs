@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 /// The paths of regular files below `part`, relative to it. Without a part, below the only path.
-pub(super) fn list(
+pub(in crate::component::drivers) fn list(
     paths: &[PathBuf],
     context: &Context<'_>,
     part: &str,

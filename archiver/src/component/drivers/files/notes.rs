@@ -7,7 +7,7 @@ const NAMES_MAX: usize = 20;
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Notes(Mutex<Vec<Kind>>);
+pub(in crate::component::drivers) struct Notes(Mutex<Vec<Kind>>);
 
 struct Kind {
     what: &'static str,
@@ -17,7 +17,7 @@ struct Kind {
 
 impl Notes {
     /// Notes that `what` is true of `path`.
-    pub(super) fn add(&self, what: &'static str, path: &[u8]) {
+    pub(in crate::component::drivers) fn add(&self, what: &'static str, path: &[u8]) {
         let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let at = kinds.iter().position(|kind| kind.what == what);
         let at = at.unwrap_or_else(|| {
@@ -39,7 +39,7 @@ impl Notes {
     }
 
     /// One line for each kind.
-    pub(super) fn lines(self) -> Vec<String> {
+    pub(in crate::component::drivers) fn lines(self) -> Vec<String> {
         let kinds = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
         let lines = kinds.into_iter().map(|mut kind| {
             kind.names.sort();

@@ -11,7 +11,7 @@ use std::path::Path;
 
 /// What is included, excluded and masked.
 #[derive(Debug)]
-pub(super) struct Rules {
+pub(in crate::component::drivers) struct Rules {
     include: Option<Patterns>,
     exclude: Patterns,
     redact: Patterns,
@@ -19,15 +19,19 @@ pub(super) struct Rules {
 
 /// Where a file is.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Where<'a> {
+pub(in crate::component::drivers) struct Where<'a> {
     /// The path within the backup: the absolute one without its first slash.
-    pub(super) path: &'a [u8],
+    pub(in crate::component::drivers) path: &'a [u8],
     /// How much of it belongs to the configured path.
-    pub(super) root_len: usize,
+    pub(in crate::component::drivers) root_len: usize,
 }
 
 impl Rules {
-    pub(super) fn new(include: &[String], exclude: &[String], redact: &[String]) -> Result<Self> {
+    pub(in crate::component::drivers) fn new(
+        include: &[String],
+        exclude: &[String],
+        redact: &[String],
+    ) -> Result<Self> {
         Ok(Self {
             include: match include {
                 [] => None,
@@ -39,7 +43,7 @@ impl Rules {
     }
 
     /// Whether a directory, or anything else, is left out with all below it.
-    pub(super) fn excludes(&self, at: Where<'_>) -> bool {
+    pub(in crate::component::drivers) fn excludes(&self, at: Where<'_>) -> bool {
         self.exclude.matches(at)
     }
 
@@ -113,13 +117,13 @@ impl Patterns {
 }
 
 /// What a request selects: paths with all below them, or patterns.
-pub(super) struct Selection {
+pub(in crate::component::drivers) struct Selection {
     patterns: Vec<(Vec<u8>, globset::GlobMatcher)>,
     hit: Vec<std::cell::Cell<bool>>,
 }
 
 impl Selection {
-    pub(super) fn new(select: &[String]) -> Result<Self> {
+    pub(in crate::component::drivers) fn new(select: &[String]) -> Result<Self> {
         let patterns = select.iter().map(|pattern| {
             let text = pattern.trim_start_matches('/').trim_end_matches('/');
             Ok((text.as_bytes().to_vec(), glob(text)?.compile_matcher()))
@@ -134,12 +138,12 @@ impl Selection {
         })
     }
 
-    pub(super) fn is_all(&self) -> bool {
+    pub(in crate::component::drivers) fn is_all(&self) -> bool {
         self.patterns.is_empty()
     }
 
     /// Whether `path` is selected.
-    pub(super) fn takes(&self, path: &[u8]) -> bool {
+    pub(in crate::component::drivers) fn takes(&self, path: &[u8]) -> bool {
         if self.is_all() {
             return true;
         }
@@ -165,7 +169,7 @@ impl Selection {
     }
 
     /// Whether `path` itself is named, not only something above it or a pattern.
-    pub(super) fn names(&self, path: &[u8]) -> bool {
+    pub(in crate::component::drivers) fn names(&self, path: &[u8]) -> bool {
         self.patterns.iter().any(|(text, _)| text == path)
     }
 
@@ -173,7 +177,7 @@ impl Selection {
     ///
     /// # Errors
     /// Kind Invalid, `nothing_selected`.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(in crate::component::drivers) fn check(&self) -> Result<()> {
         for ((text, _), hit) in self.patterns.iter().zip(&self.hit) {
             if !hit.get() {
                 return Err(Error::invalid(
