@@ -393,7 +393,7 @@ fn leftovers_of_the_dead_are_removed_and_the_command_line_restores() {
     assert_eq!(engine.things(), Vec::<String>::new());
 }
 
-/// Where this machine lets containers run: a real one is paused, and let go after a SIGKILL.
+/// Where this machine lets containers run: a real one is paused and stopped, and let go after a SIGKILL.
 #[test]
 fn a_running_container_is_paused_and_let_go() {
     if !can_run() {
@@ -404,7 +404,8 @@ fn a_running_container_is_paused_and_let_go() {
     let engine = DockerServer::start(directory, "engine");
     engine.image("app", &[]);
     engine.volume("app_data", &Value::Null, &Value::Null);
-    let script = "n=0; while :; do n=$((n+1)); echo $n > /data/a; echo $n > /data/b; done";
+    // The first process of a container ignores the signal otherwise.
+    let script = "trap 'exit 0' TERM; n=0; while :; do n=$((n+1)); echo $n > /data/a; echo $n > /data/b; done";
     let web = engine.container("web", "app", "app_data", script);
     if let Err(why) = engine.run(&web) {
         eprintln!("no container can run here: {why}");
@@ -455,6 +456,15 @@ fn a_running_container_is_paused_and_let_go() {
     let (a, b) = (number("app_data/a"), number("app_data/b"));
     // A file that is being written may be empty.
     assert!(a == 0 || b == 0 || a == b || a == b + 1, "{a} {b}");
+    assert_eq!(engine.state(&web), "running");
+    // Stopped, it is of one instant.
+    let it = volumes(&engine, "on_capture = \"stop\"\n");
+    let lever = it.capture_lever(&bench.context()).unwrap().unwrap();
+    it.hold(&bench.context(), &lever).unwrap();
+    assert_eq!(engine.state(&web), "exited");
+    let backup = bench.capture(it.as_ref());
+    assert_eq!(backup.point().consistency, Consistency::PointInTime);
+    it.release(&bench.context(), &lever).unwrap();
     assert_eq!(engine.state(&web), "running");
 }
 
