@@ -183,6 +183,26 @@ pub fn content_error(message: impl Into<String>, error: std::io::Error) -> crate
     }
 }
 
+/// Reads until `buffer` is full or the content ends; how many bytes there were.
+///
+/// # Errors
+/// The content's.
+pub fn fill(
+    content: &mut (impl std::io::Read + ?Sized),
+    buffer: &mut [u8],
+) -> std::io::Result<usize> {
+    let mut len = 0;
+    while let Some(room) = buffer.get_mut(len..).filter(|room| !room.is_empty()) {
+        match content.read(room) {
+            Ok(0) => break,
+            Ok(more) => len += more,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(len)
+}
+
 /// The whole content of a file of a backup that is to fit into memory: a manifest, an export.
 ///
 /// # Errors

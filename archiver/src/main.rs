@@ -1,10 +1,12 @@
 //! The `pgark` binary: parse, trace, run, and turn the error into an exit code.
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser};
 use pgark_archiver::cli::{Cli, Command, ConfigCommand, LogFormat};
 use pgark_archiver::config::Config;
 use pgark_archiver::signals::cancel_on_signal;
 use pgark_archiver::{Error, Result, commands, exit_code};
+use pgark_types::ArchiveFile;
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -15,6 +17,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
+            let is_get = is_get || is_slip_of_get(&error);
             let code = match (error.use_stderr(), is_get) {
                 (false, _) => exit_code::DONE,
                 (true, true) => exit_code::GET_USAGE,
@@ -39,12 +42,26 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether a word stands where archive-get was meant, misspelt perhaps: `restore_command` with a slip in it
-/// must not look like "no more WAL" either.
+/// Whether archive-get was meant, misspelt perhaps: `restore_command` with a slip in it must not look like
+/// "no more WAL" either.
 fn means_get(word: &str) -> bool {
     let letters = word.chars().filter(char::is_ascii_alphabetic);
     let word: String = letters.map(|c| c.to_ascii_lowercase()).collect();
     word.starts_with("archiveg") || word.starts_with("getwal") || word.starts_with("walget")
+}
+
+/// Whether the word in the verb's place is most like archive-get, or is the WAL file's name.
+fn is_slip_of_get(error: &clap::Error) -> bool {
+    let Some(ContextValue::String(verb)) = error.get(ContextKind::InvalidSubcommand) else {
+        return false;
+    };
+    let likeliest = match error.get(ContextKind::SuggestedSubcommand) {
+        Some(ContextValue::String(name)) => Some(name),
+        // The likeliest stands last.
+        Some(ContextValue::Strings(names)) => names.last(),
+        _ => None,
+    };
+    verb.parse::<ArchiveFile>().is_ok() || likeliest.is_some_and(|name| name == "archive-get")
 }
 
 /// A panic must not look like "no more WAL" to a recovery: 101 would (`docs/reference/exit-codes.md`).

@@ -11,6 +11,32 @@ debian_mirror() {
     } | grep -E '/debian/?$' | head -n 1
 }
 
+# debian_unpack SUITE DIRECTORY PACKAGE...: downloads packages and unpacks them into a folder: nothing is
+# installed, so no service starts. What an interrupted run left there is thrown away.
+debian_unpack() {
+    suite=$1
+    folder=$2
+    shift 2
+    mirror=$(debian_mirror)
+    if [ -z "$mirror" ]; then
+        echo "$(basename "$0"): no Debian mirror found in /etc/apt/sources.list or /etc/apt/sources.list.d" >&2
+        exit 1
+    fi
+    rm -rf "$folder"
+    apt="$folder/apt"
+    mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$folder/debs"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$apt/sources.list"
+    : >"$apt/status"
+    # apt with lists of its own: the host's stay what they are.
+    ask="apt-get -q -o Dir::State=$apt -o Dir::State::status=$apt/status -o Dir::Cache=$apt/cache
+        -o Dir::Etc::sourcelist=$apt/sources.list -o Dir::Etc::sourceparts=/dev/null
+        -o APT::Sandbox::User=$(id -un)"
+    $ask update
+    (cd "$folder/debs" && $ask download "$@")
+    for deb in "$folder"/debs/*.deb; do dpkg -x "$deb" "$folder"; done
+    rm -rf "$apt" "$folder/debs"
+}
+
 # debian_begin SUITE DIRECTORY: a minimal chroot, apt's lists read, ready for in_chroot. What an
 # interrupted run left there is thrown away: half a chroot is never continued.
 debian_begin() {

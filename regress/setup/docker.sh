@@ -38,26 +38,10 @@ if [ -e "$root/.pgark-ready" ]; then
     exit 0
 fi
 
-mirror=$(debian_mirror)
-if [ -z "$mirror" ]; then
-    echo "docker.sh: no Debian mirror found in /etc/apt/sources.list or /etc/apt/sources.list.d" >&2
-    exit 1
-fi
 {
-    # What an interrupted run left is thrown away.
-    rm -rf "$root" "$root.making"
-    mkdir -p "$root.making/apt/lists/partial" "$root.making/apt/cache/archives/partial" "$root.making/debs"
-    apt="$root.making/apt"
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$apt/sources.list"
-    : >"$apt/status"
-    # apt with lists of its own: the host's stay what they are.
-    ask="apt-get -q -o Dir::State=$apt -o Dir::State::status=$apt/status -o Dir::Cache=$apt/cache
-        -o Dir::Etc::sourcelist=$apt/sources.list -o Dir::Etc::sourceparts=/dev/null
-        -o APT::Sandbox::User=$(id -un)"
-    $ask update
-    (cd "$root.making/debs" && $ask download $packages)
-    for deb in "$root.making"/debs/*.deb; do dpkg -x "$deb" "$root.making"; done
-    rm -rf "$root.making/apt" "$root.making/debs"
+    rm -rf "$root"
+    # shellcheck disable=SC2086
+    debian_unpack "$suite" "$root.making" $packages
     # dockerd looks for containerd and runc in PATH, and hands both variables on.
     {
         echo '#!/bin/sh'

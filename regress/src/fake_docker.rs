@@ -198,6 +198,8 @@ impl State {
         };
         let act = format!("{what} {}", c.name);
         if let Some((status, why)) = self.fails.get(&act) {
+            // Somebody else was faster by a moment.
+            c.paused = c.paused || (*status, what) == (409, "pause");
             return refuse(*status, why);
         }
         match (what, c.running, c.paused) {

@@ -127,6 +127,36 @@ fn restored_and_backed_up_again_17() {
     restored_and_backed_up_again(Major::Pg17);
 }
 
+/// pgark knows the data directory by another name than the server: its files are not outside for that.
+#[test]
+fn another_name_of_the_data_directory() {
+    let directory = TestDirectory::new("t105_name");
+    let mut cluster = Cluster::builder(&directory, Major::Pg15, "a")
+        .wal_segment_mib(1)
+        .init();
+    let pgark = install(&directory, &cluster);
+    let other = directory.join("other");
+    std::os::unix::fs::symlink(cluster.data(), &other).unwrap();
+    let text = std::fs::read_to_string(pgark.config()).unwrap();
+    let text = text.replace(
+        &format!("data_directory = \"{}\"", cluster.data().display()),
+        &format!("data_directory = \"{}\"", other.display()),
+    );
+    assert!(text.contains("/other\""));
+    std::fs::write(pgark.config(), text).unwrap();
+    cluster.start();
+    pgark.backup();
+    cluster.archive_all();
+    cluster.stop(StopMode::Fast);
+    let mut restored = Cluster::over(&directory, Major::Pg15, "b");
+    let report = pgark.restore(&restored, &[]);
+    let start = report["start_command"].as_str().unwrap();
+    assert!(!start.contains("pgark_config"), "{start}");
+    assert!(!restored.data().join("pgark_config").exists());
+    restored.recover();
+    restored.stop(StopMode::Fast);
+}
+
 /// Configuration that the data directory has as links, the file and the directory it includes.
 #[test]
 fn linked_configuration() {

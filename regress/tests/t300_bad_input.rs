@@ -508,13 +508,22 @@ fn verbs(bench: &mut Bench<'_>, config: &Path) {
             Form::Hint,
         )
         .says("why");
-    bench.case(
-        "misspelt archive-get",
-        config,
+    for slip in [
         "archive_get x y",
-        209,
-        Form::Usage,
-    );
+        "arhive-get x y",
+        "000000010000000000000001 pg_wal/RECOVERYXLOG",
+    ] {
+        bench.case("misspelt archive-get", config, slip, 209, Form::Usage);
+    }
+    // Above 125 the archiver of a server would start anew again and again.
+    for slip in [
+        "archive-psh pg_wal/000000010000000000000001",
+        "archive_push pg_wal/000000010000000000000001",
+        "archive-push a 000000010000000000000001 b",
+        "archive-push --fast 000000010000000000000001",
+    ] {
+        bench.case("misspelt archive-push", config, slip, 2, Form::Usage);
+    }
     bench
         .case(
             "annotation without =",
@@ -750,7 +759,7 @@ fn bad_input() {
     restores(&mut bench, pgark.config(), &cluster, &targets);
     verbs(&mut bench, pgark.config());
     servers(&mut bench, &pgark, &cluster, &other);
-    assert_eq!(bench.cases.len(), 78, "cases");
+    assert_eq!(bench.cases.len(), 84, "cases");
     let before = snapshot(&directory);
     let mut wrong = Vec::new();
     for case in &bench.cases {

@@ -101,6 +101,12 @@ fn a_restore_makes_what_is_missing_and_disturbs_nobody() {
     let labels = source.state().volumes["copy"]["Labels"].clone();
     assert_eq!(labels, json!({"tier": "gold"}));
     assert!(bench.evidence(from.as_ref(), &backup, &copy).ok);
+    // A container that is stopped may have outlived its volume.
+    source.container("old", "app", "lost");
+    for container in source.state().containers.values_mut() {
+        container.running = false;
+    }
+    bench.restore(from.as_ref(), &backup, &rename("app_data", "lost"));
     // A part, in place: the rest stays.
     std::fs::write(data.join("uploads/a.txt"), "changed").unwrap();
     std::fs::write(data.join("b.txt"), "changed").unwrap();
@@ -123,6 +129,14 @@ fn a_restore_makes_what_is_missing_and_disturbs_nobody() {
     bench.restore(from.as_ref(), &backup, &overwrite);
     assert!(!data.join("later").exists());
     assert!(data.join("uploads/x.tmp").exists());
+    assert_eq!(std::fs::read_to_string(data.join("b.txt")).unwrap(), "b");
+    // Another section's by now, which no safety backup would save.
+    let moved = driver(
+        "docker_volume",
+        &format!("socket = \"{}\"\nvolumes = [\"taken\"]\n", source.url()),
+    );
+    let error = bench.try_restore(moved.as_ref(), &backup, &overwrite);
+    assert_eq!(error.unwrap_err().code(), "volume_not_saved");
     assert_eq!(std::fs::read_to_string(data.join("b.txt")).unwrap(), "b");
     // Into a directory: without an engine.
     let folder = bench.directory.folder("plain");
@@ -181,7 +195,11 @@ fn what_is_packed_by_others_is_read_and_the_other_way_round() {
         ..Request::default()
     };
     bench.restore(it.as_ref(), &backup, &elsewhere);
-    assert_eq!(target.take_acts(), ["remove helper that writes"]);
+    // The first one looks whether the new volume is empty.
+    assert_eq!(
+        target.take_acts(),
+        ["remove helper", "remove helper that writes"]
+    );
     assert!(target.state().images.is_empty());
     let evidence = bench.evidence(it.as_ref(), &backup, &elsewhere);
     assert!(evidence.ok, "{evidence:#?}");
@@ -230,6 +248,10 @@ fn what_is_packed_by_others_is_read_and_the_other_way_round() {
     refused(&all, "volume_referenced");
     assert!(made.join("more").exists());
     target.state().containers.clear();
+    // What no backup has is not removed with the volume.
+    write(&made, "uploads/a.txt", "of no backup");
+    refused(&all, "volume_excluded");
+    std::fs::remove_file(made.join("uploads/a.txt")).unwrap();
     bench.restore(it.as_ref(), &backup, &all);
     assert!(!made.join("more").exists());
     assert!(bench.evidence(it.as_ref(), &backup, &all).ok);

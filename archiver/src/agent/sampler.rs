@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::postgres::session::{self, Session};
 use crate::repository::{Repository, layout};
 use crate::wal::cluster::Identity;
-use crate::wal::covered::{self, Sample};
+use crate::wal::covered::{self, SETTLE, Sample};
 use crate::wal::get;
 use crate::wal::repositories::Repositories;
 use crate::{Error, Result};
@@ -24,9 +24,6 @@ use std::time::{Duration, Instant};
 
 /// While nothing is written, every so many samples one is stored.
 const IDLE_EVERY: u32 = 10;
-/// A commit takes its time stamp shortly before it inserts its record. The insert position is read
-/// this much after the clock, so that it covers such commits.
-const SETTLE: Duration = Duration::from_millis(500);
 /// `SizeOfXLogLongPHD`: an idle cluster inserts next behind the header of an empty segment.
 const LONG_HEADER_BYTES: u64 = 40;
 

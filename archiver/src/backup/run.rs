@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::postgres::backup_label::BackupLabelFile;
 use crate::postgres::control_file::ControlFile;
 use crate::postgres::session::Session as SqlSession;
+use crate::postgres::wal_page::before_page_header;
 use crate::progress::{Meter, Progress};
 use crate::repository::Repository;
 use crate::repository::format::manifest::Label;
@@ -215,7 +216,8 @@ impl Job<'_> {
             Ok(())
         })?;
         let switched = !self.server.in_recovery || self.switch_on_primary();
-        let samples = samples(&stopped);
+        let archived = last_segment.start_lsn(size)?.checked_add(size.bytes());
+        let samples = samples(&stopped, archived);
         let give_up = deadline(self.archive_timeout());
         self.phase("waiting for wal archiving to finish");
         outlets.each(|outlet| {
@@ -424,14 +426,16 @@ fn threads(configured: usize) -> usize {
     }
 }
 
-/// What the WAL covers. On an idle server that is the end of the backup itself, by the second sample:
-/// without it nothing after the backup's end could be asked for until something is written.
-fn samples(stopped: &Stopped) -> Vec<Sample> {
+/// What the WAL up to `archived`, which the backup waits for, covers. On an idle server that is the moment of
+/// its end too: without the second sample nothing could be asked for until something is written.
+fn samples(stopped: &Stopped, archived: Option<Lsn>) -> Vec<Sample> {
     let at_stop = Sample {
         time: stopped.covered_at,
         lsn: stopped.lsn,
     };
-    let after = stopped.insert_lsn.map(|lsn| Sample {
+    let after = stopped.insert_lsn.map(before_page_header);
+    let after = after.filter(|lsn| archived.is_some_and(|archived| *lsn <= archived));
+    let after = after.map(|lsn| Sample {
         time: stopped.at,
         lsn,
     });

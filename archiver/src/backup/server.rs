@@ -3,6 +3,7 @@
 use crate::config::Cluster;
 use crate::postgres::control_file::ControlFile;
 use crate::postgres::session::{Session, column};
+use crate::wal::covered::SETTLE;
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
 use pgark_types::{Lsn, SystemId, TimelineId};
@@ -67,16 +68,25 @@ pub(super) fn inspect(session: &mut Session, cluster: &Cluster) -> Result<(Serve
     }
     same_directory(session, &shown, &data_directory)?;
     check_layout(&control)?;
-    let (config_files, config_inside) = config_files(session, &data_directory)?;
-    let config_file = session.show("config_file")?;
-    let usual = data_directory.join("postgresql.conf");
+    // A container or a link may give the data directory another name here.
+    let here = |path: String| match Path::new(&path).strip_prefix(&shown) {
+        Ok(within) => data_directory.join(within),
+        Err(_) => PathBuf::from(path),
+    };
+    let own = here(session.show("config_file")?);
+    let hba = here(session.show("hba_file")?);
+    let ident = here(session.show("ident_file")?);
+    let mut files: Vec<PathBuf> = source_files(session)?.into_iter().map(here).collect();
+    files.extend([own.clone(), hba.clone(), ident.clone()]);
+    let (config_files, config_inside) = apart(files, &data_directory);
+    let text = |path: &Path| path.display().to_string();
     let server = Server {
         version_num,
         in_recovery: session.in_recovery()?,
         archive_mode: session.show("archive_mode")?,
-        hba_file: session.show("hba_file")?,
-        ident_file: session.show("ident_file")?,
-        config_file: Some(config_file).filter(|f| *f != usual.display().to_string()),
+        hba_file: text(&hba),
+        ident_file: text(&ident),
+        config_file: (own != data_directory.join("postgresql.conf")).then(|| text(&own)),
         data_directory,
         config_files,
         config_inside,
@@ -196,35 +206,26 @@ pub(super) fn text(session: &mut Session, sql: &str) -> Result<String> {
     column(&row, 0)
 }
 
-/// Configuration files that lie outside the data directory (Debian keeps them in /etc), and those
-/// within it, by their paths there.
-fn config_files(
-    session: &mut Session,
-    data_directory: &Path,
-) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+/// The files that settings come from, as the server names them.
+fn source_files(session: &mut Session) -> Result<Vec<String>> {
     let rows = session.query(
         "SELECT DISTINCT sourcefile FROM pg_file_settings WHERE sourcefile IS NOT NULL",
         &[],
     )?;
-    let mut files: Vec<String> = rows
-        .iter()
-        .map(|row| column(row, 0))
-        .collect::<Result<_>>()?;
-    for setting in ["config_file", "hba_file", "ident_file"] {
-        files.push(session.show(setting)?);
-    }
-    let mut files: Vec<PathBuf> = files
-        .into_iter()
-        .map(PathBuf::from)
-        .filter(|f| f.is_absolute() && f.is_file())
-        .collect();
+    rows.iter().map(|row| column(row, 0)).collect()
+}
+
+/// Configuration files that lie outside the data directory (Debian keeps them in /etc), and those
+/// within it, by their paths there.
+fn apart(mut files: Vec<PathBuf>, data_directory: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
+    files.retain(|file| file.is_absolute() && file.is_file());
     files.sort();
     files.dedup();
     let (inside, outside): (Vec<PathBuf>, Vec<PathBuf>) = files
         .into_iter()
-        .partition(|f| f.starts_with(data_directory));
-    let within = |f: PathBuf| Some(f.strip_prefix(data_directory).ok()?.to_path_buf());
-    Ok((outside, inside.into_iter().filter_map(within).collect()))
+        .partition(|file| file.starts_with(data_directory));
+    let within = |file: PathBuf| Some(file.strip_prefix(data_directory).ok()?.to_path_buf());
+    (outside, inside.into_iter().filter_map(within).collect())
 }
 
 /// The answers of `pg_backup_start`.
@@ -274,7 +275,10 @@ pub(super) fn stop(session: &mut Session) -> Result<Stopped> {
     let at = now(session)?;
     let insert_lsn = match session.in_recovery()? {
         true => None,
-        false => Some(text(session, "SELECT pg_current_wal_insert_lsn()::text")?.parse()?),
+        false => {
+            std::thread::sleep(SETTLE);
+            Some(text(session, "SELECT pg_current_wal_insert_lsn()::text")?.parse()?)
+        }
     };
     Ok(Stopped {
         lsn: column::<String>(&row, 0)?.parse()?,

@@ -71,6 +71,9 @@ fn at(text: &str) -> DateTime<Utc> {
     text.parse().unwrap()
 }
 
+/// The configuration file outside, by its original path.
+pub(crate) const CONFIG: &str = "/etc/postgresql/15/main/pg_hba.conf";
+
 /// The data directory and what belongs to it.
 pub(crate) struct Source {
     directory: tempfile::TempDir,
@@ -144,7 +147,7 @@ impl Source {
         self.directory.path().join("tablespace")
     }
 
-    fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.directory.path().join("pg_hba.conf")
     }
 
@@ -184,6 +187,7 @@ impl Source {
         })?;
         let mut scan = scan::scan(&self.data(), "PG_15_202209061")?;
         scan.entries.push(self.config_entry());
+        scan.entries.sort_by(|a, b| a.path.cmp(&b.path));
         let shared = shared(repository, clock, &control);
         let copy = copy::copy(&shared, &scan.entries, 1)?.remove(0)?;
         let stopped = stopped(&label);
@@ -219,7 +223,7 @@ impl Source {
     fn config_entry(&self) -> Found {
         let path = self.config();
         Found {
-            path: PathText("/etc/postgresql/15/main/pg_hba.conf".to_owned()),
+            path: PathText(CONFIG.to_owned()),
             kind: FileKind::Config,
             size: std::fs::metadata(&path).unwrap().len(),
             source: path,

@@ -8,7 +8,7 @@ mod store;
 mod table;
 
 use self::lane::Lane;
-use super::{Entry, EntryKind, Point, Sink, Stored};
+use super::{Entry, EntryKind, Point, Sink, Stored, fill};
 use crate::cancel::CancelToken;
 use crate::repository::component::check_path;
 use crate::{Error, Result};
@@ -170,18 +170,4 @@ impl Sink for Capture<'_> {
     fn parent(&self) -> Option<&Point> {
         self.parent.as_ref()
     }
-}
-
-/// Reads until `buffer` is full or the content ends.
-fn fill(content: &mut dyn Read, buffer: &mut [u8]) -> std::io::Result<usize> {
-    let mut len = 0;
-    while let Some(room) = buffer.get_mut(len..).filter(|room| !room.is_empty()) {
-        match content.read(room) {
-            Ok(0) => break,
-            Ok(more) => len += more,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(len)
 }

@@ -11,6 +11,7 @@ use crate::config::component::Component;
 use crate::crashsafe::{RealFs, SharedFs};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -89,13 +90,13 @@ impl HostLevers<'_> {
         &self,
         component: &str,
         cancel: &CancelToken,
+        scratch: &Path,
         act: impl FnOnce(&dyn Driver, &Context<'_>) -> Result<()>,
     ) -> Result<()> {
-        let scratch = Scratch::make(self.config)?;
         let context = Context {
             component,
             cancel,
-            scratch: scratch.path(),
+            scratch,
         };
         match self.drivers.get(component) {
             Some(driver) => act(driver.as_ref(), &context),
@@ -112,9 +113,10 @@ impl HostLevers<'_> {
 impl Levers for HostLevers<'_> {
     fn pull(&self, undo: &Undo) -> Result<()> {
         let cancel = Some(self.cancel);
+        let scratch = Scratch::make(self.config)?;
         match undo {
             Undo::Lever { component, lever } | Undo::Capture { component, lever } => self
-                .with_driver(component, self.cancel, |driver, context| {
+                .with_driver(component, self.cancel, scratch.path(), |driver, context| {
                     driver.hold(context, lever)
                 }),
             Undo::Application { component } => self
@@ -128,9 +130,13 @@ impl Levers for HostLevers<'_> {
 
     fn undo(&self, undo: &Undo) -> Result<()> {
         let never = CancelToken::default();
+        // On a full disk there is none: what is held has to be let go all the same.
+        let scratch = Scratch::make(self.config);
+        let temporary = std::env::temp_dir();
+        let scratch = scratch.as_ref().map_or(temporary.as_path(), Scratch::path);
         match undo {
             Undo::Lever { component, lever } | Undo::Capture { component, lever } => self
-                .with_driver(component, &never, |driver, context| {
+                .with_driver(component, &never, scratch, |driver, context| {
                     driver.release(context, lever)
                 }),
             Undo::Application { component } => {

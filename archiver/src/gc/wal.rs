@@ -132,7 +132,9 @@ impl Expired {
             }
         }
         let mut floors: BTreeMap<TimelineId, u64> = BTreeMap::new();
-        for ((timeline, no), objects) in objects {
+        for ((timeline, no), mut objects) in objects {
+            // The segment goes last: what is broken off before is planned again, what comes after is not.
+            objects.sort_by_key(|object| object.key.file_name().len() == SEGMENT_NAME_LEN);
             let old = |o: &ObjectMeta| o.modified + run.settings.age_min <= run.now;
             if !objects.iter().all(old) {
                 continue;
@@ -158,13 +160,15 @@ impl Expired {
     }
 }
 
+const SEGMENT_NAME_LEN: usize = 24;
+
 /// The segment that an object below `wal/<sysid>/` belongs to: the segment itself, its variants, its
 /// index, its partial and backup history files. Not history files, quarantine, floors and samples.
 fn place(object: &ObjectMeta, prefix: &str, size: SegmentSize) -> Option<(TimelineId, u64)> {
     let rest = object.key.as_str().strip_prefix(prefix)?;
     let mut parts = rest.split('/');
     let (timeline, log, name) = (parts.next()?, parts.next()?, parts.next()?);
-    let ArchiveFile::Segment(segment) = name.get(..24)?.parse().ok()? else {
+    let ArchiveFile::Segment(segment) = name.get(..SEGMENT_NAME_LEN)?.parse().ok()? else {
         return None;
     };
     let fits = segment.timeline.hex() == timeline && format!("{:08X}", segment.log) == log;

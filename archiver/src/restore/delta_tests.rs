@@ -39,6 +39,40 @@ fn repository(directory: &Path) -> (Repository, Source) {
     (repository, source)
 }
 
+/// Backups that an earlier pgark took of a cluster restored in place hold the captured configuration
+/// twice: as it is, and as the restore left it. The former is restored, at first and over what is there.
+#[test]
+fn captured_configuration_wins_over_what_a_restore_left() {
+    let directory = in_memory();
+    let storage: SharedStorage =
+        Arc::new(PosixStorage::create(directory.path().join("repo")).unwrap());
+    let clock = SeededClock::shared(1);
+    crate::repository::create(&storage, clock.as_ref()).unwrap();
+    let repository = Repository::open("delta", storage).unwrap();
+    for (file, bytes) in source::wal_files() {
+        source::push(&repository, file, &bytes, &clock).unwrap();
+    }
+    let source = Source::new();
+    let config = source.config();
+    let below = Path::new(super::CONFIG_DIRECTORY).join(&source::CONFIG[1..]);
+    let left = source.data().join(&below);
+    fs::create_dir_all(left.parent().unwrap()).unwrap();
+    fs::write(&left, b"of long ago\n").unwrap();
+    source.back_up(&repository, &clock).unwrap();
+    let (plan, backup) = plan(&repository).unwrap();
+    let copy = directory.path().join("copy");
+    fs::create_dir(&copy).unwrap();
+    let restored = copy.join("target").join(&below);
+    for delta in [false, true] {
+        restore(&plan, &backup, &copy, real(), delta).unwrap();
+        assert_eq!(fs::read(&restored).unwrap(), fs::read(&config).unwrap());
+        fs::write(&restored, b"of long ago\n").unwrap();
+    }
+    let manifest = fs::read_to_string(copy.join("target/backup_manifest")).unwrap();
+    let name = below.display().to_string();
+    assert_eq!(manifest.matches(&name).count(), 1);
+}
+
 #[test]
 fn the_originals_tablespace_is_refused() {
     let directory = in_memory();

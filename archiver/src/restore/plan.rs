@@ -162,20 +162,32 @@ pub fn plan(repository: &Repository, request: &Request) -> Result<(Plan, Backup)
         planned => return planned,
     };
     // A time may be one of before a pg_upgrade; anything else means another place there.
-    if request.backup.is_none() && matches!(request.target, RecoveryTarget::Time(_)) {
+    if let (None, RecoveryTarget::Time(time)) = (&request.backup, &request.target) {
         let mut tried = vec![system_id];
+        let mut damage = None;
         for label in labels.iter().rev() {
             if tried.contains(&label.system_identifier) {
                 continue;
             }
             tried.push(label.system_identifier);
-            if let Ok((mut plan, backup)) = of(label.system_identifier) {
-                plan.warnings.push(format!(
-                    "the target is in the time of system identifier {}, before the cluster was upgraded or made anew",
-                    label.system_identifier
-                ));
-                return Ok((plan, backup));
+            let era = format!(
+                "the time of system identifier {}, before the cluster was upgraded or made anew",
+                label.system_identifier
+            );
+            match of(label.system_identifier) {
+                Ok((mut plan, backup)) => {
+                    plan.warnings.push(format!("the target is in {era}"));
+                    return Ok((plan, backup));
+                }
+                Err(error) if error.kind() == crate::ErrorKind::Invalid => {}
+                Err(error) => damage = damage.or(Some(error.context(era))),
             }
+        }
+        let own = labels.iter().filter(|l| l.system_identifier == system_id);
+        let is_older = own.map(|l| l.stopped_at).min() > Some(time.with_timezone(&Utc));
+        // The target may lie where something is missing, which says more than that it is too old.
+        if let Some(damage) = damage.filter(|_| is_older) {
+            return Err(damage);
         }
     }
     Err(refusal)

@@ -6,12 +6,12 @@
 use super::Verification;
 use crate::repository::format::component::Record;
 use crate::repository::layout;
-use crate::storage::{Key, StrangerKind};
+use crate::storage::{Key, ObjectMeta, StrangerKind};
 use crate::wal::cluster;
 use crate::wal::covered::Sample;
 use crate::wal::inventory::Inventory;
 use crate::{Error, ErrorKind, Result};
-use pgark_types::{ArchiveFile, Lsn, SegmentName, SystemId, TimelineId};
+use pgark_types::{ArchiveFile, Lsn, SegmentName, SegmentSize, SystemId, TimelineId};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use ulid::Ulid;
@@ -150,11 +150,14 @@ impl Verification<'_> {
         let unregistered = |id| {
             registered
                 .as_ref()
-                .is_some_and(|known| !known.contains(&id))
+                .is_some_and(|known| !known.contains_key(&id))
         };
         for system_id in self.system_ids() {
-            let inventory = Inventory::load(self.repository, system_id)?;
-            self.indexed_wal(system_id, &inventory);
+            let objects: Vec<ObjectMeta> = self.wal_of(system_id).cloned().collect();
+            let inventory = Inventory::of_objects(system_id, &objects);
+            if let Some(size) = registered.as_ref().and_then(|known| known.get(&system_id)) {
+                self.indexed_wal((system_id, *size), &objects, &inventory)?;
+            }
             for timeline in inventory.timelines() {
                 let needed = timeline > TimelineId(1) && inventory.newest(timeline).is_some();
                 if needed && !inventory.has_history(timeline) {
@@ -185,27 +188,43 @@ impl Verification<'_> {
         Ok(())
     }
 
-    /// A commit index is stored after its segment and removed with it: alone it tells of a loss, at the end
-    /// of the WAL too, where no gap does.
-    fn indexed_wal(&mut self, system_id: SystemId, inventory: &Inventory) {
+    /// What is listed below `wal/<sysid>/`.
+    fn wal_of(&self, system_id: SystemId) -> impl Iterator<Item = &ObjectMeta> {
         let prefix = layout::wal_prefix(system_id);
-        let indexed = self.listing.keys().filter_map(|key| {
-            let name = key
-                .as_str()
-                .strip_prefix(prefix.as_str())?
-                .rsplit('/')
-                .next()?;
-            let (segment, kind) = name.split_once('.')?;
+        let listed = self.listing.values();
+        listed.filter(move |object| object.key.as_str().starts_with(&prefix))
+    }
+
+    /// A commit index is stored after its segment: alone it tells of a loss, at the end of the WAL too, where
+    /// no gap does. Below the floor it is what gc has left.
+    fn indexed_wal(
+        &mut self,
+        (system_id, size): (SystemId, SegmentSize),
+        objects: &[ObjectMeta],
+        inventory: &Inventory,
+    ) -> Result<()> {
+        let indexed = objects.iter().filter_map(|object| {
+            let (segment, kind) = object.key.file_name().split_once('.')?;
             let segment: SegmentName = segment.parse().ok()?;
             kind.starts_with("idx").then_some(segment)
         });
-        let lost: BTreeSet<SegmentName> = indexed
-            .filter(|segment| !inventory.contains(*segment) && inventory.was_kept(*segment))
+        let mut lost: BTreeSet<SegmentName> = indexed
+            .filter(|segment| !inventory.contains(*segment))
+            .filter(|segment| {
+                let floor = inventory.floor(segment.timeline);
+                segment.number(size).is_ok_and(|no| no >= floor)
+            })
             .collect();
+        if !lost.is_empty() {
+            // A listing is of no one instant: the segment may have come while it was made.
+            let now = Inventory::load(self.repository, system_id)?;
+            lost.retain(|segment| !now.contains(*segment));
+        }
         for segment in lost {
             let detail = "its commit index is stored, the WAL segment is not";
             self.report.find(segment.to_string(), "missing", detail);
         }
+        Ok(())
     }
 
     /// The clusters whose WAL is stored.
@@ -223,15 +242,17 @@ impl Verification<'_> {
     }
 
     /// The registered system identifiers; `None` when a record is damaged.
-    fn registered(&self) -> Result<Option<BTreeSet<SystemId>>> {
+    fn registered(&self) -> Result<Option<BTreeMap<SystemId, SegmentSize>>> {
         let keys = self.listing.keys().map(Key::as_str);
         let names: BTreeSet<&str> = keys
             .filter_map(|key| Some(key.strip_prefix("clusters/")?.rsplit_once(".json.")?.0))
             .collect();
-        let mut registered = BTreeSet::new();
+        let mut registered = BTreeMap::new();
         for name in names {
             match cluster::all(self.repository, name) {
-                Ok(all) => registered.extend(all.into_iter().map(|r| r.system_identifier)),
+                Ok(all) => {
+                    registered.extend(all.iter().map(|r| (r.system_identifier, r.segment_size)));
+                }
                 Err(e) if e.kind() == ErrorKind::Data => return Ok(None),
                 Err(e) => return Err(e),
             }

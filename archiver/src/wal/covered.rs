@@ -8,6 +8,11 @@ use crate::{Error, Result};
 use chrono::{DateTime, Utc};
 use pgark_types::{Lsn, SystemId, TimelineId};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// A commit takes its time stamp shortly before it inserts its record. The insert position is read this
+/// much after the clock, so that it covers such commits.
+pub const SETTLE: Duration = Duration::from_millis(500);
 
 const SAMPLE_BYTES_MAX: u64 = 4 << 10;
 

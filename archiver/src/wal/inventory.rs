@@ -187,18 +187,6 @@ impl Inventory {
         self.floors.get(&timeline).copied().unwrap_or(0)
     }
 
-    /// Whether `segment` lies where retention has removed nothing: behind the oldest stored segment of its
-    /// timeline, or on one that it never touched.
-    #[must_use]
-    pub fn was_kept(&self, segment: SegmentName) -> bool {
-        let stored = self.segments.get(&segment.timeline);
-        let oldest = stored.and_then(|segments| segments.first());
-        match oldest {
-            Some(oldest) => segment > *oldest || self.floor(segment.timeline) == 0,
-            None => self.floor(segment.timeline) == 0,
-        }
-    }
-
     /// First and last segment and the gaps, per timeline. What retention removed is no gap.
     #[must_use]
     pub fn by_timeline(&self, size: SegmentSize) -> Vec<TimelineWal> {

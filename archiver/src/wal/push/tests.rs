@@ -147,6 +147,26 @@ fn a_damaged_copy_is_not_replaced_by_another_content() {
     }
 }
 
+/// A link in its place is no copy at all, and must not stand in the way of archiving.
+#[test]
+fn what_is_no_object_is_mended_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("repo");
+    let storage: SharedStorage =
+        Arc::new(crate::storage::posix::PosixStorage::create(root.clone()).unwrap());
+    crate::repository::create(&storage, &SystemClock).unwrap();
+    let repo = Repository::open("test", storage).unwrap();
+    let bytes = segment(77, 3, 1);
+    push(&repo, SEGMENT, &bytes).unwrap();
+    let stored = root.join(main_key().as_str());
+    let moved = root.with_extension("moved");
+    std::fs::rename(&stored, &moved).unwrap();
+    std::os::unix::fs::symlink(&moved, &stored).unwrap();
+    assert_eq!(push(&repo, SEGMENT, &bytes).unwrap(), Stored::Repaired);
+    let file = SEGMENT.parse().unwrap();
+    assert_eq!(get::fetch(&repo, ID, file).unwrap().unwrap(), bytes);
+}
+
 /// Without a header the commit index tells, as long as the transactions differ.
 #[test]
 fn the_index_tells_whose_a_damaged_copy_was() {

@@ -4,7 +4,7 @@
 //! compared.
 
 use super::put::Parts;
-use crate::component::{Context, Entry, EntryKind, EvidenceLine, Source, content_error};
+use crate::component::{Context, Entry, EntryKind, EvidenceLine, Source, content_error, fill};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -209,18 +209,4 @@ fn broken(what: String, e: std::io::Error) -> Error {
         Ok(ours) => ours,
         Err(e) => Error::unavailable("volume_archive", what).with_source(e),
     }
-}
-
-/// Reads until `buffer` is full or the content ends.
-fn fill(content: &mut dyn Read, buffer: &mut [u8]) -> std::io::Result<usize> {
-    let mut len = 0;
-    while let Some(room) = buffer.get_mut(len..).filter(|room| !room.is_empty()) {
-        match content.read(room) {
-            Ok(0) => break,
-            Ok(more) => len += more,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(len)
 }

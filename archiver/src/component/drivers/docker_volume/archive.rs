@@ -285,7 +285,8 @@ fn relative(path: &[u8]) -> Result<Vec<u8>> {
     let mut parts = parts
         .filter(|part| !part.is_empty() && *part != b".")
         .peekable();
-    if parts.peek().is_some_and(|first| *first == MOUNT.as_bytes()) {
+    let is_named = !path.starts_with(b"./");
+    if is_named && parts.peek().is_some_and(|first| *first == MOUNT.as_bytes()) {
         parts.next();
     }
     let parts: Vec<&[u8]> = parts.collect();
@@ -435,6 +436,25 @@ mod tests {
             Ok(true)
         })?;
         Ok(found)
+    }
+
+    #[test]
+    fn the_name_of_the_mount_is_taken_off_once() {
+        for (path, expected) in [
+            ("./a", "a"),
+            ("/a", "a"),
+            ("pgark-volume/a", "a"),
+            ("pgark-volume/./pgark-volume/a", "pgark-volume/a"),
+            ("./pgark-volume/a", "pgark-volume/a"),
+            ("pgark-volume/", ""),
+        ] {
+            assert_eq!(
+                relative(path.as_bytes()).unwrap(),
+                expected.as_bytes(),
+                "{path}"
+            );
+        }
+        assert!(relative(b"./../a").is_err());
     }
 
     fn sample() -> Vec<(Entry, Vec<u8>)> {

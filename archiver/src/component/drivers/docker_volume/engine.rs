@@ -267,10 +267,22 @@ impl Engine {
             StatusCode::NOT_FOUND => Ok(false),
             StatusCode::NOT_MODIFIED => Ok(true),
             status if status.is_success() => Ok(true),
+            // Another component may hold the same container, and have done it a moment ago.
+            _ if self.is_done(id, what).unwrap_or(false) => Ok(true),
             status => Err(self
                 .refusal(status, &value)
                 .context(format_args!("could not {what} container {}", short(id)))),
         }
+    }
+
+    /// Whether a container is as `act` would make it, or gone.
+    fn is_done(&self, id: &str, what: &str) -> Result<bool> {
+        Ok(self.inspect(id)?.is_none_or(|user| match what {
+            "pause" => user.paused,
+            "unpause" => !user.paused,
+            "stop" => !user.running,
+            _ => user.running,
+        }))
     }
 
     /// Makes a container; its id.

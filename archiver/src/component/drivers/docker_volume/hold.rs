@@ -8,23 +8,27 @@ use crate::component::{Context, Lever};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Between two tries to let go.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// What a driver holds right now.
 #[derive(Debug, Default)]
-pub(super) struct Held(Mutex<Option<(Lever, Instant)>>);
+pub(super) struct Held(Mutex<Option<Hold>>);
+
+#[derive(Debug, Clone)]
+struct Hold {
+    lever: Lever,
+    since: Instant,
+    /// What was touched, in this order: others may have stopped the rest.
+    touched: Vec<String>,
+}
 
 impl Held {
-    fn set(&self, held: Option<(Lever, Instant)>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = held;
-    }
-
-    fn get(&self) -> Option<(Lever, Instant)> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+    fn lock(&self) -> MutexGuard<'_, Option<Hold>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -108,10 +112,17 @@ impl<'l> Plan<'l> {
 pub(super) fn hold(driver: &DockerVolume, context: &Context<'_>, lever: &Lever) -> Result<()> {
     let plan = Plan::of(lever)?;
     let engine = driver.engine(Some(plan.socket))?;
-    driver.held.set(Some((lever.clone(), Instant::now())));
+    *driver.held.lock() = Some(Hold {
+        lever: lever.clone(),
+        since: Instant::now(),
+        touched: Vec::new(),
+    });
     for id in plan.ids {
         context.cancel.check()?;
         if engine.inspect(id)?.is_some_and(|user| user.is_at_work()) {
+            if let Some(hold) = driver.held.lock().as_mut() {
+                hold.touched.push(id.to_owned());
+            }
             engine.act(id, if plan.stop { "stop" } else { "pause" })?;
         }
     }
@@ -127,8 +138,15 @@ pub(super) fn release(driver: &DockerVolume, lever: &Lever) -> Result<()> {
     let socket = socket_path(plan.socket)?;
     let engine = Engine::connect(&socket, driver.settings.timeout_seconds)?;
     let mut failure = None;
+    let held = driver.held.lock().clone();
+    let held = held.filter(|hold| hold.lever == *lever);
+    // Of a process that died nobody knows how far it came.
+    let touched = |id: &&str| {
+        let held = held.as_ref();
+        held.is_none_or(|hold| hold.touched.iter().any(|own| own == id))
+    };
     // The last that was stopped is the first that starts.
-    for id in plan.ids.into_iter().rev() {
+    for id in plan.ids.into_iter().rev().filter(touched) {
         let done = engine.inspect(id).and_then(|user| match user {
             Some(user) if !plan.stop && user.paused => engine.act(id, "unpause"),
             Some(user) if plan.stop && !user.running => engine.act(id, "start"),
@@ -142,7 +160,10 @@ pub(super) fn release(driver: &DockerVolume, lever: &Lever) -> Result<()> {
     match failure {
         Some(error) => Err(error),
         None => {
-            driver.held.set(None);
+            // Once more, as the ledger's entry asks for, is then no reason to start what others stop.
+            if let Some(hold) = driver.held.lock().as_mut().filter(|h| h.lever == *lever) {
+                hold.touched.clear();
+            }
             Ok(())
         }
     }
@@ -156,32 +177,38 @@ pub(super) fn during<T>(
     driver: &DockerVolume,
     act: impl FnOnce() -> Result<T>,
 ) -> Result<(T, bool)> {
-    let Some((lever, since)) = driver.held.get() else {
+    let held = driver.held.lock().clone();
+    let Some(Hold { lever, since, .. }) = held.filter(|hold| !hold.touched.is_empty()) else {
         return act().map(|done| (done, false));
     };
     let limit = Duration::from_secs(driver.settings.hold_seconds_max);
     let (finished, wake) = (Mutex::new(false), Condvar::new());
     let expired = AtomicBool::new(false);
+    // How long to wait before the next look; `None`: they were let go.
+    let look = || {
+        let left = limit.saturating_sub(since.elapsed());
+        if !left.is_zero() {
+            return Some(left);
+        }
+        if !expired.swap(true, Ordering::SeqCst) {
+            tracing::error!(
+                alert = "hold_expired",
+                "containers were held for {} s: they are let go, and the backup is less exact",
+                limit.as_secs()
+            );
+        }
+        let error = release(driver, &lever).err()?;
+        tracing::error!(code = error.code(), "they were not let go: {error}");
+        Some(RETRY)
+    };
+    let mut next = look();
     let done = std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut over = finished.lock().unwrap_or_else(PoisonError::into_inner);
-            while !*over {
-                let left = limit.saturating_sub(since.elapsed());
-                if left.is_zero() {
-                    expired.store(true, Ordering::SeqCst);
-                    tracing::error!(
-                        alert = "hold_expired",
-                        "containers were held for {} s: they are let go, and the backup is less exact",
-                        limit.as_secs()
-                    );
-                    if let Err(error) = release(driver, &lever) {
-                        // The ledger has it still.
-                        tracing::error!(code = error.code(), "they were not let go: {error}");
-                    }
-                    return;
-                }
-                let woken = wake.wait_timeout(over, left);
+            while let Some(wait) = next.filter(|_| !*over) {
+                let woken = wake.wait_timeout(over, wait);
                 over = woken.unwrap_or_else(PoisonError::into_inner).0;
+                next = if *over { None } else { look() };
             }
         });
         let done = act();

@@ -38,16 +38,18 @@ pub(super) fn restore(
     }
     let engine = driver.engine(request.to.as_deref())?;
     let mut notes = sweep(&engine);
+    let look = |task: &Task| {
+        context.cancel.check()?;
+        Target::look(driver, &engine, context, source, task, request)
+    };
     // Everything that refuses comes before anything is changed.
-    let mut targets = Vec::new();
-    for task in &tasks {
-        context.cancel.check()?;
-        targets.push(Target::look(
-            driver, &engine, context, source, task, request,
-        )?);
-    }
+    let targets: Vec<Target> = tasks.iter().map(look).collect::<Result<_>>()?;
     for (task, target) in tasks.iter().zip(targets) {
-        context.cancel.check()?;
+        // The volumes before it took their time: containers may have come.
+        let target = match target.is_as_it_was(&engine, task)? {
+            true => target,
+            false => look(task)?,
+        };
         notes.extend(one(
             driver, &engine, context, source, request, task, target,
         )?);
@@ -107,14 +109,7 @@ impl Target {
             });
         };
         let users = volume::users(engine, name)?;
-        let running: Vec<&User> = users.iter().filter(|user| user.running).collect();
-        if !running.is_empty() {
-            return Err(Error::invalid(
-                "volume_in_use",
-                format!("containers use volume \"{name}\": {}", names(running)),
-            )
-            .with_hint("Stop them (docker stop, docker compose stop), restore, and start them again; or restore under another name with --rename."));
-        }
+        check_unused(name, &users)?;
         let target = Self {
             empty: is_empty(driver, engine, context, &there, &users)?,
             users,
@@ -123,7 +118,10 @@ impl Target {
         // Under another name nothing was saved before.
         let may_replace = request.overwrite && !task.is_renamed();
         if target.empty || may_replace {
-            target.check_referenced(driver, engine, task)?;
+            if !target.empty && request.to.is_none() {
+                check_saved(driver, engine, name)?;
+            }
+            target.check_made_anew(driver, engine, context, task)?;
             return Ok(target);
         }
         if task.is_whole() {
@@ -133,8 +131,23 @@ impl Target {
         Ok(target)
     }
 
+    fn is_as_it_was(&self, engine: &Engine, task: &Task) -> Result<bool> {
+        let there = engine.volume(&task.target)?;
+        let users = match &there {
+            Some(_) => volume::users(engine, &task.target)?,
+            None => Vec::new(),
+        };
+        Ok(there == self.there && users == self.users)
+    }
+
     /// Through the API a volume can be emptied by making it anew alone.
-    fn check_referenced(&self, driver: &DockerVolume, engine: &Engine, task: &Task) -> Result<()> {
+    fn check_made_anew(
+        &self,
+        driver: &DockerVolume,
+        engine: &Engine,
+        context: &Context<'_>,
+        task: &Task,
+    ) -> Result<()> {
         let Some(there) = self
             .there
             .as_ref()
@@ -142,8 +155,11 @@ impl Target {
         else {
             return Ok(());
         };
-        if self.users.is_empty() || place::of(driver, engine, there)? != Place::Api {
+        if place::of(driver, engine, there)? != Place::Api {
             return Ok(());
+        }
+        if self.users.is_empty() {
+            return self.check_excluded(driver, engine, context, there);
         }
         Err(Error::invalid(
             "volume_referenced",
@@ -151,6 +167,41 @@ impl Target {
         )
         .with_detail("Through the engine's API nothing can be removed from a volume: it has to be made anew, which its containers, also stopped ones, keep from.")
         .with_hint("Remove these containers (docker compose down, without --volumes), restore under another name, or run pgark where the volume's directory can be read."))
+    }
+
+    /// What `exclude` leaves out is in no backup, the safety backup included: it would be gone.
+    fn check_excluded(
+        &self,
+        driver: &DockerVolume,
+        engine: &Engine,
+        context: &Context<'_>,
+        there: &Volume,
+    ) -> Result<()> {
+        if driver.settings.exclude.is_empty() {
+            return Ok(());
+        }
+        let rules = driver.rules(&format!("/{}", there.name))?;
+        put::look(
+            engine,
+            context,
+            there,
+            image(&self.users),
+            &mut |header, _| {
+                if !leaves_out(&rules, &there.name, &header.entry.path) {
+                    return Ok(true);
+                }
+                Err(Error::invalid(
+                    "volume_excluded",
+                    format!(
+                        "\"{}/{}\" is in no backup, and would be lost",
+                        there.name,
+                        String::from_utf8_lossy(&header.entry.path)
+                    ),
+                )
+                .with_detail("\"exclude\" leaves it out. Through the engine's API nothing can be removed from a volume: it is made anew.")
+                .with_hint("Remove it, or copy it away; restore under another name with --rename; or run pgark where the volume's directory can be read."))
+            },
+        )
     }
 
     /// A part goes between what is there, and over nothing.
@@ -200,6 +251,31 @@ impl Target {
             },
         )
     }
+}
+
+fn check_unused(name: &str, users: &[User]) -> Result<()> {
+    let running: Vec<&User> = users.iter().filter(|user| user.running).collect();
+    if running.is_empty() {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "volume_in_use",
+        format!("containers use volume \"{name}\": {}", names(running)),
+    )
+    .with_hint("Stop them (docker stop, docker compose stop), restore, and start them again; or restore under another name with --rename."))
+}
+
+/// The safety backup has what the section names today: what it does not name has no other copy.
+fn check_saved(driver: &DockerVolume, engine: &Engine, name: &str) -> Result<()> {
+    if volume::is_chosen(driver, engine, name)? {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "volume_not_saved",
+        format!("volume \"{name}\" holds data, and this component's section does not name it"),
+    )
+    .with_detail("The backup has it from a time when the section did. A safety backup would not have what would be replaced.")
+    .with_hint("Add it to volumes in [component.NAME], restore under another name with --rename, or leave it out with --select; --no-safety-backup does not change this."))
 }
 
 fn not_empty(name: &str, renamed: bool) -> Error {
@@ -286,11 +362,16 @@ fn one(
         return restoring.fill(there, &target.users, target.empty, false);
     }
     let made = engine.make_volume(&new_volume(task))?;
-    match restoring.fill_new(made) {
+    let is_share = is_mounted_on_use(&made);
+    let checked = restoring.check_new(&made);
+    // A volume that came meanwhile is not ours to remove; what a share holds is not in it.
+    let came = |e: &Error| matches!(e.code(), "volume_not_empty" | "volume_in_use");
+    let is_ours = is_share || !checked.as_ref().is_err_and(came);
+    match checked.and_then(|()| restoring.fill(made, &[], true, true)) {
         Ok(notes) => Ok([vec![format!("made volume \"{name}\"")], notes].concat()),
         Err(error) => {
-            // Half of it is of no use to anybody; what a share holds stays there.
-            if let Err(why) = engine.remove_volume(name) {
+            // Half of it is of no use to anybody.
+            if is_ours && let Err(why) = engine.remove_volume(name) {
                 tracing::warn!(
                     code = why.code(),
                     "volume \"{name}\" stays, half full: {why}"
@@ -316,12 +397,14 @@ impl Restoring<'_> {
         is_empty(self.driver, self.engine, self.context, volume, &[])
     }
 
-    fn fill_new(&self, volume: Volume) -> Result<Vec<String>> {
-        // A share may hold what it held before.
-        if is_mounted_on_use(&volume) && !self.is_empty(&volume)? {
-            return Err(not_empty(&volume.name, true));
+    /// A share may hold what it held before; and of a name that is taken an engine hands out the volume.
+    fn check_new(&self, volume: &Volume) -> Result<()> {
+        // Stopped ones may have outlived their volume.
+        check_unused(&volume.name, &volume::users(self.engine, &volume.name)?)?;
+        match self.is_empty(volume)? {
+            true => Ok(()),
+            false => Err(not_empty(&volume.name, true)),
         }
-        self.fill(volume, &[], true, true)
     }
 
     fn fill(
@@ -341,21 +424,25 @@ impl Restoring<'_> {
                 }
             }
             Place::Api => {
-                if task.is_whole() && !empty {
+                let anew = task.is_whole() && !empty;
+                if anew {
                     engine.remove_volume(&volume.name)?;
-                    volume = engine.make_volume(&volume)?;
-                    if !self.is_empty(&volume)? {
+                    crate::fault::point("docker_volume:removed");
+                    let name = volume.name.clone();
+                    volume = engine.make_volume(&volume).map_err(|e| removed(e, &name))?;
+                    if !self.is_empty(&volume).map_err(|e| removed(e, &name))? {
                         return Err(not_empty(&volume.name, true)
                             .with_detail("It was made anew, and its driver kept what was in it."));
                     }
-                    notes.push(format!("made volume \"{}\" anew", volume.name));
+                    notes.push(format!("made volume \"{name}\" anew"));
                 }
                 let chosen = task.chosen()?;
                 // A new directory gets its owner and mode with a part as well.
                 let root = task.stored.name.as_bytes();
                 let takes = |path: &[u8]| chosen.takes(path) || (is_new && path == root);
                 let parts = parts(self.source, task, &takes);
-                put::put(engine, self.context, &volume, image(users), &parts)?;
+                let put = put::put(engine, self.context, &volume, image(users), &parts);
+                put.map_err(|e| if anew { removed(e, &volume.name) } else { e })?;
             }
         }
         Ok(notes)
@@ -371,6 +458,13 @@ impl Restoring<'_> {
         let request = files_request(task, path, overwrite);
         files_of(self.driver, path)?.restore(self.context, &source, &request)
     }
+}
+
+/// Whoever restores has to know that nothing is as it was.
+fn removed(error: Error, name: &str) -> Error {
+    error.context(format_args!(
+        "volume \"{name}\" was removed and is not whole: restore again, this backup or the safety backup"
+    ))
 }
 
 /// The request for the `files` driver.

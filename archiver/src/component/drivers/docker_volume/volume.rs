@@ -188,6 +188,23 @@ pub(super) fn chosen(driver: &DockerVolume, engine: &Engine) -> Result<Vec<Volum
     Err(error.with_hint("\"docker volume ls\" lists the names (compose puts its project's in front); correct volumes in [component.NAME]."))
 }
 
+/// Whether the section means this volume.
+///
+/// # Errors
+/// The engine's.
+pub(super) fn is_chosen(driver: &DockerVolume, engine: &Engine, name: &str) -> Result<bool> {
+    for wanted in &driver.settings.volumes {
+        let is = match wanted.strip_prefix("label:") {
+            Some(label) => engine.labelled(label)?.iter().any(|v| v.name == name),
+            None => wanted == name,
+        };
+        if is {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The files of a volume, or of a directory in it, as ids.
 ///
 /// # Errors

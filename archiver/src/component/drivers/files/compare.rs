@@ -4,12 +4,11 @@ use super::REDACTED;
 use super::place::{Last, Place, Places, xattrs};
 use super::rules::Selection;
 use crate::component::{
-    Context, Entry, EntryKind, Evidence, EvidenceLine, Request, Source, content_error,
+    Context, Entry, EntryKind, Evidence, EvidenceLine, Request, Source, content_error, fill,
 };
 use crate::{Error, Result};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use std::fs::File;
-use std::io::Read;
 
 /// Differences that are named one by one.
 const NAMED_MAX: usize = 10;
@@ -272,18 +271,4 @@ fn what(entry: &Entry) -> String {
 
 fn failed(entry: &Entry, e: std::io::Error) -> Error {
     Error::io(what(entry), e)
-}
-
-/// Reads until `buffer` is full or the content ends.
-fn fill(content: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
-    let mut len = 0;
-    while let Some(room) = buffer.get_mut(len..).filter(|room| !room.is_empty()) {
-        match content.read(room) {
-            Ok(0) => break,
-            Ok(more) => len += more,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(len)
 }
