@@ -8,7 +8,18 @@ use std::path::Path;
 /// start only.
 #[track_caller]
 pub fn verify_backup(major: Major, data: &Path) {
-    run(major.command("pg_verifybackup").arg("-n").arg(data));
+    verify_backup_beside(major, data, &[]);
+}
+
+/// The same, where files of these names may lie beside what the backup has.
+#[track_caller]
+pub fn verify_backup_beside(major: Major, data: &Path, ignored: &[String]) {
+    let mut command = major.command("pg_verifybackup");
+    command.arg("-n");
+    for name in ignored {
+        command.args(["-i", name]);
+    }
+    run(command.arg(data));
 }
 
 /// `pg_amcheck --heapallindexed` over all databases: heaps and B-trees are sound, and every row is

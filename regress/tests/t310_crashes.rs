@@ -203,6 +203,15 @@ fn kill_at_any_time(pgark: &Pgark, arguments: &[&str], judge: impl Fn()) {
     assert!(hits * 4 >= rounds(), "most kills came too late: {hits}");
 }
 
+/// Marks that a kill has kept from their name: the cluster is as it was, and the next restore removes them.
+fn begun(target: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(target).unwrap().flatten();
+    let names = names.map(|entry| entry.file_name().into_string().unwrap());
+    names
+        .filter(|name| name.starts_with(".pgark.restoring.pgark-"))
+        .collect()
+}
+
 fn has_control(target: &Path) -> bool {
     target.join("global/pg_control").exists()
 }
@@ -239,7 +248,7 @@ fn restore_at_every_point_and_at_any_time() {
     }
     kill_at_any_time(&pgark, &line(true), || {
         if has_control(&target) {
-            tools::verify_backup(Major::Pg15, &target);
+            tools::verify_backup_beside(Major::Pg15, &target, &begun(&target));
         }
     });
     pgark.run(&line(true)).expect(0);

@@ -291,6 +291,12 @@ fn retention(major: Major) {
             .contains("suspended"),
         "{gc}"
     );
+    // Nor does anything go that was expired before.
+    pgark.run(&["expire", "--backup", names[1]]).expect(0);
+    age(&scene.repository(), 24 * 8);
+    scene.collect();
+    pgark.run(&["undelete", names[1]]).expect(0);
+    assert_eq!(labels(pgark), names[1..]);
     pgark.run(&["expire", "--confirm"]).expect(0);
     pgark.run(&["expire"]).expect(0);
     verify(pgark);

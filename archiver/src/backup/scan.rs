@@ -54,7 +54,13 @@ const EXCLUDED_FILES: &[&str] = &[
     crate::wal::recovery_file::FILE_NAME,
     crate::restore::MARKER_FILE_NAME,
 ];
-const EXCLUDED_PREFIXES: &[&str] = &["pg_internal.init", "pgsql_tmp"];
+const EXCLUDED_PREFIXES: &[&str] = &[
+    "pg_internal.init",
+    "pgsql_tmp",
+    // What a restore that was killed was about to give its name (`crashsafe::temporary_beside`).
+    ".pgark.restoring.pgark-",
+    ".pgark_recovery.json.pgark-",
+];
 
 /// Scans `data_directory`; `version_directory` is `PG_<major>_<catversion>`, the only part of a
 /// tablespace that belongs to this cluster.

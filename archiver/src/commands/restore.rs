@@ -54,8 +54,8 @@ pub struct Args {
     /// The backup to begin with [default: the newest one that reaches the target]
     #[arg(long, value_name = "LABEL")]
     pub backup: Option<BackupLabel>,
-    /// The component [default: the cluster of the configuration]; one that is no cluster is restored in
-    /// place, unless --to says where
+    /// The component; one that is no cluster is restored in place, unless --to says where [default: the
+    /// cluster of the configuration]
     #[arg(long, value_name = "NAME")]
     pub component: Option<String>,
     /// Only this repository [default: the required ones, then the others; the first that can serve]

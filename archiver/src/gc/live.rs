@@ -6,7 +6,7 @@ use crate::repository::format::manifest::ObjectUse;
 use crate::repository::layout;
 use crate::repository::sets::Set;
 use crate::repository::tombs::{self, State};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result, retention};
 use pgark_types::BackupLabel;
 use std::collections::BTreeSet;
 
@@ -101,6 +101,19 @@ fn objects_of(run: &Run<'_>, component: &str, label: &BackupLabel) -> Result<Vec
     }
 }
 
+/// Whether retention is suspended for a component. What cannot be judged is no reason to keep what somebody
+/// gave up: the WAL stays then.
+fn is_suspended(run: &Run<'_>, component: &str) -> Result<bool> {
+    let Some(policy) = retention::current(run.repository, component)? else {
+        return Ok(false);
+    };
+    match retention::load(run.repository, component) {
+        Ok(loaded) => Ok(!loaded.unexplained(&policy).is_empty()),
+        Err(error) if error.kind() == ErrorKind::Unavailable => Err(error),
+        Err(_) => Ok(false),
+    }
+}
+
 /// The expired backups whose time to undelete is over, and those that an earlier sweep left half
 /// removed. `pinned` manifests are not among them.
 pub(super) fn condemned(run: &Run<'_>, pinned: &[String]) -> Result<Vec<Condemned>> {
@@ -108,6 +121,7 @@ pub(super) fn condemned(run: &Run<'_>, pinned: &[String]) -> Result<Vec<Condemne
     for component in backups::components(run.repository)? {
         let prefix = layout::backups_prefix(&component);
         let there = run.repository.storage().list(&prefix)?;
+        let mut suspended = None;
         for (label, tomb) in tombs::all_readable(run.repository, &component)? {
             let due = match tomb.state {
                 State::Undone | State::Damaged => false,
@@ -118,13 +132,24 @@ pub(super) fn condemned(run: &Run<'_>, pinned: &[String]) -> Result<Vec<Condemne
             let folder = format!("{prefix}{label}/");
             let left = there.iter().any(|o| o.key.as_str().starts_with(&folder));
             let pinned = pinned.iter().any(|key| key == manifest.as_str());
-            if due && left && (!pinned || tomb.state == State::Final) {
-                condemned.push(Condemned {
-                    component: component.clone(),
-                    label,
-                    tomb: tomb.n,
-                });
+            let is_final = tomb.state == State::Final;
+            if !due || !left || (pinned && !is_final) {
+                continue;
             }
+            if !is_final {
+                // What was expired before a recovery to the past may be what somebody needs now.
+                if suspended.is_none() {
+                    suspended = Some(is_suspended(run, &component)?);
+                }
+                if suspended == Some(true) {
+                    continue;
+                }
+            }
+            condemned.push(Condemned {
+                component: component.clone(),
+                label,
+                tomb: tomb.n,
+            });
         }
     }
     Ok(condemned)
