@@ -14,6 +14,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// To a standby the table comes a moment later; asking for its rows before that is an error in its log.
+fn wait_for_table(standby: &Cluster<'_>) {
+    standby.wait_for("SELECT to_regclass('t') IS NOT NULL", "t", SOON);
+}
+
 const ROWS: &str = "SELECT string_agg(n::text, ',' ORDER BY n) FROM t";
 const END: Duration = Duration::from_secs(30);
 
@@ -328,7 +333,9 @@ fn a_zombie() {
     zombie.psql("INSERT INTO t VALUES (1)");
     let common = switch(&zombie);
     zombie.wait_archived(&common, SOON);
+    wait_for_table(&follower);
     follower.wait_for(ROWS, "1", SOON);
+    wait_for_table(&heir);
     heir.wait_for(ROWS, "1", SOON);
     // Both have row 2, which no archive has yet: it stands in the segment that the fork is in.
     zombie.psql("INSERT INTO t VALUES (2)");
@@ -427,6 +434,7 @@ fn a_standby_without_its_repository() {
     primary.psql("INSERT INTO t VALUES (1)");
     let segment = switch(&primary);
     primary.wait_archived(&segment, SOON);
+    wait_for_table(&standby);
     standby.wait_for(ROWS, "1", SOON);
 
     let postmaster = standby.postmaster();
@@ -473,6 +481,7 @@ fn pg_rewind() {
     heir.configure("archive_command = '/bin/true'\n");
     heir.start();
     old.psql("CREATE TABLE t (n int); INSERT INTO t VALUES (1)");
+    wait_for_table(&heir);
     heir.wait_for(ROWS, "1", SOON);
     heir.promote();
     // pg_rewind reads the new timeline in the control file.

@@ -14,6 +14,8 @@ const LIMIT: Duration = Duration::from_secs(3600);
 pub(super) struct Archiving<'a> {
     cluster: &'a Cluster<'a>,
     session: Session,
+    /// Rounds of the load so far.
+    rounds: u64,
 }
 
 impl<'a> Archiving<'a> {
@@ -21,6 +23,7 @@ impl<'a> Archiving<'a> {
         Self {
             cluster,
             session: cluster.session("postgres"),
+            rounds: 0,
         }
     }
 
@@ -120,7 +123,7 @@ impl<'a> Archiving<'a> {
         self.session.query("SELECT pg_switch_wal();").unwrap();
         self.forget();
         let dimension = "SELECT array_agg((random() * 2 - 1)::float4) FROM generate_series(1, 384)";
-        for round in 0.. {
+        loop {
             let ready: Vec<String> = self.named("ready");
             let full: Vec<String> = ready.into_iter().filter(|name| name.len() == 24).collect();
             if full.len() >= count as usize {
@@ -128,6 +131,9 @@ impl<'a> Archiving<'a> {
                 self.forget();
                 return first;
             }
+            // Segments are written more than once in a run: keys go on.
+            let round = self.rounds;
+            self.rounds += 1;
             self.session
                 .query(&format!(
                     "INSERT INTO events SELECT 10000000 + {round}::bigint * 20000 + n, now(), 'kind-' || n % 12,
@@ -140,6 +146,5 @@ impl<'a> Archiving<'a> {
                 ))
                 .unwrap();
         }
-        unreachable!("the rounds have no end")
     }
 }
