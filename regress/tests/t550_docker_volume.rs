@@ -390,6 +390,14 @@ fn leftovers_of_the_dead_are_removed_and_the_command_line_restores() {
         &picture(&engine.directory_of("app_data").unwrap()),
         &wrecked,
     );
+    // Killed when the volume is gone: the same command brings it back.
+    let restore = ["restore", "--component", "volumes", "--yes"];
+    let crash = [("PGARK_FAULT_CRASH", "docker_volume:removed")];
+    let killed = pgark.run_with(&restore, &crash);
+    assert_eq!(killed.code, 137, "{}", killed.stderr);
+    assert!(engine.directory_of("app_data").is_none());
+    pgark.run(&restore).expect(0);
+    same(&picture(&engine.directory_of("app_data").unwrap()), &before);
     assert_eq!(engine.things(), Vec::<String>::new());
 }
 

@@ -113,12 +113,13 @@ impl HostLevers<'_> {
 impl Levers for HostLevers<'_> {
     fn pull(&self, undo: &Undo) -> Result<()> {
         let cancel = Some(self.cancel);
-        let scratch = Scratch::make(self.config)?;
         match undo {
-            Undo::Lever { component, lever } | Undo::Capture { component, lever } => self
-                .with_driver(component, self.cancel, scratch.path(), |driver, context| {
+            Undo::Lever { component, lever } | Undo::Capture { component, lever } => {
+                let scratch = Scratch::make(self.config)?;
+                self.with_driver(component, self.cancel, scratch.path(), |driver, context| {
                     driver.hold(context, lever)
-                }),
+                })
+            }
             Undo::Application { component } => self
                 .application("quiesce", component.as_deref())?
                 .run(cancel),
@@ -130,15 +131,16 @@ impl Levers for HostLevers<'_> {
 
     fn undo(&self, undo: &Undo) -> Result<()> {
         let never = CancelToken::default();
-        // On a full disk there is none: what is held has to be let go all the same.
-        let scratch = Scratch::make(self.config);
-        let temporary = std::env::temp_dir();
-        let scratch = scratch.as_ref().map_or(temporary.as_path(), Scratch::path);
         match undo {
-            Undo::Lever { component, lever } | Undo::Capture { component, lever } => self
-                .with_driver(component, &never, scratch, |driver, context| {
+            Undo::Lever { component, lever } | Undo::Capture { component, lever } => {
+                // On a full disk there is none: what is held has to be let go all the same.
+                let scratch = Scratch::make(self.config);
+                let temporary = std::env::temp_dir();
+                let scratch = scratch.as_ref().map_or(temporary.as_path(), Scratch::path);
+                self.with_driver(component, &never, scratch, |driver, context| {
                     driver.release(context, lever)
-                }),
+                })
+            }
             Undo::Application { component } => {
                 self.application("release", component.as_deref())?.run(None)
             }

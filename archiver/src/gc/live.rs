@@ -101,15 +101,18 @@ fn objects_of(run: &Run<'_>, component: &str, label: &BackupLabel) -> Result<Vec
     }
 }
 
-/// Whether retention is suspended for a component. What cannot be judged is no reason to keep what somebody
-/// gave up: the WAL stays then.
+/// Whether retention is suspended for a component, or may be: its policy is damaged.
 fn is_suspended(run: &Run<'_>, component: &str) -> Result<bool> {
-    let Some(policy) = retention::current(run.repository, component)? else {
-        return Ok(false);
+    let policy = match retention::current(run.repository, component) {
+        Ok(Some(policy)) => policy,
+        Ok(None) => return Ok(false),
+        Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+        Err(_) => return Ok(true),
     };
     match retention::load(run.repository, component) {
         Ok(loaded) => Ok(!loaded.unexplained(&policy).is_empty()),
         Err(error) if error.kind() == ErrorKind::Unavailable => Err(error),
+        // A backup that cannot be read, which is how somebody gives it up, must not keep itself.
         Err(_) => Ok(false),
     }
 }

@@ -83,6 +83,21 @@ fn expired_backups_go_after_their_time_to_undelete() {
     world.verify();
 }
 
+/// Whether a recovery to the past is known cannot be told: nothing goes, and gc goes on.
+#[test]
+fn a_damaged_policy_keeps_expired_backups() {
+    let (world, labels) = expired();
+    let key = layout::policy(COMPONENT, 2).unwrap();
+    let put = world.repository.storage().put_if_absent(&key, b"junk");
+    assert_eq!(put.unwrap(), Put::Created);
+    world.hours(24 * 8);
+    world.settle();
+    for label in &labels[..2] {
+        tombs::undo(&world.repository, world.clock(), COMPONENT, label).unwrap();
+    }
+    world.verify();
+}
+
 #[test]
 fn wal_goes_behind_a_floor() {
     let (world, _) = expired();

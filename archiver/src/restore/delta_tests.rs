@@ -27,6 +27,12 @@ fn real() -> SharedFs {
 
 /// A repository below `directory` with one backup of a cluster that has a tablespace.
 fn repository(directory: &Path) -> (Repository, Source) {
+    let source = Source::new();
+    (backed_up(directory, &source), source)
+}
+
+/// A repository below `directory` with one backup of `source` as it is.
+fn backed_up(directory: &Path, source: &Source) -> Repository {
     let storage: SharedStorage = Arc::new(PosixStorage::create(directory.join("repo")).unwrap());
     let clock = SeededClock::shared(1);
     crate::repository::create(&storage, clock.as_ref()).unwrap();
@@ -34,9 +40,8 @@ fn repository(directory: &Path) -> (Repository, Source) {
     for (file, bytes) in source::wal_files() {
         source::push(&repository, file, &bytes, &clock).unwrap();
     }
-    let source = Source::new();
     source.back_up(&repository, &clock).unwrap();
-    (repository, source)
+    repository
 }
 
 /// Backups that an earlier pgark took of a cluster restored in place hold the captured configuration
@@ -44,22 +49,13 @@ fn repository(directory: &Path) -> (Repository, Source) {
 #[test]
 fn captured_configuration_wins_over_what_a_restore_left() {
     let directory = in_memory();
-    let storage: SharedStorage =
-        Arc::new(PosixStorage::create(directory.path().join("repo")).unwrap());
-    let clock = SeededClock::shared(1);
-    crate::repository::create(&storage, clock.as_ref()).unwrap();
-    let repository = Repository::open("delta", storage).unwrap();
-    for (file, bytes) in source::wal_files() {
-        source::push(&repository, file, &bytes, &clock).unwrap();
-    }
     let source = Source::new();
     let config = source.config();
     let below = Path::new(super::CONFIG_DIRECTORY).join(&source::CONFIG[1..]);
     let left = source.data().join(&below);
     fs::create_dir_all(left.parent().unwrap()).unwrap();
     fs::write(&left, b"of long ago\n").unwrap();
-    source.back_up(&repository, &clock).unwrap();
-    let (plan, backup) = plan(&repository).unwrap();
+    let (plan, backup) = plan(&backed_up(directory.path(), &source)).unwrap();
     let copy = directory.path().join("copy");
     fs::create_dir(&copy).unwrap();
     let restored = copy.join("target").join(&below);

@@ -275,10 +275,10 @@ impl Engine {
         }
     }
 
-    /// Whether a container is as `act` would make it, or gone.
+    /// Whether a container is as `act` would make it, as far as its volumes go, or gone.
     fn is_done(&self, id: &str, what: &str) -> Result<bool> {
         Ok(self.inspect(id)?.is_none_or(|user| match what {
-            "pause" => user.paused,
+            "pause" => !user.is_at_work(),
             "unpause" => !user.paused,
             "stop" => !user.running,
             _ => user.running,
