@@ -4,6 +4,7 @@
 mod complete;
 mod configuration;
 mod copy;
+mod coverage;
 #[cfg(test)]
 mod crash_tests;
 pub(crate) mod earlier;

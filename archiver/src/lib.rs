@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod backup;
+mod bulk_read;
 pub mod cancel;
 pub mod catalog;
 pub mod cli;

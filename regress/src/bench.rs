@@ -39,6 +39,7 @@ pub fn run(settings: &Settings) {
     let started_at = chrono::Utc::now().to_rfc3339();
     let start = Instant::now();
     crate::pgark::measure_release();
+    record::begin();
     let mut found = if settings.wants(extension::OPERATION) {
         extension::runs(settings)
     } else {
@@ -157,11 +158,13 @@ impl<'a> Bench<'a> {
 
     fn record(&mut self, at: usize, cost: measure::Cost, about: About) {
         let run = self.run_of(self.tools[at].as_ref(), cost, about);
+        record::keep(&run);
         self.runs.push(run);
     }
 
     fn record_of(&mut self, tool: &dyn Tool, cost: measure::Cost, about: About) {
         let run = self.run_of(tool, cost, about);
+        record::keep(&run);
         self.runs.push(run);
     }
 

@@ -2,6 +2,7 @@
 //! be replaced under a running agent, by a restore in place.
 
 use super::protocol::FileId;
+use crate::bulk_read;
 use crate::config::Config;
 use crate::postgres::control_file::ControlFile;
 use crate::postgres::session::Session;
@@ -64,9 +65,7 @@ impl WalFile {
     pub(super) fn read_into(mut self, mut bytes: Vec<u8>) -> Result<Vec<u8>> {
         bytes.clear();
         bytes.reserve_exact(usize::try_from(self.key.size).unwrap_or(0));
-        (&mut self.file)
-            .take(self.key.size.saturating_add(1))
-            .read_to_end(&mut bytes)
+        bulk_read::append(&mut self.file, self.key.size.saturating_add(1), &mut bytes)
             .map_err(|e| Error::io(format!("could not read WAL file {}", self.key.file), e))?;
         if bytes.len() as u64 != self.key.size {
             return Err(Error::unavailable(

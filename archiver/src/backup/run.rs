@@ -3,9 +3,10 @@
 use super::complete::{self, Finished};
 use super::configuration;
 use super::copy::{self, Shared};
+use super::coverage::Coverage;
 use super::outlets::Outlets;
 use super::scan::{self, Found, Scan};
-use super::server::{self, Server, Stopped};
+use super::server::{self, Server};
 use super::throttle::Throttle;
 use super::wal_wait::{self, Needed};
 use crate::cancel::CancelToken;
@@ -14,14 +15,12 @@ use crate::config::Config;
 use crate::postgres::backup_label::BackupLabelFile;
 use crate::postgres::control_file::ControlFile;
 use crate::postgres::session::Session as SqlSession;
-use crate::postgres::wal_page::before_page_header;
 use crate::progress::{Meter, Progress};
 use crate::repository::Repository;
 use crate::repository::format::manifest::Label;
 use crate::repository::session::{Session, WalPin};
 use crate::wal::cluster::{self, Identity, Reason};
 use crate::wal::commit_index::relmap;
-use crate::wal::covered::{self, Sample};
 use crate::wal::relnames;
 use crate::{Error, Result};
 use pgark_types::{BackupLabel, Lsn, SegmentName};
@@ -216,16 +215,20 @@ impl Job<'_> {
             Ok(())
         })?;
         let switched = !self.server.in_recovery || self.switch_on_primary();
-        let archived = last_segment.start_lsn(size)?.checked_add(size.bytes());
-        let samples = samples(&stopped, archived);
+        let needed = Needed {
+            system_id: control.system_identifier,
+            timeline,
+            first: label_file.start_segment.number(size)?,
+            last,
+            size,
+        };
+        let coverage = Coverage::of(&mut self.sql, &stopped, &needed);
         let give_up = deadline(self.archive_timeout());
         self.phase("waiting for wal archiving to finish");
         outlets.each(|outlet| {
             let (repository, copy) = outlet.take_copy()?;
-            self.wait_for_wal(&repository, &label_file, last, switched, give_up)?;
-            for sample in &samples {
-                covered::store(&repository, control.system_identifier, timeline, *sample)?;
-            }
+            self.wait_for_wal(&repository, &needed, switched, give_up)?;
+            coverage.store(&repository, &needed, self.cancel)?;
             let finished = Finished {
                 component: self.config.cluster_name(),
                 label,
@@ -354,21 +357,12 @@ impl Job<'_> {
     fn wait_for_wal(
         &self,
         repository: &Repository,
-        label_file: &BackupLabelFile,
-        last: u64,
+        needed: &Needed,
         switched: bool,
         give_up: Instant,
     ) -> Result<()> {
-        let size = self.control.wal_segment_size;
-        let needed = Needed {
-            system_id: self.control.system_identifier,
-            timeline: label_file.start_timeline,
-            first: label_file.start_segment.number(size)?,
-            last,
-            size,
-        };
         let left = give_up.saturating_duration_since(Instant::now());
-        wal_wait::wait(repository, &needed, left, self.cancel).map_err(|error| {
+        wal_wait::wait(repository, needed, left, self.cancel).map_err(|error| {
             if switched || error.code() != "wal_not_archived" {
                 return error;
             }
@@ -424,22 +418,6 @@ fn threads(configured: usize) -> usize {
             .min(PARALLEL_MAX),
         n => n.min(64),
     }
-}
-
-/// What the WAL up to `archived`, which the backup waits for, covers. On an idle server that is the moment of
-/// its end too: without the second sample nothing could be asked for until something is written.
-fn samples(stopped: &Stopped, archived: Option<Lsn>) -> Vec<Sample> {
-    let at_stop = Sample {
-        time: stopped.covered_at,
-        lsn: stopped.lsn,
-    };
-    let after = stopped.insert_lsn.map(before_page_header);
-    let after = after.filter(|lsn| archived.is_some_and(|archived| *lsn <= archived));
-    let after = after.map(|lsn| Sample {
-        time: stopped.at,
-        lsn,
-    });
-    std::iter::once(at_stop).chain(after).collect()
 }
 
 fn report_corrupt(scan: &[Found], corrupt: &[(usize, u32, Lsn)]) {

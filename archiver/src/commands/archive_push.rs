@@ -4,6 +4,7 @@
 
 use crate::agent::client;
 use crate::agent::protocol::{FileId, Reply, Request};
+use crate::bulk_read;
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::Config;
 use crate::wal::cluster::Identity;
@@ -12,7 +13,6 @@ use crate::wal::repositories::Repositories;
 use crate::{Error, Result, fault};
 use pgark_types::ArchiveFile;
 use std::fs::File;
-use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -119,10 +119,11 @@ fn open(path: &Path) -> Result<File> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    open(path)?
-        .read_to_end(&mut bytes)
-        .map_err(|e| Error::io(format!("could not read \"{}\"", path.display()), e))?;
+    let error = |e| Error::io(format!("could not read \"{}\"", path.display()), e);
+    let file = open(path)?;
+    let size = file.metadata().map_err(error)?.len();
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+    bulk_read::append(file, u64::MAX, &mut bytes).map_err(error)?;
     Ok(bytes)
 }
 

@@ -41,7 +41,9 @@ pub(super) fn runs(settings: &Settings) -> Vec<Run> {
         // Each of them is first as often as the other.
         let first = run % 2 == 1;
         for with in [first, !first] {
-            runs.push(bench.run(run, with));
+            let run = bench.run(run, with);
+            super::record::keep(&run);
+            runs.push(run);
         }
     }
     bench.cluster.stop(StopMode::Immediate);

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::Path;
 
 /// One counted run.
@@ -31,6 +32,22 @@ pub(super) struct Run {
     pub(super) digest: String,
     /// The tool's own `info`.
     pub(super) info: Value,
+}
+
+/// Where counted runs are kept, a line each, as soon as they are made: a bench that fails in its second hour
+/// leaves those of the first.
+const KEPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/results/bench-runs.jsonl");
+
+/// Nothing is kept yet.
+pub(super) fn begin() {
+    std::fs::create_dir_all(Path::new(KEPT).parent().unwrap()).unwrap();
+    std::fs::write(KEPT, "").unwrap();
+}
+
+/// Keeps a run.
+pub(super) fn keep(run: &Run) {
+    let mut file = std::fs::File::options().append(true).open(KEPT).unwrap();
+    writeln!(file, "{}", serde_json::to_string(run).unwrap()).unwrap();
 }
 
 /// Everything that is written.

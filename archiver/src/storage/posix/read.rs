@@ -1,13 +1,14 @@
 //! Reading and listing objects.
 
 use super::{Inner, TEMPORARY, io_error, is_absent};
+use crate::bulk_read;
 use crate::storage::{Key, ObjectMeta, Stranger, StrangerKind};
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::{File, Metadata};
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -59,9 +60,7 @@ impl Inner {
             return Err(too_large());
         }
         let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
-        let read = file
-            .take(size_max.saturating_add(1))
-            .read_to_end(&mut bytes);
+        let read = bulk_read::append(file, size_max.saturating_add(1), &mut bytes);
         read.map_err(|e| io_error("could not read file", &self.path(key), e))?;
         if bytes.len() as u64 > size_max {
             return Err(too_large());
