@@ -203,12 +203,13 @@ fn kill_at_any_time(pgark: &Pgark, arguments: &[&str], judge: impl Fn()) {
     assert!(hits * 4 >= rounds(), "most kills came too late: {hits}");
 }
 
-/// Marks that a kill has kept from their name: the cluster is as it was, and the next restore removes them.
-fn begun(target: &Path) -> Vec<String> {
+/// The mark of a restore beside a whole cluster: one that has just begun, its own name taken or not, or that is
+/// done but for its mark. The next restore removes it.
+fn mark_beside(target: &Path) -> Vec<String> {
     let names = std::fs::read_dir(target).unwrap().flatten();
     let names = names.map(|entry| entry.file_name().into_string().unwrap());
     names
-        .filter(|name| name.starts_with(".pgark.restoring.pgark-"))
+        .filter(|name| name == "pgark.restoring" || name.starts_with(".pgark.restoring.pgark-"))
         .collect()
 }
 
@@ -248,7 +249,7 @@ fn restore_at_every_point_and_at_any_time() {
     }
     kill_at_any_time(&pgark, &line(true), || {
         if has_control(&target) {
-            tools::verify_backup_beside(Major::Pg15, &target, &begun(&target));
+            tools::verify_backup_beside(Major::Pg15, &target, &mark_beside(&target));
         }
     });
     pgark.run(&line(true)).expect(0);
