@@ -19,7 +19,10 @@ pub(crate) fn append(from: impl Read, limit: u64, to: &mut Vec<u8>) -> io::Resul
     loop {
         match from.read(&mut piece) {
             Ok(0) => return Ok((to.len() - before) as u64),
-            Ok(read) => to.extend_from_slice(piece.get(..read).unwrap_or_default()),
+            Ok(read) => {
+                to.try_reserve(read)?;
+                to.extend_from_slice(piece.get(..read).unwrap_or_default());
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }

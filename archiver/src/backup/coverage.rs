@@ -2,89 +2,64 @@
 
 use super::server::{Stopped, text};
 use super::wal_wait::{self, Needed};
-use crate::Result;
 use crate::cancel::CancelToken;
 use crate::postgres::session::Session;
 use crate::postgres::wal_page::before_page_header;
 use crate::repository::Repository;
 use crate::wal::covered::{self, Sample};
+use crate::{Error, Result};
 use std::time::Duration;
 
-/// A backup is whole without the WAL behind its end: it does not wait for that as long as for its own.
-const BEHIND_MAX: Duration = Duration::from_secs(10);
+/// The backup is committed by then, and whole without the WAL behind it: no reason to wait for long.
+const WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// The samples of a backup, and the segment that the second one waits for.
-#[derive(Debug)]
+/// The moment after a backup's stop.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Coverage {
-    at_stop: Sample,
-    after: Option<(Sample, u64)>,
+    sample: Sample,
+    /// The backup's own WAL up to the segment that the sample lies in.
+    needed: Needed,
 }
 
 impl Coverage {
-    /// Of a backup whose WAL `needed` is. What was written between its stop and the moment after it lies in
-    /// the segment behind: that one is ended too, so that it is archived.
-    pub(super) fn of(sql: &mut Session, stopped: &Stopped, needed: &Needed) -> Self {
-        let after = stopped.insert_lsn.map(|lsn| Sample {
+    /// After the backup whose WAL `own` is, on a primary; a standby's clock says nothing about its WAL. What was
+    /// written since the stop lies in the segment behind: that one is ended too, so that it is archived. `None`
+    /// where that cannot be done.
+    pub(super) fn of(sql: &mut Session, stopped: &Stopped, own: Needed) -> Option<Self> {
+        let sample = Sample {
             time: stopped.at,
-            lsn: before_page_header(lsn),
-        });
-        let after = after.and_then(|sample| {
-            let mut segment = needed.size.segment_no_before(sample.lsn);
-            if segment > needed.last {
-                segment = switch(sql, needed)?;
-            }
-            Some((sample, segment))
-        });
-        let at_stop = Sample {
-            time: stopped.covered_at,
-            lsn: stopped.lsn,
+            lsn: before_page_header(stopped.insert_lsn?),
         };
-        Self { at_stop, after }
+        let mut needed = own;
+        if own.size.segment_no_before(sample.lsn) > own.last {
+            let end = switch(sql)
+                .inspect_err(|error| {
+                    tracing::info!("could not end the WAL segment behind the backup: {error}");
+                })
+                .ok()?;
+            needed.last = own.size.segment_no_before(before_page_header(end));
+        }
+        Some(Self { sample, needed })
     }
 
-    /// Stores what `repository` covers. It has the backup's own WAL.
-    ///
-    /// # Errors
-    /// The storage's; a cancel.
-    pub(super) fn store(
-        &self,
-        repository: &Repository,
-        needed: &Needed,
-        cancel: &CancelToken,
-    ) -> Result<()> {
-        let put = |sample| covered::store(repository, needed.system_id, needed.timeline, sample);
-        put(self.at_stop)?;
-        let Some((sample, segment)) = self.after else {
-            return Ok(());
-        };
-        let behind = Needed {
-            first: needed.last.saturating_add(1),
-            last: segment,
-            ..*needed
-        };
-        let waited = match behind.first <= behind.last {
-            true => wal_wait::wait(repository, &behind, BEHIND_MAX, cancel),
-            false => Ok(()),
-        };
-        match waited {
-            Ok(()) => put(sample),
-            Err(error) if error.code() == "wal_not_archived" => {
-                tracing::info!("the moment of the backup's end can be asked for later: {error}");
-                Ok(())
-            }
-            Err(error) => Err(error),
+    /// Stores the sample in `repository` once that has the WAL. Nothing depends on it: a failure is logged.
+    pub(super) fn store(&self, repository: &Repository, cancel: &CancelToken) {
+        let needed = &self.needed;
+        let stored = wal_wait::wait(repository, needed, WAIT_MAX, cancel).and_then(|()| {
+            covered::store(repository, needed.system_id, needed.timeline, self.sample)
+        });
+        if let Err(error) = stored {
+            tracing::info!(
+                code = error.code(),
+                repository = repository.name(),
+                "the moment of the backup's end cannot be asked for yet: {error}"
+            );
         }
     }
 }
 
-/// Ends the open segment; its number. `None` when the role may not, or the server does not.
-fn switch(sql: &mut Session, needed: &Needed) -> Option<u64> {
-    let lsn = text(sql, "SELECT pg_switch_wal()::text").and_then(|lsn| Ok(lsn.parse()?));
-    match lsn {
-        Ok(lsn) => Some(needed.size.segment_no_before(lsn)),
-        Err(error) => {
-            tracing::info!("could not end the WAL segment behind the backup: {error}");
-            None
-        }
-    }
+fn switch(sql: &mut Session) -> Result<pgark_types::Lsn> {
+    text(sql, "SELECT pg_switch_wal()::text")?
+        .parse()
+        .map_err(Error::from)
 }

@@ -97,6 +97,7 @@ pub fn run(
         control,
         sql,
         pages_reread: 0,
+        coverage: None,
     };
     let names: Vec<&str> = repositories.iter().map(Repository::name).collect();
     tracing::info!(backup = %label, repository = names.join(", "), "backup begins");
@@ -107,6 +108,10 @@ pub fn run(
     let key = crate::repository::layout::manifest(&section.name, &label)?;
     outlets.commit(&key);
     crate::fault::point("backup:after_commit");
+    if let Some(coverage) = &job.coverage {
+        let repositories = outlets.repositories();
+        repositories.for_each(|repository| coverage.store(repository, cancel));
+    }
     let (repository, record, repositories) = outlets.outcome()?;
     tracing::info!(backup = %label, bytes_source = record.bytes_source, bytes_stored = record.bytes_stored, "backup is complete");
     Ok(Outcome {
@@ -171,6 +176,8 @@ struct Job<'a> {
     control: ControlFile,
     sql: SqlSession,
     pages_reread: u64,
+    /// The moment after the stop, on a primary.
+    coverage: Option<Coverage>,
 }
 
 impl Job<'_> {
@@ -222,13 +229,14 @@ impl Job<'_> {
             last,
             size,
         };
-        let coverage = Coverage::of(&mut self.sql, &stopped, &needed);
+        if !self.server.in_recovery {
+            self.coverage = Coverage::of(&mut self.sql, &stopped, needed);
+        }
         let give_up = deadline(self.archive_timeout());
         self.phase("waiting for wal archiving to finish");
         outlets.each(|outlet| {
             let (repository, copy) = outlet.take_copy()?;
             self.wait_for_wal(&repository, &needed, switched, give_up)?;
-            coverage.store(&repository, &needed, self.cancel)?;
             let finished = Finished {
                 component: self.config.cluster_name(),
                 label,

@@ -242,8 +242,6 @@ pub(super) struct Stopped {
     pub(super) lsn: Lsn,
     pub(super) backup_label: String,
     pub(super) tablespace_map: String,
-    /// An instant of the database's clock just before the stop.
-    pub(super) covered_at: DateTime<Utc>,
     /// How far a primary's WAL reached after `at`: up to here it covers every commit of that instant.
     pub(super) insert_lsn: Option<Lsn>,
 }
@@ -266,8 +264,6 @@ pub(super) fn start(session: &mut Session, label: &str, fast: bool) -> Result<St
 /// # Errors
 /// The server's: a standby that was promoted meanwhile, `full_page_writes` that was off.
 pub(super) fn stop(session: &mut Session) -> Result<Stopped> {
-    // Read before the stop: WAL up to the stop covers every commit of this instant.
-    let covered_at = now(session)?;
     let row = session.query_one(
         "SELECT lsn::text, labelfile, spcmapfile FROM pg_backup_stop(false)",
         &[],
@@ -284,7 +280,6 @@ pub(super) fn stop(session: &mut Session) -> Result<Stopped> {
         lsn: column::<String>(&row, 0)?.parse()?,
         backup_label: column(&row, 1)?,
         tablespace_map: column(&row, 2)?,
-        covered_at,
         at,
         insert_lsn,
     })

@@ -193,7 +193,7 @@ impl Source {
         let stopped = stopped(&label);
         let label_file = BackupLabelFile::parse(&stopped.backup_label)?;
         let sample = Sample {
-            time: stopped.covered_at,
+            time: stopped.at,
             lsn: stopped.lsn,
         };
         covered::store(repository, control.system_identifier, TimelineId(1), sample)?;
@@ -274,7 +274,6 @@ fn shared(repository: &Repository, clock: &SharedClock, control: &ControlFile) -
 fn stopped(label: &BackupLabel) -> Stopped {
     Stopped {
         at: at("2026-11-20T19:37:41Z"),
-        covered_at: at("2026-11-20T19:37:41Z"),
         insert_lsn: None,
         lsn: STOP,
         backup_label: format!(

@@ -122,7 +122,9 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     let error = |e| Error::io(format!("could not read \"{}\"", path.display()), e);
     let file = open(path)?;
     let size = file.metadata().map_err(error)?.len();
-    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+    let mut bytes = Vec::new();
+    let reserved = bytes.try_reserve_exact(usize::try_from(size).unwrap_or(0));
+    reserved.map_err(|e| error(e.into()))?;
     bulk_read::append(file, u64::MAX, &mut bytes).map_err(error)?;
     Ok(bytes)
 }
