@@ -36,7 +36,12 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::SignalKind;
+
+/// How long a lock is waited for whose holder may be dying, and how often it is tried.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+const LOCK_STEP: Duration = Duration::from_millis(50);
 
 /// What all threads of the agent share.
 struct Agent {
@@ -120,7 +125,7 @@ fn lock_state_directory(directory: &Path) -> Result<File> {
         .write(true)
         .open(&path)
         .map_err(io)?;
-    match file.try_lock() {
+    match locked_soon(&file) {
         Ok(()) => probe(directory).map(|()| file),
         Err(std::fs::TryLockError::WouldBlock) => Err(Error::conflict(
             "agent_running",
@@ -128,6 +133,20 @@ fn lock_state_directory(directory: &Path) -> Result<File> {
         )
         .with_hint("Stop it first, or set another agent.state_dir and agent.socket.")),
         Err(std::fs::TryLockError::Error(e)) => Err(io(e)),
+    }
+}
+
+/// An agent that was killed may hold its lock for a moment longer than its process can be seen: whoever
+/// starts the next one at once, as service managers do, is not to be refused.
+fn locked_soon(file: &File) -> std::result::Result<(), std::fs::TryLockError> {
+    let give_up = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Err(std::fs::TryLockError::WouldBlock) if Instant::now() < give_up => {
+                std::thread::sleep(LOCK_STEP);
+            }
+            locked => return locked,
+        }
     }
 }
 

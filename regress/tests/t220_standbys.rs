@@ -353,3 +353,70 @@ fn without_full_page_writes_15() {
 fn without_full_page_writes_17() {
     without_full_page_writes(Major::Pg17);
 }
+
+/// A standby that lags ends its backup at a time of its own clock by which the primary has committed more
+/// than it knows. With the primary lost, such a time is refused: what the WAL has is not what there was.
+fn backup_from_a_standby_that_lags(major: Major) {
+    let directory = TestDirectory::new(&format!("t220_lags_{major}"));
+    let mut pair = pair(&directory, major, "on");
+    pair.primary.psql("CREATE TABLE known AS SELECT 1 AS n");
+    caught_up(&pair);
+    pair.standby.psql("SELECT pg_wal_replay_pause()");
+    let paused = "SELECT pg_get_wal_replay_pause_state()";
+    pair.standby.wait_for(paused, "paused", SOON);
+    let segment = switch(&pair.primary);
+    pair.primary.wait_archived(&segment, SOON);
+    let before = pair.primary.psql("SELECT clock_timestamp()");
+    pair.primary.psql("CREATE TABLE lost AS SELECT 1 AS n");
+    let committed = pair.primary.psql(
+        "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
+    );
+    let _ = pair.beside.run(&["backup"]).expect(0);
+    assert_eq!(labels(&pair.beside), 1);
+    pair.primary.kill();
+    std::fs::remove_dir_all(pair.primary.data().join("pg_wal")).unwrap();
+
+    let info = pair.beside.run(&["--output", "json", "info"]).expect(0);
+    let to = &info.json()["components"][0]["window"]["to"];
+    let to = to.as_str().unwrap_or("");
+    assert!(to < committed.as_str(), "{to}, {before}, {committed}");
+    let target = directory.join("refused");
+    let refused = pair.beside.run(&[
+        "restore",
+        "--target-time",
+        &committed,
+        "--target-dir",
+        target.to_str().unwrap(),
+    ]);
+    let refused = refused.expect(10);
+    assert!(
+        refused.stderr.contains("(code target_out_of_window)"),
+        "{refused:?}"
+    );
+    assert!(!target.exists());
+
+    // All that is known can be had, and does not have it.
+    let mut restored = Cluster::over(&directory, major, "c");
+    let target = restored.data().to_str().unwrap();
+    let _ = pair
+        .beside
+        .run(&["restore", "--target-dir", target])
+        .expect(0);
+    tools::verify_backup(major, restored.data());
+    restored.start();
+    restored.wait_for("SELECT pg_is_in_recovery()", "f", SOON);
+    assert_eq!(restored.psql("SELECT n FROM known"), "1");
+    assert_eq!(restored.psql("SELECT to_regclass('lost') IS NULL"), "t");
+    tools::check_running(&restored, "postgres");
+    pair.standby.stop(StopMode::Fast);
+}
+
+#[test]
+fn backup_from_a_standby_that_lags_15() {
+    backup_from_a_standby_that_lags(Major::Pg15);
+}
+
+#[test]
+fn backup_from_a_standby_that_lags_17() {
+    backup_from_a_standby_that_lags(Major::Pg17);
+}

@@ -40,6 +40,13 @@ const STEP: Duration = Duration::from_millis(500);
 /// Progress that nobody can see is offered again after this time: the server may have restarted.
 const UNSEEN_EVERY: Duration = Duration::from_secs(10);
 
+/// Between tries to show what a job made.
+const SHOW_PAUSES: [Duration; 3] = [
+    Duration::from_millis(100),
+    Duration::from_millis(400),
+    Duration::from_millis(1500),
+];
+
 /// What the threads share.
 struct Shared {
     config: Arc<Config>,
@@ -63,6 +70,26 @@ impl Shared {
             tracing::debug!(rows, "catalog: {:?}", mended.tables);
         }
         Ok(())
+    }
+}
+
+impl Shared {
+    /// Shows in the tables what a job made, before anybody is told that it has ended. A job has ended all
+    /// the same when that does not succeed: the keeper goes on trying.
+    fn show(&self, connection: &mut Connection) {
+        for pause in SHOW_PAUSES {
+            match self.refresh(connection, Occasion::Job) {
+                Ok(()) => return,
+                Err(error) if connection.is_alive() => {
+                    tracing::warn!(code = error.code(), "catalog: {error}");
+                    std::thread::sleep(pause);
+                }
+                Err(error) => {
+                    tracing::debug!("catalog: {error}");
+                    return;
+                }
+            }
+        }
     }
 }
 
@@ -320,9 +347,7 @@ impl Attempt<'_> {
                 std::thread::sleep(STEP);
                 continue;
             };
-            if let Err(error) = self.runner.shared.refresh(connection, Occasion::Job) {
-                tracing::debug!("catalog: {error}");
-            }
+            self.runner.shared.show(connection);
             match connection.finish(&self.job, outcome) {
                 Ok(true) => return Ok(()),
                 Ok(false) => {

@@ -371,6 +371,22 @@ fn an_unusable_state_directory_is_refused() {
 }
 
 #[test]
+fn the_lock_of_a_dying_agent_is_waited_for() {
+    let f = Fixture::new();
+    let state = &f.config.agent.state_dir;
+    let dying = lock_state_directory(state).unwrap();
+    let thread = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        drop(dying);
+    });
+    let next = lock_state_directory(state).unwrap();
+    thread.join().unwrap();
+    let refused = lock_state_directory(state).unwrap_err();
+    assert_eq!(refused.code(), "agent_running");
+    drop(next);
+}
+
+#[test]
 fn the_probe_leaves_nothing_and_a_full_disk_passes() {
     let f = Fixture::new();
     let state = &f.config.agent.state_dir;
