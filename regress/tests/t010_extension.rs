@@ -1,11 +1,15 @@
 //! The extension: it installs, answers, and its SQL declares exactly the symbols that its shared
-//! library exports.
+//! library exports. A symbol that a released script declares stays in the library for good.
 
 use pgark_regress::{Cluster, Major, TestDirectory};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const SQL: &str = include_str!("../../sql/pgark--0.1.0.sql");
+/// Declared by scripts of earlier versions alone: the functions are gone, and their symbols stay, since a
+/// database that was not updated yet still calls them. Each raises an error that says how to update
+/// (CONTRIBUTING.md, "The SQL contract").
+const REMOVED: [&str; 0] = [];
 
 fn installs(major: Major) {
     let directory = TestDirectory::new(&format!("t010_extension_{major}"));
@@ -66,11 +70,21 @@ fn installs_17() {
     installs(Major::Pg17);
 }
 
-fn declared() -> BTreeSet<String> {
-    SQL.split("'MODULE_PATHNAME', '")
+/// The symbols that a script declares.
+fn symbols(script: &Path) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(script).unwrap();
+    text.split("'MODULE_PATHNAME', '")
         .skip(1)
         .map(|rest| rest.split('\'').next().unwrap().to_owned())
         .collect()
+}
+
+/// Every script that was or will be released, and what each declares.
+fn declared() -> BTreeMap<PathBuf, BTreeSet<String>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sql");
+    let files = std::fs::read_dir(folder).unwrap();
+    let files = files.map(|file| file.unwrap().path());
+    files.map(|file| (file.clone(), symbols(&file))).collect()
 }
 
 fn exported(major: Major) -> BTreeSet<String> {
@@ -95,9 +109,21 @@ fn exported(major: Major) -> BTreeSet<String> {
 
 #[test]
 fn sql_declares_what_the_library_exports() {
-    assert!(!declared().is_empty());
+    let scripts = declared();
+    let whole = format!("pgark--{}.sql", env!("CARGO_PKG_VERSION"));
+    let newest = scripts.iter().find(|(file, _)| file.ends_with(&whole));
+    let mut wanted = newest.unwrap().1.clone();
+    assert!(!wanted.is_empty());
+    for removed in REMOVED {
+        assert!(wanted.insert(removed.to_owned()), "{removed} is declared");
+    }
     for major in Major::ALL {
-        assert_eq!(declared(), exported(major), "Postgres {major}");
+        assert_eq!(wanted, exported(major), "Postgres {major}");
+        // Old SQL with the new library: between an upgrade of the package and ALTER EXTENSION.
+        for (script, symbols) in &scripts {
+            let lost: Vec<_> = symbols.difference(&wanted).collect();
+            assert!(lost.is_empty(), "{}: {lost:?}", script.display());
+        }
     }
 }
 
