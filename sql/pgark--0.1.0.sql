@@ -108,7 +108,7 @@ CREATE FUNCTION pgark.in_transaction_block() RETURNS boolean
     LANGUAGE c STABLE STRICT
     AS 'MODULE_PATHNAME', 'in_transaction_block_wrapper';
 COMMENT ON FUNCTION pgark.in_transaction_block() IS
-    'whether the session is between BEGIN and COMMIT';
+    'whether the procedure that asks cannot commit: between BEGIN and COMMIT, or called by a function';
 
 CREATE FUNCTION pgark.is_preloaded() RETURNS boolean
     LANGUAGE c STABLE STRICT
@@ -180,7 +180,7 @@ COMMENT ON COLUMN pgark.config_retention.effective IS 'as it holds; NULL until t
 
 CREATE TABLE pgark.config_component (
     component text PRIMARY KEY,
-    backup_age_max interval NOT NULL CHECK (backup_age_max > interval '0'),
+    backup_age_max interval NOT NULL CHECK (backup_age_max > interval '0' AND backup_age_max <= interval '100 years'),
     changed_by name NOT NULL,
     changed_at timestamptz NOT NULL
 );
@@ -203,12 +203,14 @@ CREATE TABLE pgark.queue_policy (
     version bigint NOT NULL DEFAULT 0,
     stored_version bigint NOT NULL DEFAULT 0,
     stored_at timestamptz,
-    reference jsonb
+    reference jsonb,
+    dumped_version bigint NOT NULL DEFAULT 0
 );
 COMMENT ON TABLE pgark.queue_policy IS 'how far the policy (schedules, retention) has been put into the repository';
 COMMENT ON COLUMN pgark.queue_policy.version IS 'of the newest change';
 COMMENT ON COLUMN pgark.queue_policy.stored_version IS 'the newest change that is in the repository';
 COMMENT ON COLUMN pgark.queue_policy.reference IS 'the agent''s note of the repository''s records that this agrees with';
+COMMENT ON COLUMN pgark.queue_policy.dumped_version IS 'what was there before the first change, up to this version, came with a dump';
 INSERT INTO pgark.queue_policy DEFAULT VALUES;
 
 CREATE TABLE pgark.queue_job (
@@ -237,6 +239,7 @@ CREATE TABLE pgark.queue_job (
     lease_expires_at timestamptz,
     cancel_requested_at timestamptz,
     cancel_requested_by name,
+    cancel_requested_xid xid8,
     finished_at timestamptz,
     label text,
     result jsonb,
@@ -252,6 +255,7 @@ COMMENT ON TABLE pgark.queue_job IS 'jobs and their states; see the view job';
 COMMENT ON COLUMN pgark.queue_job.ulid IS 'names the job in the repository: what it made there says which job it was';
 COMMENT ON COLUMN pgark.queue_job.components IS 'components or groups; NULL: everything';
 COMMENT ON COLUMN pgark.queue_job.requested_xid IS 'the transaction that asked; wait() refuses to wait for its own';
+COMMENT ON COLUMN pgark.queue_job.cancel_requested_xid IS 'the transaction that asked to cancel it; wait() refuses to wait for its own';
 COMMENT ON COLUMN pgark.queue_job.timeline IS 'the timeline that the job belongs to: another one hands it to nobody';
 COMMENT ON COLUMN pgark.queue_job.not_before IS 'when it may be claimed again after a failed attempt';
 COMMENT ON COLUMN pgark.queue_job.claim IS 'a token of this attempt: heartbeat and finish of an older one are refused';
@@ -348,9 +352,12 @@ CREATE TABLE pgark.catalog_wal_range (
     first_wal text NOT NULL,
     last_wal text NOT NULL,
     segments bigint NOT NULL,
+    next_first_wal text,
     PRIMARY KEY (repository, system_identifier, timeline, first_wal)
 );
 COMMENT ON TABLE pgark.catalog_wal_range IS 'runs of stored WAL segments without a gap';
+COMMENT ON COLUMN pgark.catalog_wal_range.next_first_wal IS 'where WAL goes on after the gap that follows; NULL: none follows';
+CREATE INDEX catalog_wal_range_newest ON pgark.catalog_wal_range (first_wal DESC);
 
 CREATE TABLE pgark.catalog_backup (
     component text NOT NULL,
@@ -369,6 +376,7 @@ CREATE TABLE pgark.catalog_backup (
     root_digest text,
     corrupt_pages bigint NOT NULL DEFAULT 0,
     consistency text,
+    safety boolean NOT NULL DEFAULT false,
     set_label text,
     job_ulid text,
     node text,
@@ -379,8 +387,9 @@ CREATE TABLE pgark.catalog_backup (
 );
 COMMENT ON TABLE pgark.catalog_backup IS 'backups of all components, once for each repository that has them';
 COMMENT ON COLUMN pgark.catalog_backup.state IS 'expired: can be undeleted until gc removes it';
+COMMENT ON COLUMN pgark.catalog_backup.safety IS 'of what a restore replaced: chosen only by its label';
 COMMENT ON COLUMN pgark.catalog_backup.pin_reason IS 'NULL: not pinned';
-CREATE INDEX catalog_backup_newest ON pgark.catalog_backup (component, repository, stopped_at DESC) WHERE state = 'live';
+CREATE INDEX catalog_backup_newest ON pgark.catalog_backup (component, repository, stopped_at DESC) WHERE state = 'live' AND NOT safety;
 CREATE INDEX catalog_backup_time ON pgark.catalog_backup (stopped_at DESC);
 CREATE INDEX catalog_backup_job ON pgark.catalog_backup (job_ulid) WHERE job_ulid IS NOT NULL;
 
@@ -415,6 +424,8 @@ CREATE TABLE pgark.catalog_recovery_window (
 );
 COMMENT ON TABLE pgark.catalog_recovery_window IS 'moments that a recovery can reach, by timeline';
 COMMENT ON COLUMN pgark.catalog_recovery_window.to_time IS 'NULL: not known';
+CREATE INDEX catalog_recovery_window_from ON pgark.catalog_recovery_window (repository, from_time);
+CREATE INDEX catalog_recovery_window_to ON pgark.catalog_recovery_window (repository, to_time);
 
 CREATE TABLE pgark.catalog_restore_point (
     system_identifier bigint NOT NULL,
@@ -425,6 +436,7 @@ CREATE TABLE pgark.catalog_restore_point (
     PRIMARY KEY (system_identifier, timeline, lsn)
 );
 COMMENT ON TABLE pgark.catalog_restore_point IS 'restore points, from mark() and from what the agent found in WAL';
+CREATE INDEX catalog_restore_point_time ON pgark.catalog_restore_point (marked_at DESC);
 CREATE INDEX catalog_restore_point_name ON pgark.catalog_restore_point (name, marked_at DESC);
 
 CREATE TABLE pgark.catalog_alert (
@@ -637,21 +649,37 @@ CREATE FUNCTION pgark.end_attempt(job pgark.queue_job, retry boolean, code text,
 COMMENT ON FUNCTION pgark.end_attempt(pgark.queue_job, boolean, text, text, text, text) IS
     'ends an attempt without success: the job is queued again, failed, or canceled';
 
--- The kind of the change of timeline that began this one, from the last line of its history file.
--- A promoted standby and a recovery to the end of WAL reached no target: nothing was rewound.
-CREATE FUNCTION pgark.timeline_begin(timeline integer) RETURNS text
+-- The kind of the changes of timeline since the given one, from the history file and from what "pgark restore" has left:
+-- the plan that archive-get serves. It stays for good, so the timeline that it ends on counts, and on a standby it says nothing.
+-- A promoted standby and a recovery to the end of WAL reached no target.
+CREATE FUNCTION pgark.timeline_begin(since integer, timeline integer) RETURNS text
     LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
-        history text := pg_read_file('pg_wal/' || lpad(upper(to_hex(timeline)), 8, '0') || '.history', 0, 1048576, true);
-        reason text := substring(rtrim(history, E'\n') FROM '^(?:.*\n)?[0-9]+\t[0-9A-F]+/[0-9A-F]+\t([^\n]*)$');
+        -- Escaped, since names of restore points may be of any encoding.
+        history text := encode(pg_read_binary_file('pg_wal/' || lpad(upper(to_hex(timeline)), 8, '0') || '.history', 0, 1048576, true), 'escape');
+        plan text := encode(pg_read_binary_file('pgark_recovery.json', 0, 1048576, true), 'escape');
+        restored bigint;
+        begun text;
     BEGIN
-        RETURN CASE WHEN reason = 'no recovery target specified' THEN 'failover' ELSE 'recovery' END;
+        IF plan IS NOT NULL AND plan::jsonb -> 'standby' IS DISTINCT FROM 'true' THEN
+            restored := (plan::jsonb -> 'spans' -> -1 ->> 'timeline')::bigint;
+        END IF;
+        SELECT CASE WHEN min(l.ancestor) = since AND bool_and(l.reason = 'no recovery target specified' AND l.ancestor IS DISTINCT FROM restored)
+                THEN 'failover' ELSE 'recovery' END INTO begun
+            FROM (SELECT m[1]::bigint AS ancestor, rtrim(m[2]) AS reason
+                FROM regexp_split_to_table(history, E'\n') AS line,
+                    LATERAL regexp_match(line, '^[[:space:]]*([0-9]{1,10})[[:space:]]+[0-9A-F]+/[0-9A-F]+[[:space:]]*(.*)$') AS m) AS l
+            WHERE l.ancestor >= since;
+        RETURN begun;
+    EXCEPTION WHEN data_exception THEN
+        -- A plan that cannot be read was left by somebody.
+        RETURN 'recovery';
     END
     $$;
-COMMENT ON FUNCTION pgark.timeline_begin(integer) IS
-    'failover when a timeline began at the end of the former one, recovery when it began in its past or when that is unknown';
+COMMENT ON FUNCTION pgark.timeline_begin(integer, integer) IS
+    'failover when every change of timeline since one was a promotion or a recovery to the end of WAL; recovery when one was a restore by pgark or ended in the past, or when that is unknown';
 
 CREATE FUNCTION pgark.settle_jobs() RETURNS integer
     LANGUAGE plpgsql VOLATILE
@@ -660,6 +688,7 @@ CREATE FUNCTION pgark.settle_jobs() RETURNS integer
     DECLARE
         here record;
         job pgark.queue_job;
+        since integer;
         begun text;
         settled integer := 0;
     BEGIN
@@ -669,7 +698,10 @@ CREATE FUNCTION pgark.settle_jobs() RETURNS integer
                 AND (j.system_identifier, j.timeline) <> (here.system_identifier, here.timeline)
             ORDER BY j.id FOR UPDATE SKIP LOCKED
         LOOP
-            begun := coalesce(begun, pgark.timeline_begin(here.timeline));
+            IF job.timeline IS DISTINCT FROM since THEN
+                since := job.timeline;
+                begun := pgark.timeline_begin(since, here.timeline);
+            END IF;
             settled := settled + 1;
             IF begun = 'recovery' OR job.system_identifier <> here.system_identifier OR job.timeline > here.timeline THEN
                 UPDATE pgark.queue_job AS j SET state = 'orphaned', claim = NULL, lease_expires_at = NULL,
@@ -689,7 +721,7 @@ CREATE FUNCTION pgark.settle_jobs() RETURNS integer
     END
     $$;
 COMMENT ON FUNCTION pgark.settle_jobs() IS
-    'decides on open jobs of another timeline: after a failover queued ones stay and running ones have failed; after a recovery to the past and in a copy all are orphaned';
+    'decides on open jobs of another timeline: after a failover queued ones stay and running ones have failed; after a recovery to the past and a restore by pgark all are orphaned; a copy that others recovered to the end of WAL looks like a failover';
 
 CREATE FUNCTION pgark.expire_leases() RETURNS integer
     LANGUAGE plpgsql VOLATILE
@@ -905,7 +937,11 @@ CREATE FUNCTION pgark.policy_import(document jsonb, reference jsonb, discard_pen
     SET search_path = pg_catalog, pg_temp
     AS $$
     DECLARE
+        was pgark.queue_policy;
         stored bigint;
+        -- Changes up to this one give way to what the repository has: all of them, or those of which it has a record.
+        overtaken bigint;
+        all_of_them boolean;
         item jsonb;
         changed integer := 0;
         n integer;
@@ -919,42 +955,53 @@ CREATE FUNCTION pgark.policy_import(document jsonb, reference jsonb, discard_pen
                 DETAIL = 'It has "format": 1 and the arrays "schedules" and "retention".',
                 HINT = 'Pass what the repository has.';
         END IF;
-        SELECT p.stored_version INTO stored FROM pgark.queue_policy AS p FOR UPDATE;
-        -- What was asked for here and is not in the repository yet stays, unless the tables were rewound.
+        SELECT * INTO was FROM pgark.queue_policy FOR UPDATE;
+        IF was.stored_version = 0 THEN
+            -- What comes from the repository gets 1: a dump of it is pending where nothing is stored. The rest stays pending.
+            UPDATE pgark.config_schedule AS s SET version = s.version + 1;
+            UPDATE pgark.config_retention AS r SET version = r.version + 1;
+            UPDATE pgark.queue_policy AS p SET version = p.version + 1, stored_version = 1, dumped_version = p.dumped_version + 1;
+        END IF;
+        -- What was asked for here and is not in the repository yet stays, unless the tables were rewound. What a dump brought
+        -- was asked for elsewhere, before: the repository may have newer.
+        all_of_them := coalesce(discard_pending, false) OR was.reference IS NOT NULL;
+        SELECT p.stored_version, CASE
+                WHEN coalesce(discard_pending, false) OR was.reference IS NULL AND was.version = 0 THEN 9223372036854775807
+                WHEN was.reference IS NULL THEN greatest(p.stored_version, p.dumped_version)
+                ELSE p.stored_version END
+            INTO stored, overtaken FROM pgark.queue_policy AS p;
         DELETE FROM pgark.config_schedule AS s
-            WHERE (s.version <= stored OR coalesce(discard_pending, false))
+            WHERE s.version <= overtaken AND (all_of_them OR document -> 'schedules_recorded' = 'true')
                 AND NOT EXISTS (SELECT FROM jsonb_array_elements(document -> 'schedules') AS d WHERE d ->> 'name' = s.name);
         GET DIAGNOSTICS changed = ROW_COUNT;
         DELETE FROM pgark.config_retention AS r
-            WHERE (r.version <= stored OR coalesce(discard_pending, false))
+            WHERE r.version <= overtaken AND (all_of_them OR document -> 'recorded' ? r.component)
                 AND NOT EXISTS (SELECT FROM jsonb_array_elements(document -> 'retention') AS d
                     WHERE d ->> 'component' = r.component AND d ->> 'repository' IS NOT DISTINCT FROM r.repository);
         GET DIAGNOSTICS n = ROW_COUNT;
         changed := changed + n;
         FOR item IN SELECT pgark.check_schedule(d::text)::jsonb FROM jsonb_array_elements(document -> 'schedules') AS d LOOP
             INSERT INTO pgark.config_schedule AS s (name, definition, version, changed_by, changed_at, effective, effective_at)
-                VALUES (item ->> 'name', item, 0, pgark.requester(), clock_timestamp(), item, clock_timestamp())
+                VALUES (item ->> 'name', item, stored, pgark.requester(), clock_timestamp(), item, clock_timestamp())
                 ON CONFLICT (name) DO UPDATE SET effective = EXCLUDED.effective, effective_at = EXCLUDED.effective_at,
-                    definition = CASE WHEN s.version <= stored OR coalesce(discard_pending, false)
-                        THEN EXCLUDED.definition ELSE s.definition END,
-                    version = CASE WHEN coalesce(discard_pending, false) THEN least(s.version, stored) ELSE s.version END,
-                    dropped = s.dropped AND s.version > stored AND NOT coalesce(discard_pending, false)
+                    definition = CASE WHEN s.version <= overtaken THEN EXCLUDED.definition ELSE s.definition END,
+                    version = CASE WHEN s.version <= overtaken THEN least(s.version, stored) ELSE s.version END,
+                    dropped = s.dropped AND s.version > overtaken
                 WHERE s.effective IS DISTINCT FROM EXCLUDED.effective
-                    OR coalesce(discard_pending, false) AND (s.dropped OR s.definition <> EXCLUDED.definition);
+                    OR s.version <= overtaken AND (s.dropped OR s.definition <> EXCLUDED.definition OR s.version > stored);
             GET DIAGNOSTICS n = ROW_COUNT;
             changed := changed + n;
         END LOOP;
         FOR item IN SELECT jsonb_build_object('component', d -> 'component', 'repository', d -> 'repository',
                 'policy', pgark.check_retention((d -> 'policy')::text)::jsonb) FROM jsonb_array_elements(document -> 'retention') AS d LOOP
             INSERT INTO pgark.config_retention AS r (component, repository, policy, version, changed_by, changed_at, effective, effective_at)
-                VALUES (item ->> 'component', item ->> 'repository', item -> 'policy', 0, pgark.requester(),
+                VALUES (item ->> 'component', item ->> 'repository', item -> 'policy', stored, pgark.requester(),
                     clock_timestamp(), item -> 'policy', clock_timestamp())
                 ON CONFLICT (component, repository) DO UPDATE SET effective = EXCLUDED.effective, effective_at = EXCLUDED.effective_at,
-                    policy = CASE WHEN r.version <= stored OR coalesce(discard_pending, false)
-                        THEN EXCLUDED.policy ELSE r.policy END,
-                    version = CASE WHEN coalesce(discard_pending, false) THEN least(r.version, stored) ELSE r.version END
+                    policy = CASE WHEN r.version <= overtaken THEN EXCLUDED.policy ELSE r.policy END,
+                    version = CASE WHEN r.version <= overtaken THEN least(r.version, stored) ELSE r.version END
                 WHERE r.effective IS DISTINCT FROM EXCLUDED.effective
-                    OR coalesce(discard_pending, false) AND r.policy <> EXCLUDED.policy;
+                    OR r.version <= overtaken AND (r.policy <> EXCLUDED.policy OR r.version > stored);
             GET DIAGNOSTICS n = ROW_COUNT;
             changed := changed + n;
         END LOOP;
@@ -964,7 +1011,7 @@ CREATE FUNCTION pgark.policy_import(document jsonb, reference jsonb, discard_pen
     END
     $$;
 COMMENT ON FUNCTION pgark.policy_import(jsonb, jsonb, boolean) IS
-    'takes the repository''s policy over: another one wrote it, or the tables were rewound (discard_pending); returns how many rows changed';
+    'takes the repository''s policy over: another one wrote it, a dump brought an older one, or the tables were rewound (discard_pending); returns how many rows changed';
 
 CREATE FUNCTION pgark.record_occurrence(schedule text, due_at timestamptz) RETURNS boolean
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -993,9 +1040,10 @@ CREATE FUNCTION pgark.next_policy_version() RETURNS bigint
         changed bigint;
     BEGIN
         -- After a restore by pg_dump the rows are ahead of this one.
-        UPDATE pgark.queue_policy AS p SET version = 1 + greatest(p.version,
-            (SELECT max(s.version) FROM pgark.config_schedule AS s),
-            (SELECT max(r.version) FROM pgark.config_retention AS r))
+        UPDATE pgark.queue_policy AS p SET version = 1 + greatest(p.version, x.newest),
+            dumped_version = CASE WHEN p.version = 0 THEN coalesce(x.newest, 0) ELSE p.dumped_version END
+            FROM (SELECT greatest((SELECT max(s.version) FROM pgark.config_schedule AS s),
+                (SELECT max(r.version) FROM pgark.config_retention AS r)) AS newest) AS x
             RETURNING p.version INTO changed;
         PERFORM pg_notify('pgark', 'policy');
         RETURN changed;
@@ -1010,13 +1058,18 @@ CREATE FUNCTION pgark.use_pg_cron() RETURNS boolean
     AS $$
     DECLARE
         found boolean;
+        switched_off bigint;
     BEGIN
         IF NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_cron') THEN
             RETURN false;
         END IF;
-        EXECUTE $q$ SELECT EXISTS (SELECT FROM cron.job WHERE jobname = 'pgark' AND active
-            AND database = current_database()) $q$ INTO found;
-        IF NOT found THEN
+        EXECUTE $q$ SELECT coalesce(bool_or(active), false), min(jobid) FROM cron.job WHERE jobname = 'pgark'
+            AND database = current_database() $q$ INTO found, switched_off;
+        IF found THEN
+            RETURN true;
+        ELSIF switched_off IS NOT NULL THEN
+            EXECUTE $q$ SELECT cron.alter_job($1, active => true) $q$ USING switched_off;
+        ELSE
             EXECUTE $q$ SELECT cron.schedule('pgark', '* * * * *', 'SELECT pgark.tick(''pg_cron'')') $q$;
         END IF;
         RETURN true;
@@ -1044,7 +1097,7 @@ CREATE FUNCTION pgark.put_schedule(name text, definition jsonb) RETURNS bigint
         END IF;
         checked := pgark.check_schedule(definition::text)::jsonb;
         PERFORM pgark.check_repository(checked ->> 'repository');
-        IF (SELECT count(*) FROM pgark.config_schedule) >= 1000 THEN
+        IF (SELECT count(*) FROM pgark.config_schedule AS s WHERE NOT s.dropped AND s.name <> put_schedule.name) >= 1000 THEN
             RAISE EXCEPTION USING ERRCODE = 'program_limit_exceeded',
                 MESSAGE = 'there are too many schedules', DETAIL = 'At most 1000 are allowed.',
                 HINT = 'Remove some: SELECT pgark.unschedule(name).';
@@ -1262,13 +1315,28 @@ CREATE FUNCTION pgark.request_verify(backup text DEFAULT NULL, level text DEFAUL
 COMMENT ON FUNCTION pgark.request_verify(text, text, text, text) IS
     'asks to verify a backup, or everything stored, and returns the job; level: existence, bytes, pages';
 
+CREATE FUNCTION pgark.dry_run_option(dry_run boolean) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path = pg_catalog, pg_temp
+    AS $$
+    BEGIN
+        IF dry_run IS NULL THEN
+            RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
+                MESSAGE = 'dry_run must not be NULL', DETAIL = 'It decides whether something is removed.',
+                HINT = 'Pass true or false, or leave it out for false.';
+        END IF;
+        RETURN CASE WHEN dry_run THEN '{"dry_run": true}' ELSE '{}' END::jsonb;
+    END
+    $$;
+COMMENT ON FUNCTION pgark.dry_run_option(boolean) IS 'options of a job that removes something; refuses NULL';
+
 CREATE FUNCTION pgark.request_expire(component text DEFAULT NULL, repository text DEFAULT NULL, dry_run boolean DEFAULT false)
     RETURNS bigint
     LANGUAGE sql VOLATILE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     AS $$
         SELECT pgark.request('expire', CASE WHEN component IS NOT NULL THEN ARRAY[component] END, repository,
-            CASE WHEN dry_run THEN '{"dry_run": true}' ELSE '{}' END::jsonb)
+            pgark.dry_run_option(dry_run))
     $$;
 COMMENT ON FUNCTION pgark.request_expire(text, text, boolean) IS
     'asks to expire the backups that the retention policy does not keep, and returns the job; see preview_expire()';
@@ -1277,7 +1345,7 @@ CREATE FUNCTION pgark.request_gc(repository text DEFAULT NULL, dry_run boolean D
     LANGUAGE sql VOLATILE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     AS $$
-        SELECT pgark.request('gc', NULL, repository, CASE WHEN dry_run THEN '{"dry_run": true}' ELSE '{}' END::jsonb)
+        SELECT pgark.request('gc', NULL, repository, pgark.dry_run_option(dry_run))
     $$;
 COMMENT ON FUNCTION pgark.request_gc(text, boolean) IS
     'asks to remove what nothing in a repository refers to, and returns the job';
@@ -1333,7 +1401,7 @@ CREATE FUNCTION pgark.cancel(job_id bigint) RETURNS boolean
             RETURN false;
         END IF;
         UPDATE pgark.queue_job AS j SET cancel_requested_at = clock_timestamp(), cancel_requested_by = pgark.requester(),
-            state = CASE j.state WHEN 'queued' THEN 'canceled' ELSE j.state END,
+            cancel_requested_xid = pg_current_xact_id(), state = CASE j.state WHEN 'queued' THEN 'canceled' ELSE j.state END,
             finished_at = CASE j.state WHEN 'queued' THEN clock_timestamp() END
             WHERE j.id = job_id;
         PERFORM pgark.audit('cancel', job_id::text, NULL);
@@ -1362,11 +1430,17 @@ CREATE FUNCTION pgark.look_at_job(job_id bigint) RETURNS text
                 DETAIL = 'The agent sees the job when the transaction has committed.',
                 HINT = 'COMMIT first, and wait in a statement of its own; or: CALL pgark.wait_for(pgark.request_backup());';
         END IF;
+        IF job.finished_at IS NULL AND job.cancel_requested_xid = pg_current_xact_id_if_assigned() THEN
+            RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+                MESSAGE = format('cannot wait for job %s in the transaction that cancels it', job_id),
+                DETAIL = 'The agent hears of it when the transaction has committed.',
+                HINT = 'COMMIT first, and wait in a statement of its own.';
+        END IF;
         RETURN CASE WHEN job.finished_at IS NOT NULL THEN job.state END;
     END
     $$;
 COMMENT ON FUNCTION pgark.look_at_job(bigint) IS
-    'the state of a job that is over, else NULL; an error in the transaction that requested it';
+    'the state of a job that is over, else NULL; an error in the transaction that requested it or cancels it';
 
 CREATE FUNCTION pgark.check_timeout(timeout interval) RETURNS timestamptz
     LANGUAGE plpgsql VOLATILE
@@ -1391,6 +1465,9 @@ CREATE FUNCTION pgark.wait_is_over(job_id bigint, timeout interval) RETURNS void
         job pgark.queue_job;
     BEGIN
         SELECT * INTO job FROM pgark.queue_job AS j WHERE j.id = job_id;
+        IF NOT FOUND THEN
+            PERFORM pgark.no_job(job_id);
+        END IF;
         RAISE EXCEPTION USING ERRCODE = 'lock_not_available',
             MESSAGE = format('job %s is not done after %s', job_id, timeout),
             DETAIL = format('It is %s, in attempt %s of %s%s.', job.state, job.attempts, job.attempts_max,
@@ -1439,9 +1516,9 @@ CREATE PROCEDURE pgark.wait_for(job_id bigint, timeout interval DEFAULT '1 hour'
     BEGIN
         IF pgark.in_transaction_block() THEN
             RAISE EXCEPTION USING ERRCODE = 'active_sql_transaction',
-                MESSAGE = 'pgark.wait_for cannot run inside a transaction block',
+                MESSAGE = 'pgark.wait_for cannot run inside a transaction block or a function',
                 DETAIL = 'It commits, so that the agent sees the job.',
-                HINT = 'COMMIT first.';
+                HINT = 'COMMIT first; in a function there is SELECT pgark.wait(job_id), for a job of an earlier transaction.';
         END IF;
         LOOP
             COMMIT;
@@ -1470,8 +1547,11 @@ CREATE FUNCTION pgark.raise_outcome(job_id bigint) RETURNS void
         job pgark.queue_job;
     BEGIN
         SELECT * INTO job FROM pgark.queue_job AS j WHERE j.id = job_id;
+        IF NOT FOUND THEN
+            PERFORM pgark.no_job(job_id);
+        END IF;
         RAISE EXCEPTION USING ERRCODE = CASE job.state WHEN 'canceled' THEN 'query_canceled' ELSE 'external_routine_exception' END,
-            MESSAGE = format('job %s is %s%s', job_id, coalesce(job.state, 'gone'), coalesce(': ' || job.error_message, '')),
+            MESSAGE = format('job %s is %s%s', job_id, job.state, coalesce(': ' || job.error_message, '')),
             DETAIL = coalesce(job.error_detail, format('It had %s of %s attempts.', job.attempts, job.attempts_max)),
             HINT = coalesce(job.error_hint, 'Look at it: SELECT * FROM pgark.job WHERE id = ' || job_id || ';');
     END
@@ -1532,10 +1612,11 @@ CREATE FUNCTION pgark.set_component(component text, backup_age_max interval) RET
         PERFORM pgark.check_component(component);
         IF backup_age_max IS NULL THEN
             DELETE FROM pgark.config_component AS c WHERE c.component = set_component.component;
-        ELSIF backup_age_max <= interval '0' THEN
+        ELSIF backup_age_max <= interval '0' OR backup_age_max > interval '100 years' THEN
             RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-                MESSAGE = 'the greatest age of a backup must be positive',
-                DETAIL = format('It is %s.', backup_age_max), HINT = 'NULL removes the setting.';
+                MESSAGE = 'the greatest age of a backup is outside the valid range',
+                DETAIL = format('It is %s; it must be positive, and at most 100 years.', backup_age_max),
+                HINT = 'NULL removes the setting.';
         ELSE
             INSERT INTO pgark.config_component AS c (component, backup_age_max, changed_by, changed_at)
                 VALUES (set_component.component, set_component.backup_age_max, pgark.requester(), clock_timestamp())
@@ -1558,7 +1639,7 @@ CREATE FUNCTION pgark.history(component text, repository text) RETURNS text
             'backups', (SELECT coalesce(jsonb_agg(jsonb_build_object('label', b.label,
                     'system_identifier', coalesce(b.system_identifier, 0), 'timeline', coalesce(b.timeline, 1),
                     'start_lsn', coalesce(b.start_lsn, '0/1'), 'stop_lsn', coalesce(b.stop_lsn, '0/2'), 'stopped_at', b.stopped_at,
-                    'corrupt', b.corrupt_pages > 0, 'expired', b.state = 'expired')), '[]')
+                    'corrupt', b.corrupt_pages > 0 OR b.safety, 'expired', b.state = 'expired')), '[]')
                 FROM pgark.catalog_backup AS b
                 WHERE b.component = history.component AND b.repository = history.repository AND b.state <> 'damaged'),
             'clusters', (SELECT coalesce(jsonb_agg(c), '[]') FROM (
@@ -1673,7 +1754,12 @@ CREATE FUNCTION pgark.restore_plan(target_time timestamptz DEFAULT NULL, target_
                 HINT = 'Name one of them, or none for the newest moment.';
         END IF;
         IF target_time IS NOT NULL THEN
-            IF NOT isfinite(target_time) OR target_time > clock_timestamp() THEN
+            -- No backup is older than Postgres; nor can JSON tell times before our era.
+            IF target_time < '1986-01-01 00:00+00' THEN
+                RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+                    MESSAGE = 'the recovery target lies before the oldest backup', DETAIL = format('It is %s.', target_time),
+                    HINT = 'SELECT * FROM pgark.recovery_window;';
+            ELSIF target_time > clock_timestamp() THEN
                 RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
                     MESSAGE = 'the recovery target lies in the future', DETAIL = format('It is %s.', target_time),
                     HINT = 'Without a target, the newest moment is meant.';
@@ -1750,7 +1836,7 @@ CREATE FUNCTION pgark.restore_plan(target_time timestamptz DEFAULT NULL, target_
             ELSE
                 -- Derived stores from before the moment, blobs from after it: what Postgres refers to is there.
                 SELECT x.* INTO b FROM pgark.catalog_backup AS x
-                    WHERE x.component = c.name AND x.state = 'live'
+                    WHERE x.component = c.name AND x.state = 'live' AND NOT x.safety
                         AND (restore_plan.repository IS NULL OR x.repository = restore_plan.repository)
                         AND (c.stage <> 'derived' OR moment IS NULL OR x.stopped_at <= moment)
                     ORDER BY c.stage = 'blob' AND moment IS NOT NULL AND x.started_at < moment,
@@ -1859,7 +1945,7 @@ CREATE VIEW pgark.component AS
         -- One look into the index for each repository.
         SELECT n.label, n.stopped_at, n.repository FROM pgark.catalog_repository AS r
             CROSS JOIN LATERAL (SELECT x.label, x.stopped_at, x.repository FROM pgark.catalog_backup AS x
-                WHERE x.component = c.name AND x.repository = r.name AND x.state = 'live'
+                WHERE x.component = c.name AND x.repository = r.name AND x.state = 'live' AND NOT x.safety
                 ORDER BY x.stopped_at DESC LIMIT 1) AS n
             ORDER BY n.stopped_at DESC, n.repository LIMIT 1) AS b ON true;
 COMMENT ON VIEW pgark.component IS 'what is backed up, and the newest backup of each';
@@ -1867,7 +1953,7 @@ COMMENT ON VIEW pgark.component IS 'what is backed up, and the newest backup of 
 CREATE VIEW pgark.backup AS
     SELECT component, label, repository, kind, state, started_at, stopped_at, system_identifier, timeline, start_lsn,
         stop_lsn, bytes_source, bytes_stored, corrupt_pages, consistency, set_label, node, annotations, pin_reason,
-        pin_until, job_ulid, root_digest
+        pin_until, job_ulid, root_digest, safety
     FROM pgark.catalog_backup;
 COMMENT ON VIEW pgark.backup IS 'backups of all components, once for each repository that has them';
 
@@ -1908,7 +1994,7 @@ COMMENT ON VIEW pgark.retention IS 'what to keep; pending: not in the repository
 
 CREATE VIEW pgark.wal_range AS
     SELECT w.repository, c.component, w.system_identifier, w.timeline, w.first_wal, w.last_wal, w.segments,
-        lead(w.first_wal) OVER (PARTITION BY w.repository, w.system_identifier, w.timeline ORDER BY w.first_wal) AS next_first_wal
+        w.next_first_wal
     FROM pgark.catalog_wal_range AS w
     LEFT JOIN pgark.catalog_cluster AS c ON c.repository = w.repository AND c.system_identifier = w.system_identifier;
 COMMENT ON VIEW pgark.wal_range IS 'runs of stored WAL without a gap; next_first_wal: where WAL goes on after the gap that follows';
@@ -1950,8 +2036,8 @@ CREATE VIEW pgark.stat_repository AS
     SELECT r.name, r.kind, r.required, r.state, r.backup_count, r.object_count, r.stored_bytes, r.last_verified_at,
         w.oldest_restorable_time, w.newest_restorable_time, r.detail, r.hint, r.checked_at
     FROM pgark.catalog_repository AS r
-    LEFT JOIN (SELECT repository, min(from_time) AS oldest_restorable_time, max(to_time) AS newest_restorable_time
-        FROM pgark.catalog_recovery_window GROUP BY repository) AS w ON w.repository = r.name;
+    CROSS JOIN LATERAL (SELECT min(x.from_time) AS oldest_restorable_time, max(x.to_time) AS newest_restorable_time
+        FROM pgark.catalog_recovery_window AS x WHERE x.repository = r.name) AS w;
 COMMENT ON VIEW pgark.stat_repository IS 'repositories: how they are, what they hold, how far back and forward a recovery can go';
 
 CREATE VIEW pgark.alert AS
@@ -1974,6 +2060,7 @@ CREATE FUNCTION pgark.health() RETURNS TABLE (name text, ok boolean, detail text
     DECLARE
         r record;
         n bigint;
+        failed bigint;
         at timestamptz;
         seen boolean;
     BEGIN
@@ -2041,7 +2128,7 @@ CREATE FUNCTION pgark.health() RETURNS TABLE (name text, ok boolean, detail text
         FOR r IN SELECT * FROM pgark.component AS c ORDER BY c.name LOOP
             name := 'backup of ' || r.name;
             ok := r.newest_backup IS NOT NULL
-                AND (r.backup_age_max IS NULL OR r.newest_backup_at > clock_timestamp() - r.backup_age_max);
+                AND (r.backup_age_max IS NULL OR clock_timestamp() - r.newest_backup_at < r.backup_age_max);
             detail := CASE WHEN r.newest_backup IS NULL THEN 'there is none'
                 ELSE format('the newest one is %s, of %s', r.newest_backup, r.newest_backup_at) END;
             hint := CASE WHEN NOT ok THEN format('SELECT pgark.request_backup(ARRAY[%L]);', r.name) END;
@@ -2057,20 +2144,29 @@ CREATE FUNCTION pgark.health() RETURNS TABLE (name text, ok boolean, detail text
         END LOOP;
 
         name := 'wal';
-        SELECT count(*), min(w.repository || ': after ' || w.last_wal) INTO n, detail FROM pgark.wal_range AS w
-            JOIN pgark.catalog_cluster AS c USING (repository, system_identifier) WHERE c.is_current AND w.next_first_wal IS NOT NULL;
+        SELECT count(*) INTO n FROM pgark.catalog_wal_range AS w JOIN pgark.catalog_cluster AS c USING (repository, system_identifier)
+            WHERE c.is_current AND w.next_first_wal IS NOT NULL;
         ok := n = 0;
-        detail := CASE WHEN ok THEN 'no gap is known' ELSE format('%s gaps, the first in %s', n, detail) END;
+        detail := 'no gap is known';
+        IF NOT ok THEN
+            SELECT format('%s gaps, the first in %s: after %s', n, w.repository, w.last_wal) INTO detail
+                FROM pgark.catalog_wal_range AS w JOIN pgark.catalog_cluster AS c USING (repository, system_identifier)
+                WHERE c.is_current AND w.next_first_wal IS NOT NULL ORDER BY w.first_wal, w.repository LIMIT 1;
+        END IF;
         hint := CASE WHEN NOT ok THEN 'A backup after the gap makes the later moments recoverable: SELECT pgark.request_backup();' END;
         RETURN NEXT;
 
         name := 'jobs';
-        SELECT count(*) INTO n FROM (SELECT DISTINCT ON (x.action, x.schedule) x.id, x.state
-            FROM pgark.queue_job AS x WHERE x.finished_at > clock_timestamp() - interval '7 days'
-            ORDER BY x.action, x.schedule, x.id DESC) AS j WHERE j.state IN ('failed', 'orphaned');
-        ok := n = 0;
-        detail := CASE WHEN ok THEN 'the last of each kind did not fail' ELSE format('%s kinds of jobs failed the last time', n) END;
-        hint := CASE WHEN NOT ok THEN 'SELECT id, action, schedule, error_message FROM pgark.job WHERE state IN (''failed'', ''orphaned'') ORDER BY id DESC;' END;
+        SELECT count(*) INTO n FROM pgark.queue_job AS x WHERE x.state = 'running' AND x.lease_expires_at < clock_timestamp();
+        SELECT count(*) INTO failed FROM (SELECT max(x.id) AS id FROM pgark.queue_job AS x
+                WHERE x.finished_at > clock_timestamp() - interval '7 days' GROUP BY x.action, x.schedule) AS last
+            JOIN pgark.queue_job AS j USING (id) WHERE j.state IN ('failed', 'orphaned');
+        ok := n = 0 AND failed = 0;
+        detail := CASE WHEN n > 0 THEN format('%s running jobs have lost their agent: not heard of within their lease', n)
+            WHEN failed > 0 THEN format('%s kinds of jobs failed the last time', failed)
+            ELSE 'the last of each kind did not fail' END;
+        hint := CASE WHEN n > 0 THEN 'Look for the agent. SELECT pgark.tick(); ends their attempt, and so does whoever evaluates the schedules.'
+            WHEN failed > 0 THEN 'SELECT id, action, schedule, error_message FROM pgark.job WHERE state IN (''failed'', ''orphaned'') ORDER BY id DESC;' END;
         RETURN NEXT;
 
         name := 'alerts';

@@ -11,10 +11,11 @@ pub(crate) fn is_preloading() -> bool {
     unsafe { pg_sys::process_shared_preload_libraries_in_progress }
 }
 
-/// Whether the session is between BEGIN and COMMIT.
+/// Whether the procedure that asks cannot commit: the session is between BEGIN and COMMIT, or a function
+/// has called the procedure.
 pub(crate) fn in_transaction_block() -> bool {
-    // SAFETY: reads the backend's own transaction state.
-    unsafe { pg_sys::IsTransactionBlock() }
+    // SAFETY: reads the backend's own transaction state, and that of the procedure that runs now.
+    unsafe { pg_sys::IsTransactionBlock() || !pg_sys::SPI_inside_nonatomic_context() }
 }
 
 /// Microseconds since 2000-01-01.

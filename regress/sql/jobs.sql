@@ -27,6 +27,10 @@ SELECT pgark.wait(NULL);
 BEGIN;
 CALL pgark.wait_for(:job);
 ROLLBACK;
+CREATE FUNCTION pg_temp.waits(job bigint) RETURNS void LANGUAGE plpgsql AS 'BEGIN CALL pgark.wait_for(job); END';
+SELECT pg_temp.waits(:job);
+CREATE PROCEDURE pg_temp.waits_as_procedure(job bigint) LANGUAGE plpgsql AS $$ BEGIN CALL pgark.wait_for(job, interval '0.1 seconds'); END $$;
+CALL pg_temp.waits_as_procedure(:job);
 CALL pgark.wait_for(:job, interval '0.3 seconds');
 
 -- The oldest first, one at a time.
@@ -88,6 +92,26 @@ SELECT pgark.request_gc() AS job \gset
 SELECT claim FROM pgark.claim_job('host-a') \gset a_
 SELECT pgark.cancel(:job);
 SELECT pgark.finish_job(:job, :'a_claim', 'failed', retry => true);
+-- Waiting in the transaction that cancels, even where a savepoint does: the same error as for a request.
+SELECT pgark.request_gc() AS job \gset
+SELECT claim FROM pgark.claim_job('host-a') \gset a_
+BEGIN;
+SAVEPOINT within;
+SELECT pgark.cancel(:job);
+RELEASE within;
+SELECT pgark.wait(:job);
+ROLLBACK;
+-- The agent is gone, and nobody evaluates the schedules: health() says so.
+UPDATE pgark.queue_job SET lease_expires_at = now() - interval '1 second' WHERE id = :job;
+SELECT ok, detail, hint FROM pgark.health() WHERE name = 'jobs';
+SELECT pgark.tick();
+SELECT ok, detail FROM pgark.health() WHERE name = 'jobs';
+SELECT pgark.cancel(:job);
+\set VERBOSITY sqlstate
+SELECT pgark.raise_outcome(:job);
+\set VERBOSITY default
+SELECT pgark.raise_outcome(NULL), pgark.wait_is_over(NULL, NULL);
+SELECT pgark.wait_is_over(-1, NULL);
 SELECT pgark.cancel(-1);
 SELECT pgark.cancel(NULL);
 
@@ -107,6 +131,8 @@ SELECT pgark.tick();
 SELECT count(*) AS gone FROM pgark.job WHERE id = :job;
 
 -- What is refused.
+SELECT pgark.request_expire('main', dry_run => NULL);
+SELECT pgark.request_gc(dry_run => NULL);
 SELECT pgark.request_backup(ARRAY['nobody']);
 SELECT pgark.request_backup(ARRAY[NULL]::text[]);
 SELECT pgark.request_backup(ARRAY[['main'], ['cache']]);

@@ -7,8 +7,8 @@ SELECT pgark.restore_plan();
 SELECT system_identifier AS sysid FROM pgark.identity() \gset
 INSERT INTO pgark.catalog_cluster VALUES ('local', 'main', :sysid, 16777216, true);
 INSERT INTO pgark.catalog_timeline VALUES ('local', :sysid, 1, '[]', '2020-01-09 12:00+00', '2020-01-09 11:59+00', '0/9000000');
-INSERT INTO pgark.catalog_wal_range VALUES ('local', :sysid, 1, '000000010000000000000001', '000000010000000000000004', 4),
-    ('local', :sysid, 1, '000000010000000000000006', '000000010000000000000009', 4);
+INSERT INTO pgark.catalog_wal_range VALUES ('local', :sysid, 1, '000000010000000000000001', '000000010000000000000004', 4, '000000010000000000000006'),
+    ('local', :sysid, 1, '000000010000000000000006', '000000010000000000000009', 4, NULL);
 INSERT INTO pgark.catalog_backup (component, label, repository, kind, state, started_at, stopped_at, system_identifier, timeline, start_lsn, stop_lsn, bytes_source, bytes_stored)
 VALUES ('main', '20200101T000000Z-AAAA', 'local', 'postgres', 'live', '2020-01-01 00:00+00', '2020-01-01 00:10+00', :sysid, 1, '0/2000028', '0/2000100', 1000, 400),
     ('main', '20200105T000000Z-BBBB', 'local', 'postgres', 'live', '2020-01-05 00:00+00', '2020-01-05 00:10+00', :sysid, 1, '0/6000028', '0/6000100', 1100, 410),
@@ -51,9 +51,21 @@ SELECT pgark.mark('$(reboot)') > '0/0' AS marked;
 UPDATE pgark.catalog_restore_point SET lsn = '0/8900000' WHERE name = '$(reboot)';
 SELECT pgark.restore_command(target_name => '$(reboot)');
 
+-- What a restore replaced, kept before it: never chosen unless it is named, and no reason to remove another one.
+BEGIN;
+INSERT INTO pgark.catalog_backup (component, label, repository, kind, state, started_at, stopped_at, bytes_source, bytes_stored, safety)
+VALUES ('cache', '20200109T060000Z-HHHH', 'local', 'redis', 'live', '2020-01-09 06:00+00', '2020-01-09 06:01+00', 50, 20, true);
+SELECT backup FROM pgark.restore_plan() WHERE component = 'cache';
+SELECT newest_backup FROM pgark.component WHERE name = 'cache';
+SELECT label, safety FROM pgark.backup WHERE component = 'cache' ORDER BY label;
+SELECT first, keep, reasons FROM pgark.preview_expire('cache', '{"keep_last": 1}') WHERE object = 'backup';
+ROLLBACK;
+
 -- What is refused.
 SELECT pgark.restore_plan('2019-12-31 00:00+00');
 SELECT pgark.restore_plan('infinity');
+SELECT pgark.restore_plan('-infinity');
+SELECT pgark.restore_command('4713-01-01 BC');
 SELECT pgark.restore_plan('2999-01-01');
 SELECT pgark.restore_plan(target_lsn => '0/FF000000');
 SELECT pgark.restore_plan('2020-01-06 12:00+00', '0/7000000');
@@ -88,5 +100,8 @@ SELECT pgark.set_retention('main', '{}', 'elsewhere');
 SELECT pgark.set_component('main', interval '1 day');
 SELECT name, ok, detail, hint FROM pgark.health() WHERE name LIKE 'backup of%' OR name IN ('wal', 'repository local', 'alerts', 'agent', 'preload');
 SELECT pgark.set_component('main', interval '-1 day');
+SELECT pgark.set_component('main', interval '100000000 years');
+SELECT pgark.set_component('main', interval '100 years');
+SELECT ok FROM pgark.health() WHERE name = 'backup of main';
 SELECT pgark.set_component('main', NULL);
 SELECT name, ok, hint FROM pgark.doctor() WHERE name IN ('archive_mode', 'roles', 'data_checksums');

@@ -89,3 +89,14 @@ SELECT pgark.schedule('bad', interval '-1 hour', 'backup');
 SELECT pgark.schedule('bad', interval '30 seconds', 'backup');
 SELECT pgark.schedule('bad', interval '1 month', 'backup');
 SELECT pgark.tick('somebody');
+
+-- At most 1000: what is to go does not count, and what is there can be changed.
+BEGIN;
+SELECT count(pgark.schedule('s' || i, '0 0 1 1 *', 'gc')) AS made FROM generate_series(1, 1000 - (SELECT count(*)::integer FROM pgark.config_schedule WHERE NOT dropped)) AS i;
+SAVEPOINT before;
+SELECT pgark.schedule('one-more', '0 0 1 1 *', 'gc');
+ROLLBACK TO before;
+SELECT pgark.schedule('s1', '0 0 2 1 *', 'gc') > 0 AS changed;
+SELECT pgark.unschedule('s2');
+SELECT pgark.schedule('one-more', '0 0 1 1 *', 'gc') > 0 AS made;
+ROLLBACK;

@@ -106,7 +106,7 @@ fn each_role_can_do_its_own_and_no_more() {
         "SELECT pgark.enqueue('backup', NULL, NULL, '{}', NULL, NULL, NULL, 'somebody')",
         "SELECT pgark.policy_stored(9, '{}')",
         "SELECT pgark.audit('lie', 'x', '{}')",
-        "SELECT pgark.timeline_begin(1)",
+        "SELECT pgark.timeline_begin(1, 2)",
         "SELECT * FROM pgark.queue_job",
         "INSERT INTO pgark.catalog_component (name, kind, stage, node) VALUES ('x', 'files', 'blob', 'here')",
         "UPDATE pgark.queue_job SET action = 'gc'",
@@ -164,7 +164,8 @@ fn nothing_planted_is_called() {
     assert_eq!(cluster.psql("SELECT count(*) FROM pgark.job"), "1");
 }
 
-fn dump(cluster: &Cluster<'_>) -> String {
+/// What pg_dump writes of the database.
+pub(crate) fn dump(cluster: &Cluster<'_>) -> String {
     let mut command = cluster.major().command("pg_dump");
     command
         .args(["-U", "postgres", "-d", "postgres", "-h"])
@@ -213,6 +214,103 @@ fn keeps_configuration(major: Major) {
     assert_eq!(
         restored.psql("SELECT count(DISTINCT id) FROM pgark.config_schedule"),
         "3"
+    );
+}
+
+/// What came from the repository, and not from these tables' users, is in a dump as everything else.
+#[test]
+fn a_dump_keeps_what_came_from_the_repository() {
+    let directory = TestDirectory::new("t601_dump_imported");
+    let cluster = cluster(&directory, Major::Pg15);
+    cluster.psql("CREATE EXTENSION pgark");
+    cluster.psql(&imported(90));
+    let pending = "SELECT string_agg(name || ' ' || pending || ' ' || in_effect, ',' ORDER BY name) FROM pgark.schedule;
+        SELECT string_agg(pending::text, ',') FROM pgark.retention; SELECT count(*) FROM pgark.policy_to_store()";
+    let ask = |cluster: &Cluster<'_>| -> Vec<String> {
+        pending.split(';').map(|sql| cluster.psql(sql)).collect()
+    };
+    assert_eq!(
+        ask(&cluster),
+        ["theirs false true,weekly false true", "false", "0"]
+    );
+    let text = dump(&cluster);
+    let restored = Cluster::builder(&directory, Major::Pg15, "b").start();
+    let output = restored.psql_script("postgres", &text);
+    assert!(!output.contains("ERROR:"), "{output}");
+    assert_eq!(
+        ask(&restored),
+        ["theirs true true,weekly true true", "true", "1"]
+    );
+    let document = "SELECT jsonb_array_length(document -> 'schedules'), document #>> '{retention,0,policy,keep_last}' FROM pgark.policy_to_store()";
+    assert_eq!(restored.psql(document), "2|90");
+    // A repository that knows another component alone takes none of it away, and none counts as stored.
+    restored.psql("SELECT pgark.policy_import('{\"format\": 1, \"schedules\": [], \"retention\": [], \"recorded\": [\"other\"], \"schedules_recorded\": false}', '{\"n\": 1}', false)");
+    assert_eq!(
+        ask(&restored),
+        ["theirs true true,weekly true true", "true", "1"]
+    );
+    assert_eq!(restored.psql(document), "2|90");
+}
+
+/// The repository's policy, as the agent would bring it.
+fn imported(keep_last: u32) -> String {
+    format!(
+        "SELECT pgark.policy_import('{{\"format\": 1, \"recorded\": [\"main\"], \"schedules_recorded\": true,
+            \"schedules\": [{{\"name\": \"theirs\", \"cron\": \"0 5 * * *\", \"action\": \"backup\"}}, {{\"name\": \"weekly\", \"cron\": \"0 6 * * 0\", \"action\": \"verify\"}}],
+            \"retention\": [{{\"component\": \"main\", \"repository\": null, \"policy\": {{\"keep_last\": {keep_last}}}}}]}}', '{{\"n\": 1}}', false)"
+    )
+}
+
+/// What a dump brought is older than what the repository has; what was asked for since is not.
+#[test]
+fn an_old_dump_gives_way_to_the_repository() {
+    let directory = TestDirectory::new("t601_old_dump");
+    let cluster = cluster(&directory, Major::Pg15);
+    cluster.psql("CREATE EXTENSION pgark");
+    cluster.psql("INSERT INTO pgark.catalog_component (name, kind, stage, node) SELECT c, 'files', 'blob', 'here' FROM unnest('{main,other}'::text[]) AS c");
+    cluster.psql("SELECT pgark.schedule('theirs', '0 1 * * *', 'gc'), pgark.schedule('gone', '0 2 * * *', 'backup'),
+        pgark.set_retention('main', '{\"keep_last\": 1}'), pgark.schedule('old', '0 3 * * *', 'gc')");
+    let text = dump(&cluster);
+    let state = "SELECT string_agg(name || ' ' || cron || ' ' || pending, ', ' ORDER BY name) FROM pgark.schedule;
+        SELECT string_agg(component || ' ' || policy || ' ' || pending, ', ' ORDER BY component) FROM pgark.retention";
+    let ask = |cluster: &Cluster<'_>| -> Vec<String> {
+        state.split(';').map(|sql| cluster.psql(sql)).collect()
+    };
+    for fresh in [false, true] {
+        cluster.psql("DROP EXTENSION pgark");
+        let output = cluster.psql_script("postgres", &text);
+        assert!(!output.contains("ERROR:"), "{output}");
+        if fresh {
+            cluster.psql("INSERT INTO pgark.catalog_component (name, kind, stage, node) VALUES ('other', 'files', 'blob', 'here')");
+            cluster.psql("SELECT pgark.schedule('fresh', '0 4 * * *', 'backup'), pgark.schedule('weekly', '0 7 * * 0', 'verify'), pgark.set_retention('other', '{\"keep_last\": 2}')");
+        }
+        cluster.psql(&imported(90));
+        let (schedules, retention) = match fresh {
+            false => (
+                "theirs 0 5 * * * false, weekly 0 6 * * 0 false",
+                "main {\"keep_last\": 90} false",
+            ),
+            true => (
+                "fresh 0 4 * * * true, theirs 0 5 * * * false, weekly 0 7 * * 0 true",
+                "main {\"keep_last\": 90} false, other {\"keep_last\": 2} true",
+            ),
+        };
+        assert_eq!(ask(&cluster), [schedules, retention]);
+        assert_eq!(
+            cluster.psql("SELECT count(*) FROM pgark.policy_to_store()"),
+            u8::from(fresh).to_string()
+        );
+    }
+    // Without a dump: what was asked for before the agent came stays pending beside what it brings.
+    cluster.psql("DROP EXTENSION pgark; CREATE EXTENSION pgark");
+    cluster.psql("SELECT pgark.schedule('early', '0 4 * * *', 'backup')");
+    cluster.psql(&imported(7));
+    assert_eq!(
+        ask(&cluster),
+        [
+            "early 0 4 * * * true, theirs 0 5 * * * false, weekly 0 6 * * 0 false",
+            "main {\"keep_last\": 7} false"
+        ]
     );
 }
 

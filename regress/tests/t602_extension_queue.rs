@@ -257,13 +257,55 @@ fn a_failover_keeps_what_was_queued() {
     assert_eq!(standby.psql(STATES), "running queued");
     primary.stop(StopMode::Immediate);
     standby.promote();
-    assert_eq!(standby.psql("SELECT pgark.timeline_begin(2)"), "failover");
+    assert_eq!(
+        standby.psql("SELECT pgark.timeline_begin(1, 2)"),
+        "failover"
+    );
+    other_ways_to_a_timeline(&directory, &standby);
     // The one that ran comes back later; the queued one is handed out now.
     assert_eq!(standby.psql("SELECT id FROM pgark.claim_job('b')"), "2");
     assert_eq!(standby.psql(STATES), "queued:job_failover running");
     assert_eq!(
         standby.psql("SELECT bool_and(timeline = 2) FROM pgark.job"),
         "t"
+    );
+}
+
+/// What "pgark restore" has left in the data directory counts, and every line of the history: a promotion
+/// after a recovery to the past does not make the jobs from before it good again.
+fn other_ways_to_a_timeline(directory: &TestDirectory, promoted: &Cluster<'_>) {
+    let plan = "b/data/pgark_recovery.json";
+    for (text, begun) in [
+        (r#"{"spans": [{"timeline": 1}]}"#, "recovery"),
+        (
+            r#"{"spans": [{"timeline": 1}], "standby": true}"#,
+            "failover",
+        ),
+        (
+            r#"{"spans": [{"timeline": 1}, {"timeline": 3}]}"#,
+            "failover",
+        ),
+        (r#"{"spans": []}"#, "failover"),
+        ("half a pl", "recovery"),
+    ] {
+        directory.file(plan, text);
+        let asked = promoted.psql("SELECT pgark.timeline_begin(1, 2)");
+        assert_eq!(asked, begun, "{text}");
+    }
+    std::fs::remove_file(directory.join(plan)).unwrap();
+    let history = "b/data/pg_wal/00000077.history";
+    directory.file(
+        history,
+        "1\t0/3000000\tat restore point \"\u{e9}\\\"\n2\t0/4000000\tno recovery target specified\n\n",
+    );
+    for (since, begun) in [(1, "recovery"), (2, "failover"), (3, "recovery")] {
+        let asked = promoted.psql(&format!("SELECT pgark.timeline_begin({since}, 119)"));
+        assert_eq!(asked, begun, "{since}");
+    }
+    std::fs::remove_file(directory.join(history)).unwrap();
+    assert_eq!(
+        promoted.psql("SELECT pgark.timeline_begin(1, 119)"),
+        "recovery"
     );
 }
 
@@ -303,7 +345,7 @@ fn a_recovery_to_the_past_orphans_its_jobs() {
     origin.stop(StopMode::Fast);
     copy.start();
     copy.wait_for("SELECT pg_is_in_recovery()", "f", PATIENCE);
-    assert_eq!(copy.psql("SELECT pgark.timeline_begin(2)"), "recovery");
+    assert_eq!(copy.psql("SELECT pgark.timeline_begin(1, 2)"), "recovery");
     assert_eq!(copy.psql(STATES), "running queued", "as it was then");
     assert_eq!(copy.psql("SELECT count(*) FROM pgark.claim_job('a')"), "0");
     assert_eq!(

@@ -82,6 +82,16 @@ fn pg_cron_fires() {
     assert_eq!(cluster.psql(said), "pg_cron evaluates the schedules");
     cluster.psql("SELECT pgark.schedule('second', '0 0 1 1 *', 'gc')");
     assert_eq!(cluster.psql("SELECT count(*) FROM cron.job"), "1");
+    // Switched off: health() says what to do, and that helps.
+    cluster.psql("SELECT cron.alter_job(jobid, active => false) FROM cron.job");
+    let hint = "SELECT ok, hint FROM pgark.health() WHERE name = 'scheduler'";
+    assert_eq!(cluster.psql(hint), "f|SELECT pgark.use_pg_cron();");
+    assert_eq!(cluster.psql("SELECT pgark.use_pg_cron()"), "t");
+    assert_eq!(
+        cluster.psql("SELECT count(*), bool_and(active) FROM cron.job"),
+        "1|t"
+    );
+    assert_eq!(cluster.psql(said), "pg_cron evaluates the schedules");
     cluster.wait_for(&format!("{FIRED} 'pg_cron'"), "t", MINUTE);
     let by = cluster
         .psql("SELECT requested_by, state, schedule FROM pgark.job WHERE schedule IS NOT NULL");

@@ -6,6 +6,7 @@
 //! follows it; a job that runs again because the tables have forgotten that it ran.
 //! Expectation: after "catalog rebuild", or a moment of the agent's, the tables say what the repository says.
 
+use crate::t601_extension_rights::dump;
 use crate::t610_jobs::{committed, done, installed};
 use pgark_regress::recovery::PATIENCE;
 use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory};
@@ -76,11 +77,11 @@ fn it_comes_from_the_repository_alone() {
             );
         }
     }
-    drift(&cluster, &pgark, &before);
+    drift(&directory, &cluster, &pgark, &before);
 }
 
 /// What somebody did to the tables is mended by the agent, and what is in order is not written.
-fn drift(cluster: &Cluster<'_>, pgark: &Pgark, before: &str) {
+fn drift(directory: &TestDirectory, cluster: &Cluster<'_>, pgark: &Pgark, before: &str) {
     cluster.psql(
         "DELETE FROM pgark.catalog_wal_range; UPDATE pgark.catalog_backup SET bytes_stored = 1 WHERE job_ulid IS NULL;
          INSERT INTO pgark.catalog_backup SELECT component, 'x', repository, kind, state, started_at, stopped_at
@@ -113,7 +114,20 @@ fn drift(cluster: &Cluster<'_>, pgark: &Pgark, before: &str) {
     pgark.run(&["catalog", "rebuild"]).expect(0);
     let state = format!("SELECT state FROM pgark.backup WHERE label = '{label}'");
     assert_eq!(cluster.psql(&state), "expired");
+    // A lost segment is a gap: of two ranges the former one tells where WAL goes on.
+    assert_eq!(cluster.psql(GAPS), "1|0|");
+    let second = "SELECT left(first_wal, 16) || upper(lpad(to_hex(('x' || right(first_wal, 8))::bit(32)::integer + 1), 8, '0')) FROM pgark.wal_range";
+    let lost = cluster.psql(second);
+    let mut find = std::process::Command::new("find");
+    find.arg(directory.join("repository/wal"))
+        .args(["-name", &lost, "-print", "-delete"]);
+    let found = String::from_utf8(find.output().unwrap().stdout).unwrap();
+    assert_eq!(found.lines().count(), 1, "{lost}: {found}");
+    pgark.run(&["catalog", "rebuild"]).expect(0);
+    assert_eq!(cluster.psql(GAPS), "2|1|t");
 }
+
+const GAPS: &str = "SELECT count(*), count(next_first_wal), bool_and(next_first_wal > last_wal) FROM pgark.wal_range";
 
 #[test]
 fn a_recovery_to_the_past() {
@@ -210,4 +224,68 @@ fn a_recovery_to_the_past() {
     );
     assert_eq!(done(&there, "pgark.request_backup()"), "succeeded");
     assert_eq!(committed(&pgark), 3);
+}
+
+/// Restored to the end of WAL: the history file looks like that of a promotion, and what was left of the
+/// restore says what it was. A copy must not do the original's work.
+#[test]
+fn a_restore_to_the_end_of_wal() {
+    let directory = TestDirectory::new("t611_copied");
+    let (mut cluster, mut pgark) = installed(&directory, Major::Pg15);
+    cluster.psql("CREATE EXTENSION pgark");
+    pgark.backup();
+    cluster.psql("SELECT pgark.request_backup(), pgark.request_verify(); SELECT id FROM pgark.claim_job('somewhere')");
+    cluster.archive_all();
+    cluster.stop(StopMode::Fast);
+    let mut there = Cluster::over(&directory, Major::Pg15, "b");
+    pgark.restore(&there, &["--archive", "keep"]);
+    there.recover();
+    assert_eq!(there.psql("SELECT pgark.timeline_begin(1, 2)"), "recovery");
+    let states = "SELECT string_agg(state, ' ' ORDER BY id) FROM pgark.job";
+    assert_eq!(there.psql(states), "running queued");
+    pgark.attach(&there);
+    let _agent = pgark.agent(&[]);
+    there.wait_for(states, "orphaned orphaned", LONG);
+    assert_eq!(done(&there, "pgark.request_backup()"), "succeeded");
+    assert_eq!(committed(&pgark), 2);
+}
+
+/// A dump from when one backup was kept, restored when the repository keeps 90.
+#[test]
+fn an_old_dump_shrinks_no_retention() {
+    let directory = TestDirectory::new("t611_dump");
+    let (cluster, pgark) = installed(&directory, Major::Pg15);
+    cluster.psql("CREATE EXTENSION pgark");
+    let agent = pgark.agent(&[]);
+    assert_eq!(done(&cluster, "pgark.request_backup()"), "succeeded");
+    let keeps = |n: u32| {
+        cluster.wait_for(
+            "SELECT effective ->> 'keep_last', pending FROM pgark.retention",
+            &format!("{n}|f"),
+            LONG,
+        );
+    };
+    cluster.psql("SELECT pgark.set_retention('main', '{\"keep_last\": 1}'), pgark.schedule('nightly', '0 2 * * *', 'backup')");
+    keeps(1);
+    let text = dump(&cluster);
+    cluster.psql("SELECT pgark.set_retention('main', '{\"keep_last\": 90}'), pgark.unschedule('nightly'), pgark.schedule('weekly', '0 2 * * 0', 'backup')");
+    keeps(90);
+    assert_eq!(done(&cluster, "pgark.request_backup()"), "succeeded");
+    drop(agent);
+    cluster.psql("DROP EXTENSION pgark");
+    let output = cluster.psql_script("postgres", &text);
+    assert!(!output.contains("ERROR:"), "{output}");
+    let restored = "SELECT policy ->> 'keep_last', pending FROM pgark.retention";
+    assert_eq!(cluster.psql(restored), "1|t");
+    let _agent = pgark.agent(&[]);
+    keeps(90);
+    assert_eq!(
+        cluster.psql("SELECT string_agg(name || in_effect || pending, ' ') FROM pgark.schedule"),
+        "weeklytruefalse"
+    );
+    assert_eq!(done(&cluster, "pgark.request_expire()"), "succeeded");
+    assert_eq!(committed(&pgark), 2);
+    let shown = pgark.run(&["--output", "json", "retention", "show"]);
+    let shown = shown.expect(0).stdout;
+    assert!(shown.contains("90"), "{shown}");
 }

@@ -3,10 +3,11 @@
 
 use super::Connection;
 use crate::clock::Clock;
-use crate::postgres::history_file::TimelineHistory;
+use crate::postgres::history_file::{HistoryEntry, TimelineHistory};
 use crate::postgres::session::column;
 use crate::repository::Repository;
 use crate::retention::{self, Change, Kept};
+use crate::wal::recovery_file::RecoveryFile;
 use crate::wal::repositories::Repositories;
 use crate::{Error, Result};
 use pgark_types::retention::RetentionPolicy;
@@ -22,6 +23,12 @@ struct Document {
     format: u32,
     schedules: Vec<Value>,
     retention: Vec<Entry>,
+    /// From the repositories: the components that have a record there, and whether schedules do. Where
+    /// there is one, it wins over what a dump has brought.
+    #[serde(default)]
+    recorded: BTreeSet<String>,
+    #[serde(default)]
+    schedules_recorded: bool,
 }
 
 /// Whose retention, and where; without a repository: in every one that has no entry of its own.
@@ -62,6 +69,8 @@ pub struct Here {
     timeline: TimelineId,
     /// Without it, a new timeline counts as a recovery to the past.
     history: Option<TimelineHistory>,
+    /// The timeline along which "pgark restore" has recovered the cluster, some time.
+    recovered_along: Option<TimelineId>,
 }
 
 impl Here {
@@ -81,7 +90,12 @@ impl Here {
             .join("pg_wal")
             .join(timeline.history_file_name());
         let bytes = std::fs::read(path).ok();
+        // A plan that cannot be read was left by some recovery: the history does not tell which.
+        let plan = RecoveryFile::read(data_directory);
+        let bytes = bytes.filter(|_| plan.is_ok());
+        let plan = plan.ok().flatten();
         Ok(Self {
+            recovered_along: plan.and_then(|plan| plan.recovered_along()),
             system_id: SystemId(u64::from_ne_bytes(signed.to_ne_bytes())),
             timeline,
             history: bytes.and_then(|bytes| TimelineHistory::parse(timeline, &bytes).ok()),
@@ -89,7 +103,7 @@ impl Here {
     }
 
     /// Whether tables that agreed with `reference` are older than they pretend: somebody recovered to the
-    /// past since, or copied the cluster. A promotion rewinds nothing.
+    /// past since, restored, or copied the cluster. A promotion rewinds nothing.
     fn is_rewound(&self, reference: &Reference) -> bool {
         if reference.system_identifier != self.system_id.0 {
             return true;
@@ -104,7 +118,10 @@ impl Here {
             .entries
             .iter()
             .skip_while(|entry| entry.timeline.0 != reference.timeline);
-        let since: Vec<bool> = since.map(|entry| entry.is_promotion()).collect();
+        let restored = |entry: &HistoryEntry| self.recovered_along == Some(entry.timeline);
+        let since: Vec<bool> = since
+            .map(|entry| entry.is_promotion() && !restored(entry))
+            .collect();
         since.is_empty() || since.contains(&false)
     }
 }
@@ -289,6 +306,8 @@ impl Sync<'_> {
             format: 1,
             schedules: Vec::new(),
             retention: Vec::new(),
+            recorded: BTreeSet::new(),
+            schedules_recorded: false,
         };
         let mut schedules: Option<Vec<Value>> = None;
         let mut by_component: BTreeMap<String, Vec<(&str, RetentionPolicy)>> = BTreeMap::new();
@@ -311,7 +330,9 @@ impl Sync<'_> {
                 policies.push((repository.name(), policy));
             }
         }
+        document.schedules_recorded = schedules.is_some();
         document.schedules = schedules.unwrap_or_default();
+        document.recorded = by_component.keys().cloned().collect();
         for (component, policies) in by_component {
             document.retention.extend(entries(&component, &policies));
         }
@@ -424,6 +445,7 @@ mod tests {
             system_id: SystemId(7),
             timeline,
             history: TimelineHistory::parse(timeline, text.as_bytes()).ok(),
+            recovered_along: None,
         }
     }
 
@@ -447,6 +469,14 @@ mod tests {
             ..reference.clone()
         };
         assert!(!here(3, &[target, promoted]).is_rewound(&later));
+        // Restored to the end of WAL: the history alone looks like a promotion. Only that step counts.
+        let restored = |along, here| Here {
+            recovered_along: Some(TimelineId(along)),
+            ..here
+        };
+        assert!(restored(1, here(2, &[promoted])).is_rewound(&reference));
+        assert!(restored(2, here(3, &[promoted, promoted])).is_rewound(&reference));
+        assert!(!restored(1, here(3, &[promoted, promoted])).is_rewound(&later));
         // Another cluster; a timeline that is no ancestor; one without its history.
         let other = Reference {
             system_identifier: 8,

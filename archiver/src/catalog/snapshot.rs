@@ -299,6 +299,7 @@ impl Snapshot {
             "bytes_stored": bytes(record.bytes_stored()),
             "root_digest": record.root_digest(),
             "corrupt_pages": 0,
+            "safety": false,
             "job_ulid": job,
             "node": node,
             "annotations": annotations,
@@ -315,6 +316,7 @@ impl Snapshot {
             }),
             Record::Component(label) => json!({
                 "consistency": label.consistency,
+                "safety": label.safety,
                 "set_label": label.set,
             }),
         };
@@ -335,7 +337,8 @@ impl Snapshot {
         let row = json!({
             "component": name, "label": label, "repository": repository.name(),
             "kind": "unknown", "state": state, "started_at": at, "stopped_at": at,
-            "bytes_source": 0, "bytes_stored": 0, "corrupt_pages": 0, "annotations": {},
+            "bytes_source": 0, "bytes_stored": 0, "corrupt_pages": 0, "safety": false,
+            "annotations": {},
         });
         self.backups
             .rows
@@ -386,14 +389,18 @@ impl Snapshot {
                 rewound.push(timeline);
             }
         }
-        for range in inventory.ranges(size) {
+        let ranges = inventory.ranges(size);
+        for (nth, range) in ranges.iter().enumerate() {
+            let next = ranges.get(nth + 1);
+            let next = next.filter(|next| next.timeline == range.timeline);
             let row = json!({
                 "repository": repository.name(),
                 "system_identifier": signed(system_id),
                 "timeline": range.timeline.0,
                 "first_wal": range.first,
                 "last_wal": range.last,
-                "segments": segments(range, size),
+                "segments": segments(*range, size),
+                "next_first_wal": next.map(|next| next.first),
             });
             self.add(table::WAL_RANGE, row);
         }

@@ -31,7 +31,7 @@ pub(super) const TIMELINE: Table = Table {
 pub(super) const WAL_RANGE: Table = Table {
     name: "catalog_wal_range",
     keys: &["repository", "system_identifier", "timeline", "first_wal"],
-    values: &["last_wal", "segments"],
+    values: &["last_wal", "segments", "next_first_wal"],
     repository: Some("repository"),
 };
 pub(super) const BACKUP: Table = Table {
@@ -51,6 +51,7 @@ pub(super) const BACKUP: Table = Table {
         "root_digest",
         "corrupt_pages",
         "consistency",
+        "safety",
         "set_label",
         "job_ulid",
         "node",

@@ -93,7 +93,9 @@ impl Finish<'_> {
         };
         self.remove(other)?;
         self.put(signal, b"", entries)?;
-        let record = sealed::seal(&execution.plan.recovery_file())?;
+        let mut plan = execution.plan.recovery_file();
+        plan.standby = execution.standby.is_some();
+        let record = sealed::seal(&plan)?;
         self.put(recovery_file::FILE_NAME, &record, entries)
     }
 

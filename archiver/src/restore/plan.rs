@@ -122,6 +122,7 @@ impl Plan {
             backup: self.manifest.label.clone(),
             spans,
             tails: false,
+            standby: false,
         }
     }
 }

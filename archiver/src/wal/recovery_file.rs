@@ -28,6 +28,10 @@ pub struct RecoveryFile {
     pub spans: Vec<Span>,
     /// Whether the tail of the open segment may be served.
     pub tails: bool,
+    /// The cluster was restored as a standby: its recovery does not end with this plan, and a promotion of
+    /// it is a failover.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub standby: bool,
 }
 
 /// The segments to be replayed of one timeline.
@@ -43,6 +47,14 @@ pub struct Span {
 }
 
 impl RecoveryFile {
+    /// The timeline along which the cluster was recovered: what follows it is a copy's, or a rewound
+    /// cluster's. `None`: a standby.
+    #[must_use]
+    pub fn recovered_along(&self) -> Option<TimelineId> {
+        let last = self.spans.last().filter(|_| !self.standby);
+        last.map(|span| span.timeline)
+    }
+
     /// Reads the file of `data_directory`; `None` when there is none.
     ///
     /// # Errors

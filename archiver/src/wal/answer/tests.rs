@@ -51,6 +51,7 @@ fn scope(spans: &[(u32, u64, Option<u64>)]) -> Scope {
         segment_size: SegmentSize::DEFAULT,
         backup: "20260101T000000Z-ABCD".parse().unwrap(),
         spans: spans.iter().map(span).collect(),
+        standby: false,
         tails: false,
     };
     Scope {
