@@ -1,8 +1,8 @@
 //! The full tier: its parts, and the evidence that a part leaves in `regress/evidence/<part>.json`.
 //!
 //! Evidence holds for a commit and for later ones that touch nothing but evidence and docs. A part
-//! passes when every test that it names ran: fewer than expected, or one that was ignored and is
-//! not in `docs/untested.md`, is a failure.
+//! passes when every test that it names ran: fewer than expected, or one that was ignored or skipped
+//! itself ([`crate::tier::skip`]) and is not in `docs/untested.md`, is a failure.
 
 use crate::Major;
 use serde_json::{Value, json};
@@ -20,6 +20,8 @@ pub enum Run {
     EndToEnd(&'static [&'static str]),
     /// The modules that need Postgres 18: in a chroot that nothing else needs.
     Postgres18(&'static [&'static str]),
+    /// The storage conformance suite on every storage.
+    Conformance,
     /// Every fuzz target, this many seconds in all, from this seed.
     Fuzz(u64, u64),
 }
@@ -38,6 +40,9 @@ pub struct Part {
 /// The fewest tests of the part `unit`: what it had once. They are spread over many binaries; those
 /// of the other parts are counted in the sources.
 const UNIT_TESTS_MIN: usize = 560;
+
+/// The storages that `conformance` runs the suite on.
+pub const CONFORMANCE_STORAGES: usize = 7;
 
 /// All parts, in order: `make test-full PART=1` is the first.
 pub const PARTS: &[Part] = &[
@@ -131,6 +136,11 @@ pub const PARTS: &[Part] = &[
         about: "jobs, the catalog, schedules; 100 occurrences through kills of agent and server",
         run: Run::EndToEnd(&["t61"]),
     },
+    Part {
+        name: "conformance",
+        about: "the storage conformance suite on memory, a directory, sshd, moto and radosgw",
+        run: Run::Conformance,
+    },
 ];
 
 impl Part {
@@ -138,6 +148,7 @@ impl Part {
     pub fn tests_min(&self) -> usize {
         match self.run {
             Run::Unit => UNIT_TESTS_MIN,
+            Run::Conformance => CONFORMANCE_STORAGES,
             Run::Fuzz(..) => crate::fuzz::TARGETS.len(),
             Run::EndToEnd(modules) | Run::Postgres18(modules) => declared(modules),
         }
@@ -174,7 +185,7 @@ pub struct Tally {
     pub passed: Vec<String>,
     /// Tests that failed.
     pub failed: Vec<String>,
-    /// Tests that were not run.
+    /// Tests that were not run, or that did nothing and said so.
     pub ignored: Vec<String>,
     /// Cases that tests counted themselves, from lines `cases: <what> <number>`.
     pub cases: BTreeMap<String, u64>,
@@ -184,6 +195,7 @@ impl Tally {
     /// Reads what `cargo test -- --nocapture` or `fuzz` printed.
     pub fn read(output: &str) -> Self {
         let mut tally = Self::default();
+        let mut skipped = Vec::new();
         for line in output.lines() {
             // Output of a test may stand before its verdict, on the same line.
             if let Some((_, rest)) = line.split_once("cases: ")
@@ -191,6 +203,9 @@ impl Tally {
                 && let Ok(number) = number.parse::<u64>()
             {
                 *tally.cases.entry(what.to_owned()).or_default() += number;
+            }
+            if let Some((_, rest)) = line.split_once(crate::tier::SKIPPED) {
+                skipped.extend(rest.split(' ').next().map(str::to_owned));
             }
             let Some((name, verdict)) = line
                 .strip_prefix("test ")
@@ -205,6 +220,8 @@ impl Tally {
                 _ => {}
             }
         }
+        tally.passed.retain(|name| !skipped.contains(name));
+        tally.ignored.extend(skipped);
         tally
     }
 
@@ -218,8 +235,10 @@ impl Tally {
         if let Some(name) = self.ignored.iter().find(unlisted) {
             return Some(format!("{name} was skipped and is not in docs/untested.md"));
         }
-        let ran = self.passed.len();
-        (ran < least).then(|| format!("{ran} tests ran, at least {least} were expected"))
+        let (ran, skipped) = (self.passed.len(), self.ignored.len());
+        (ran + skipped < least).then(|| {
+            format!("{ran} tests ran, {skipped} were skipped, at least {least} were expected")
+        })
     }
 }
 
@@ -257,6 +276,14 @@ impl Run {
                 "--test-threads=1",
             ])],
             Self::EndToEnd(modules) => vec![end_to_end(cargo, &[], modules)],
+            Self::Conformance => vec![cargo(&[
+                "run",
+                "--locked",
+                "-p",
+                "pgark-regress",
+                "--bin",
+                "conformance",
+            ])],
             Self::Postgres18(modules) => {
                 let mut chroot = Command::new(root().join("regress/setup/chroot.sh"));
                 chroot.arg("18");
@@ -289,7 +316,7 @@ impl Run {
         match self {
             Self::Fuzz(_, seed) => seed,
             // The seeds of the other suites are constants in their sources.
-            Self::Unit | Self::EndToEnd(_) | Self::Postgres18(_) => 0,
+            Self::Unit | Self::EndToEnd(_) | Self::Postgres18(_) | Self::Conformance => 0,
         }
     }
 }
@@ -324,6 +351,9 @@ pub fn run(part: &Part) -> Result<(), String> {
         let targets = output.lines().filter(|line| line.contains(" inputs, "));
         let names = targets.filter_map(|line| line.split_whitespace().next());
         tally.passed.extend(names.map(str::to_owned));
+    }
+    if let Run::Conformance = part.run {
+        tally.passed.extend(tally.cases.keys().cloned());
     }
     let untested = std::fs::read_to_string(root().join("docs/untested.md")).unwrap_or_default();
     if let Some(objection) = tally.objection(part.tests_min(), &untested) {
@@ -385,6 +415,7 @@ fn commit() -> String {
 fn versions(run: Run) -> Value {
     let majors: &[Major] = match run {
         Run::Postgres18(_) => &[Major::Pg18],
+        Run::Conformance => &[],
         Run::Unit | Run::EndToEnd(_) | Run::Fuzz(..) => &Major::ALL,
     };
     let version = |major: &Major| {
@@ -429,8 +460,27 @@ test a::five ... FAILED
         assert_eq!(tally.objection(2, "").unwrap(), "a::five failed");
         tally.failed.clear();
         assert!(tally.objection(2, "").unwrap().contains("a::three"));
-        let fewer = tally.objection(2, "- `a::three`: why").unwrap();
-        assert!(fewer.contains("1 tests ran"), "{fewer}");
+        let fewer = tally.objection(3, "- `a::three`: why").unwrap();
+        assert!(fewer.contains("1 tests ran, 1 were skipped"), "{fewer}");
+        assert_eq!(tally.objection(2, "- `a::three`: why"), None);
+    }
+
+    /// A test that returns without having done anything has passed, for Cargo.
+    #[test]
+    fn a_test_that_skips_itself_is_no_passed_one() {
+        let output = "\
+test a::one ... ok
+test a::two ... ok
+
+successes:
+
+---- a::two stdout ----
+skipped test: a::two it needs root
+";
+        let tally = Tally::read(output);
+        assert_eq!(tally.passed, ["a::one"]);
+        assert_eq!(tally.ignored, ["a::two"]);
+        assert!(tally.objection(2, "`a`").unwrap().contains("a::two"));
     }
 
     /// A module of end-to-end tests that no part runs would never count as evidence.
@@ -441,7 +491,7 @@ test a::five ... FAILED
                 Run::EndToEnd(modules) | Run::Postgres18(modules) => {
                     modules.iter().any(|prefix| module.starts_with(prefix))
                 }
-                Run::Unit | Run::Fuzz(..) => false,
+                Run::Unit | Run::Fuzz(..) | Run::Conformance => false,
             };
             assert_eq!(PARTS.iter().filter(holds).count(), 1, "{module}");
             assert!(declared(&[module.as_str()]) > 0, "{module} has no tests");

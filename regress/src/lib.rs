@@ -38,6 +38,7 @@ pub mod server_log;
 pub mod session;
 pub mod sftp_server;
 pub mod tcp_proxy;
+pub mod tier;
 pub mod tmpfs;
 pub mod tools;
 

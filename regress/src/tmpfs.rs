@@ -56,8 +56,3 @@ impl Drop for Tmpfs {
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
-
-/// Whether this process may mount.
-pub fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}

@@ -9,7 +9,7 @@
 //! counts as corrupt; info, label and verify say what DESIGN 14 promises.
 
 use pgark_regress::recovery::archived;
-use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory};
+use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory, tier};
 use serde_json::Value;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -88,7 +88,7 @@ pub(crate) fn pages(major: Major) {
 /// writer, by backends whose cache is too small.
 fn torn_pages(cluster: &Cluster<'_>, pgark: &Pgark) {
     let stop = AtomicBool::new(false);
-    let rounds = if full() { 20 } else { 2 };
+    let rounds = if tier::is_full() { 20 } else { 2 };
     std::thread::scope(|scope| {
         let load = |sql: &'static str| {
             let mut session = cluster.session("postgres");
@@ -154,10 +154,6 @@ fn a_torn_page(file: &std::path::Path, pgark: &Pgark) {
         reread
     });
     assert!(reread > 0, "no backup met the page half written");
-}
-
-fn full() -> bool {
-    std::env::var("PGARK_TEST_TIER").is_ok_and(|tier| tier == "full")
 }
 
 /// `label.json` and `info` agree with what the backup said, and the root digest is that of the

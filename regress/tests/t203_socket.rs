@@ -2,7 +2,7 @@
 //! archive, is refused, and the agent goes on working.
 
 use crate::archive::{SOON, archiving, ask, counter, switch};
-use pgark_regress::{Major, Pgark, TestDirectory, account};
+use pgark_regress::{Major, Pgark, TestDirectory, tier};
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -22,7 +22,7 @@ fn strangers_and_odd_names() {
     let _ = pgark.run(&["init", "--no-encryption"]).expect(0);
     let agent = pgark.agent(&[]);
 
-    if account::account().change {
+    if tier::needs_root() {
         // Root may open any socket; it is not the agent's user all the same. Another user does not
         // even get into the directory.
         let refused = answer(UnixStream::connect(pgark.socket()).unwrap());

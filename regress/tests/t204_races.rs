@@ -11,15 +11,11 @@
 use crate::archive::{archiving, get};
 use pgark_regress::s3_server::{S3Server, section};
 use pgark_regress::sftp_server::SftpServer;
-use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory};
+use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory, tier};
 use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 
 const ROUNDS: usize = 64;
-
-fn is_full() -> bool {
-    std::env::var_os("PGARK_TEST_TIER").is_some_and(|tier| tier == "full")
-}
 
 /// The cluster and its copy, with segments of equal names that differ in one record each.
 struct Twins<'a> {
@@ -169,7 +165,7 @@ fn posix(directory: &TestDirectory) -> String {
 fn one_content_for_each_name() {
     let directory = TestDirectory::new("t204_races");
     let twins = twins(&directory, ROUNDS);
-    let some = if is_full() { ROUNDS } else { 8 };
+    let some = if tier::is_full() { ROUNDS } else { 8 };
     race(&directory, &twins, "posix", &posix(&directory), ROUNDS);
     {
         let server = SftpServer::start(&directory, "");
@@ -177,7 +173,7 @@ fn one_content_for_each_name() {
         let keys = server.section(server.port(), &path);
         race(&directory, &twins, "sftp", &keys, some);
     }
-    let server = match is_full() {
+    let server = match tier::is_full() {
         true => S3Server::radosgw(&directory),
         false => S3Server::moto(&directory),
     };

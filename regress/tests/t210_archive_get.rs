@@ -8,7 +8,7 @@
 
 use crate::archive::{SOON, archive_with, archiving, object, switch, system_id};
 use pgark_regress::process::wait_until;
-use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory, account};
+use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory, account, tier};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -412,7 +412,7 @@ fn a_zombie() {
 /// postmaster stays, it answers queries, says why it waits, and catches up.
 #[test]
 fn a_standby_without_its_repository() {
-    let full = std::env::var("PGARK_TEST_TIER").is_ok_and(|tier| tier == "full");
+    let full = tier::is_full();
     let cut = Duration::from_secs(if full { 600 } else { 15 });
     let directory = TestDirectory::new("t210_cut");
     let mut primary = archiving(&directory, Major::Pg15, "a").start();

@@ -8,7 +8,7 @@
 //! judged in process, at every operation (`archiver/src/{backup,restore}/crash_tests.rs`).
 
 use pgark_regress::recovery::{archived, install};
-use pgark_regress::{Cluster, Major, Output, Pgark, TestDirectory, ledger, process, tools};
+use pgark_regress::{Cluster, Major, Output, Pgark, TestDirectory, ledger, process, tier, tools};
 use pgark_regress::{Ledger, Mark};
 use std::path::Path;
 use std::process::Stdio;
@@ -35,11 +35,7 @@ const RESTORE: [&str; 6] = [
 ];
 
 fn rounds() -> u64 {
-    if std::env::var_os("PGARK_TEST_TIER").is_some_and(|tier| tier == "full") {
-        100
-    } else {
-        4
-    }
+    if tier::is_full() { 100 } else { 4 }
 }
 
 fn crash(pgark: &Pgark, arguments: &[&str], point: &str) -> Output {

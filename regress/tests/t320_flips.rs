@@ -8,7 +8,7 @@
 //! bytes or above 200.
 
 use pgark_regress::recovery::{archived, archived_encrypted};
-use pgark_regress::{Cluster, Major, Pgark, TestDirectory, tools};
+use pgark_regress::{Cluster, Major, Pgark, TestDirectory, tier, tools};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -116,7 +116,7 @@ fn flips(directory: &TestDirectory, cluster: &Cluster<'_>, pgark: &Pgark, least:
             .push(path);
     }
     assert!(classes.len() >= least, "{:?}", classes.keys());
-    let full = std::env::var_os("PGARK_TEST_TIER").is_some_and(|tier| tier == "full");
+    let full = tier::is_full();
     let count = if full { FLIPS.1 } else { FLIPS.0 };
     let (mut unharmed, mut refused) = (0, 0);
     for n in 0..count {

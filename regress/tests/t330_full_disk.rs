@@ -10,8 +10,8 @@
 //! The tmpfs needs root; `docs/untested.md` says so.
 
 use pgark_regress::recovery::{archived, install};
-use pgark_regress::tmpfs::{Tmpfs, is_root};
-use pgark_regress::{Cluster, Major, Output, Pgark, StopMode, TestDirectory, tools};
+use pgark_regress::tmpfs::Tmpfs;
+use pgark_regress::{Cluster, Major, Output, Pgark, StopMode, TestDirectory, tier, tools};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -34,7 +34,7 @@ fn listed(pgark: &Pgark) -> usize {
 
 #[test]
 fn push_and_backup_onto_a_full_disk() {
-    if !is_root() {
+    if !tier::needs_root() {
         return;
     }
     let directory = TestDirectory::new("t330_repository");
@@ -93,7 +93,7 @@ fn push_and_backup_onto_a_full_disk() {
 
 #[test]
 fn restore_onto_a_full_disk() {
-    if !is_root() {
+    if !tier::needs_root() {
         return;
     }
     let directory = TestDirectory::new("t330_target");

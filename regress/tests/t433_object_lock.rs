@@ -13,12 +13,8 @@ use crate::t432_s3_bad_input::installation;
 use pgark_archiver::repository::layout;
 use pgark_regress::recovery::archived;
 use pgark_regress::s3_server::{S3Server, section};
-use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory, tools};
+use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory, tier, tools};
 use serde_json::Value;
-
-pub(crate) fn full() -> bool {
-    std::env::var_os("PGARK_TEST_TIER").is_some_and(|tier| tier == "full")
-}
 
 /// Does everything to every object that S3 offers, and prints what came of it.
 const ATTACK: &str = r#"
@@ -163,7 +159,7 @@ fn a_stolen_credential_destroys_nothing() {
 
 #[test]
 fn a_stolen_credential_destroys_nothing_on_radosgw() {
-    if !full() {
+    if !tier::needs_full() {
         return;
     }
     let directory = TestDirectory::new("t433_radosgw");
@@ -254,7 +250,7 @@ fn locks_are_extended_and_a_bucket_without_them_is_refused() {
 /// The same on a server that means its locks.
 #[test]
 fn locks_are_extended_on_radosgw() {
-    if !full() {
+    if !tier::needs_full() {
         return;
     }
     let directory = TestDirectory::new("t433_extend_radosgw");

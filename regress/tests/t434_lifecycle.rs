@@ -10,7 +10,7 @@
 
 use pgark_regress::recovery::archived;
 use pgark_regress::s3_server::{S3Server, section};
-use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory};
+use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory, tier};
 use serde_json::Value;
 
 fn json(pgark: &Pgark, arguments: &[&str]) -> Value {
@@ -112,7 +112,7 @@ fn rules_are_applied_beside_those_of_others() {
 
 #[test]
 fn rules_on_radosgw() {
-    if !crate::t433_object_lock::full() {
+    if !tier::needs_full() {
         return;
     }
     let directory = TestDirectory::new("t434_radosgw");

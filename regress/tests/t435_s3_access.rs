@@ -9,11 +9,10 @@
 //! Expectation: it works with the right authority, key and rights, and names the wrong ones.
 
 use crate::t432_s3_bad_input::installation;
-use crate::t433_object_lock::full;
 use pgark_regress::recovery::archived;
 use pgark_regress::s3_proxy::Proxy;
 use pgark_regress::s3_server::{READER_KEY, READER_SECRET, S3Server, authority, section};
-use pgark_regress::{Cluster, Ledger, Major, StopMode, TestDirectory, ledger};
+use pgark_regress::{Cluster, Ledger, Major, StopMode, TestDirectory, ledger, tier};
 use std::process::Command;
 use std::time::Duration;
 
@@ -94,7 +93,7 @@ fn customer_key(directory: &TestDirectory, server: &S3Server) {
 
 #[test]
 fn keys_of_the_customer_on_radosgw() {
-    if !full() {
+    if !tier::needs_full() {
         return;
     }
     let directory = TestDirectory::new("t435_customer");
@@ -129,7 +128,7 @@ fn keys_of_the_customer() {
 /// The name of the bucket in the host. Where nobody resolves it, a namespace with names of its own.
 #[test]
 fn buckets_in_the_name_of_the_host() {
-    if !rustix::process::geteuid().is_root() {
+    if !tier::needs_root() {
         return;
     }
     let directory = TestDirectory::new("t435_virtual");
@@ -206,7 +205,7 @@ fn a_right_to_read_is_enough_for_a_restore() {
 
 #[test]
 fn postgres_17_on_radosgw_and_a_reader_by_policy() {
-    if !full() {
+    if !tier::needs_full() {
         return;
     }
     let directory = TestDirectory::new("t435_radosgw");

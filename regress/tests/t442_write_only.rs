@@ -9,8 +9,8 @@
 use crate::archive::{SOON, archive_with, object, switch, switches, system_id};
 use pgark_regress::process::wait_until;
 use pgark_regress::recovery::install_encrypted;
-use pgark_regress::tmpfs::{Tmpfs, is_root};
-use pgark_regress::{Cluster, Major, Pgark, TestDirectory};
+use pgark_regress::tmpfs::Tmpfs;
+use pgark_regress::{Cluster, Major, Pgark, TestDirectory, tier};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -200,7 +200,7 @@ fn what_the_late_one_missed_is_kept_for_it() {
 /// A tenth of the disk is left alone: `pg_wal` may lie on it.
 #[test]
 fn the_disk_is_not_filled() {
-    if !is_root() {
+    if !tier::needs_root() {
         return;
     }
     let directory = TestDirectory::new("t442_disk");

@@ -15,13 +15,9 @@ use pgark_regress::recovery::archived;
 use pgark_regress::s3_server::storage;
 use pgark_regress::sftp_server::{KeyAgent, PASSPHRASE, SftpServer, made};
 use pgark_regress::tcp_proxy::TcpProxy;
-use pgark_regress::{Cluster, Ledger, Major, Pgark, TestDirectory, ledger};
+use pgark_regress::{Cluster, Ledger, Major, Pgark, TestDirectory, ledger, tier};
 use std::path::Path;
 use std::time::{Duration, Instant};
-
-fn is_full() -> bool {
-    std::env::var_os("PGARK_TEST_TIER").is_some_and(|tier| tier == "full")
-}
 
 fn key(name: &str) -> Key {
     Key::new(name).unwrap()
@@ -71,7 +67,7 @@ fn a_connection_lost_at_any_moment_of_a_put() {
             proxy.calm();
             assert!(storage.get(&key(&name), 9999).unwrap() == content("other", 3000));
             // The full tier loses every one; else every fourth of those of a rename.
-            lost += match is_full() || arguments.is_empty() {
+            lost += match tier::is_full() || arguments.is_empty() {
                 true => 1,
                 false => 4,
             };
@@ -98,7 +94,7 @@ fn a_connection_lost_at_any_moment_of_a_put() {
             "nothing else appears"
         );
         // Every other operation.
-        for lost in (0..6_u64).step_by(if is_full() { 1 } else { 4 }) {
+        for lost in (0..6_u64).step_by(if tier::is_full() { 1 } else { 4 }) {
             let name = key(&format!("bytes/{}", if lost % 2 == 0 { 1 } else { 40_000 }));
             proxy.lose_answer_after(lost);
             assert!(storage.get(&name, 1 << 20).unwrap() == large);

@@ -11,8 +11,8 @@ use pgark_archiver::storage::{Key, Put};
 use pgark_regress::process::wait_until;
 use pgark_regress::recovery::archived;
 use pgark_regress::sftp_server::{SftpServer, made};
-use pgark_regress::tmpfs::{Tmpfs, is_root};
-use pgark_regress::{Cluster, Major, StopMode, TestDirectory};
+use pgark_regress::tmpfs::Tmpfs;
+use pgark_regress::{Cluster, Major, StopMode, TestDirectory, tier};
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ fn temporaries(repository: &Path) -> usize {
 
 #[test]
 fn objects_onto_a_full_server() {
-    if !is_root() {
+    if !tier::needs_root() {
         return;
     }
     let directory = TestDirectory::new("t452_objects");
@@ -83,7 +83,7 @@ fn objects_onto_a_full_server() {
 
 #[test]
 fn archiving_onto_a_full_server() {
-    if !is_root() {
+    if !tier::needs_root() {
         return;
     }
     let directory = TestDirectory::new("t452_server");

@@ -7,7 +7,7 @@
 
 use pgark_regress::process::wait_until;
 use pgark_regress::recovery::{PATIENCE, archived};
-use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory, account};
+use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory, account, tier};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -202,7 +202,7 @@ fn quiesced_sets_bring_everything_back_to_one_moment() {
     let hook = start_hook(&directory, &cluster);
     pgark.in_cluster(&hook);
     let mut seen = Vec::new();
-    let full = std::env::var_os("PGARK_TEST_TIER").is_some_and(|tier| tier == "full");
+    let full = tier::is_full();
     for (n, set) in sets.iter().enumerate() {
         // Time is short in every change's tests: the first, one between, and the last.
         if !full && n % 2 == 1 {

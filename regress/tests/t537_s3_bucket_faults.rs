@@ -7,6 +7,7 @@ use pgark_archiver::component::memory::{MemorySink, MemorySource};
 use pgark_archiver::component::{Consistency, Driver, Request, Source};
 use pgark_regress::s3_proxy::{Fault, Proxy};
 use pgark_regress::s3_server::{self, S3Server};
+use pgark_regress::tier;
 use std::time::{Duration, Instant};
 
 /// A component that soon gives up.
@@ -14,10 +15,6 @@ fn impatient(bench: &Bench, endpoint: &str) -> Box<dyn Driver> {
     let patient = section(bench, endpoint, "docs", "exact = false\n");
     let soon = patient.replace("_seconds = 20", "_seconds = 2");
     driver("s3_bucket", &soon.replace("_seconds = 30", "_seconds = 4"))
-}
-
-fn full_tier() -> bool {
-    std::env::var_os("PGARK_TEST_TIER").is_some_and(|tier| tier == "full")
 }
 
 /// A writer who puts and deletes all the time; what the bucket holds after each of its steps is known.
@@ -43,7 +40,7 @@ while not stop.is_set():
 fn under_load_a_backup_is_of_one_moment() {
     let bench = Bench::new("s3-load");
     let server = S3Server::moto(&bench.directory);
-    under_load(&bench, &server, if full_tier() { 5 } else { 2 });
+    under_load(&bench, &server, if tier::is_full() { 5 } else { 2 });
 }
 
 fn under_load(bench: &Bench, server: &S3Server, rounds: usize) {
@@ -322,7 +319,7 @@ fn what_goes_wrong_is_told() {
 /// Full tier: the same against a real server, radosgw. As root.
 #[test]
 fn a_real_server_says_the_same() {
-    if !full_tier() {
+    if !tier::needs_full() {
         return;
     }
     let bench = Bench::new("s3-radosgw");

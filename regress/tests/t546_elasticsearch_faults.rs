@@ -15,7 +15,7 @@ use pgark_archiver::error::ErrorKind;
 use pgark_regress::process::wait_until;
 use pgark_regress::search_server::{Make, SearchServer, Tls, USER};
 use pgark_regress::tmpfs::Tmpfs;
-use pgark_regress::{Pgark, account};
+use pgark_regress::{Pgark, account, tier};
 use serde_json::{Value, json};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -218,7 +218,7 @@ fn bad_settings(bench: &Bench, server: &SearchServer) {
 
 /// The directory of the snapshots is full in the middle: the server itself cannot remove what it began.
 fn full_disk(bench: &Bench, server: &SearchServer) {
-    if !account::account().change {
+    if !tier::needs_root() {
         return;
     }
     let small = server.repository_dir().join("small");

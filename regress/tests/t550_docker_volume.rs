@@ -10,9 +10,9 @@
 
 use crate::component::{Bench, driver, text};
 use pgark_archiver::component::{Consistency, Driver, Request, Source};
-use pgark_regress::Pgark;
-use pgark_regress::docker_server::{DockerServer, can_run};
+use pgark_regress::docker_server::DockerServer;
 use pgark_regress::tmpfs::Tmpfs;
+use pgark_regress::{Pgark, tier};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -140,7 +140,7 @@ fn proven(
 
 #[test]
 fn volumes_come_back_in_their_directory_and_through_the_api() {
-    if !can_run() {
+    if !tier::needs_root() {
         return;
     }
     for (name, more, rich) in [
@@ -268,7 +268,7 @@ fn volumes_come_back_in_their_directory_and_through_the_api() {
 /// A writer that puts whole files in place: each one that a backup holds must be whole.
 #[test]
 fn a_volume_is_captured_while_it_is_written_to() {
-    if !can_run() {
+    if !tier::needs_root() {
         return;
     }
     let bench = Bench::new("t550_load");
@@ -327,7 +327,7 @@ fn a_volume_is_captured_while_it_is_written_to() {
 /// backup, a safety backup, and the restore in place.
 #[test]
 fn leftovers_of_the_dead_are_removed_and_the_command_line_restores() {
-    if !can_run() {
+    if !tier::needs_root() {
         return;
     }
     let bench = Bench::new("t550_leftovers");
@@ -404,7 +404,7 @@ fn leftovers_of_the_dead_are_removed_and_the_command_line_restores() {
 /// Where this machine lets containers run: a real one is paused and stopped, and let go after a SIGKILL.
 #[test]
 fn a_running_container_is_paused_and_let_go() {
-    if !can_run() {
+    if !tier::needs_root() {
         return;
     }
     let bench = Bench::new("t550_pause");
@@ -416,7 +416,7 @@ fn a_running_container_is_paused_and_let_go() {
     let script = "trap 'exit 0' TERM; n=0; while :; do n=$((n+1)); echo $n > /data/a; echo $n > /data/b; done";
     let web = engine.container("web", "app", "app_data", script);
     if let Err(why) = engine.run(&web) {
-        eprintln!("no container can run here: {why}");
+        tier::skip(&format!("no container can run here: {why}"));
         return;
     }
     let mut pgark = Pgark::new(directory, "host", None);
@@ -479,7 +479,7 @@ fn a_running_container_is_paused_and_let_go() {
 /// A restore that the engine's disk has no room for: told as such, and nothing of ours stays.
 #[test]
 fn a_full_disk_is_told() {
-    if !can_run() {
+    if !tier::needs_root() {
         return;
     }
     let bench = Bench::new("t550_full");

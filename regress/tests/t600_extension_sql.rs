@@ -5,7 +5,7 @@
 //! Beside it: every function with random arguments, which may end in an ERROR with a code of its own
 //! and never in a crash; and a catalog of 100,000 rows in each table, over which every view answers at once.
 
-use pgark_regress::{Cluster, Major, TestDirectory};
+use pgark_regress::{Cluster, Major, TestDirectory, tier};
 use std::path::{Path, PathBuf};
 
 const SCRIPTS: [&str; 4] = ["acl", "schedule", "jobs", "recovery"];
@@ -146,7 +146,7 @@ fn functions_survive_random_arguments() {
     cluster.log_mut().allow("ERROR:  ");
     cluster.psql("CREATE EXTENSION pgark");
     cluster.psql("INSERT INTO pgark.catalog_component (name, kind, stage, node) VALUES ('main', 'postgres', 'cluster', 'here')");
-    let full = std::env::var("PGARK_TEST_TIER").is_ok_and(|tier| tier == "full");
+    let full = tier::is_full();
     let rounds = if full { 300 } else { 8 };
     let postmaster = cluster.postmaster();
     let fuzz = FUZZ.replace("ROUNDS", &rounds.to_string());

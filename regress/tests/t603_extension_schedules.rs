@@ -1,7 +1,7 @@
 //! Schedules, fired for real: by the background worker, by pg_cron, by several at once, and through
 //! SIGKILLs of the server. An occurrence runs once.
 
-use pgark_regress::{Cluster, Major, TestDirectory};
+use pgark_regress::{Cluster, Major, TestDirectory, tier};
 use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(100);
@@ -111,7 +111,7 @@ fn an_occurrence_runs_once_whoever_is_alive() {
     cluster.psql("CREATE EXTENSION pgark");
     cluster.psql(OVERDUE);
     cluster.psql("UPDATE pgark.config_schedule SET effective_at = '2030-01-01 00:00+00'");
-    let full = std::env::var("PGARK_TEST_TIER").is_ok_and(|tier| tier == "full");
+    let full = tier::is_full();
     let minutes = if full { 400 } else { 40 };
     std::thread::scope(|scope| {
         for source in ["pg_cron", "worker", "agent"] {
@@ -155,7 +155,7 @@ fn kills_neither_lose_nor_repeat() {
     cluster.psql("CREATE EXTENSION pgark");
     cluster.psql(OVERDUE);
     cluster.psql("UPDATE pgark.config_schedule SET effective_at = '2030-01-01 00:00+00'");
-    let full = std::env::var("PGARK_TEST_TIER").is_ok_and(|tier| tier == "full");
+    let full = tier::is_full();
     let rounds: u64 = if full { 100 } else { 4 };
     for round in 1..=rounds {
         let tick = format!(

@@ -8,17 +8,13 @@
 
 use crate::t610_jobs::{committed, installed};
 use pgark_regress::process::{kill, wait_until};
-use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory};
+use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory, tier};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
 fn rounds() -> u32 {
-    if std::env::var_os("PGARK_TEST_TIER").is_some_and(|tier| tier == "full") {
-        100
-    } else {
-        3
-    }
+    if tier::is_full() { 100 } else { 3 }
 }
 
 /// Claims in the repository, whoever made them.

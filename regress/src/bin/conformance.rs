@@ -1,6 +1,7 @@
 //! `conformance`: the storage conformance suite on every storage: a directory, memory, sshd, moto,
 //! radosgw.
-//! Prints the number of cases of each; a failing case is a panic, a missing one an error.
+//! Prints the number of cases of each; a failing case is a panic, a missing one an error. A part of the full
+//! tier, too.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)] // A test suite: it fails by panicking.
@@ -10,6 +11,7 @@ use pgark_archiver::storage::conformance::{CASES, run};
 use pgark_archiver::storage::memory::MemoryStorage;
 use pgark_archiver::storage::posix::PosixStorage;
 use pgark_regress::TestDirectory;
+use pgark_regress::evidence::CONFORMANCE_STORAGES;
 use pgark_regress::s3_proxy::{Fault, Proxy};
 use pgark_regress::s3_server::{S3Server, below_prefixes, section, storage};
 use pgark_regress::sftp_server::SftpServer;
@@ -25,7 +27,8 @@ impl Results {
         println!("{storage}:");
         let started = Instant::now();
         let cases = run(make);
-        println!("{storage}: {cases} cases in {:.1?}", started.elapsed());
+        println!("{storage}: in {:.1?}", started.elapsed());
+        println!("cases: {storage} {cases}");
         self.0.push((storage, cases));
     }
 }
@@ -97,10 +100,7 @@ fn main() -> ExitCode {
         results.run("radosgw", &below_prefixes(section.clone()));
         refusals(&directory, &radosgw, &section);
     }
-    println!("\n{:<34} cases", "storage");
-    for (storage, cases) in &results.0 {
-        println!("{storage:<34} {cases}");
-    }
-    let complete = results.0.len() == 7 && results.0.iter().all(|(_, cases)| *cases == CASES);
+    let complete = results.0.len() == CONFORMANCE_STORAGES
+        && results.0.iter().all(|(_, cases)| *cases == CASES);
     ExitCode::from(u8::from(!complete))
 }
