@@ -137,6 +137,11 @@ pub const PARTS: &[Part] = &[
         run: Run::EndToEnd(&["t61"]),
     },
     Part {
+        name: "places",
+        about: "every scene of recovery on moto, radosgw and sshd, encrypted and not, on 15 and 17",
+        run: Run::EndToEnd(&["t46"]),
+    },
+    Part {
         name: "conformance",
         about: "the storage conformance suite on memory, a directory, sshd, moto and radosgw",
         run: Run::Conformance,

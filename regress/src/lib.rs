@@ -26,6 +26,7 @@ pub mod ledger;
 pub mod major;
 pub mod minio_server;
 pub mod pgark;
+pub mod place;
 pub mod process;
 pub mod prometheus_server;
 pub mod qdrant_server;

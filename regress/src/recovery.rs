@@ -55,14 +55,27 @@ pub fn install(directory: &TestDirectory, cluster: &Cluster<'_>) -> Pgark {
 /// As [`install`], encrypted by the key file `local.key` in the test's directory.
 #[track_caller]
 pub fn install_encrypted(directory: &TestDirectory, cluster: &Cluster<'_>) -> Pgark {
-    let mut pgark = Pgark::new(directory, "p", Some(cluster));
+    let pgark = with_key(directory, "p", cluster);
+    let kit = directory.join("local.kit");
+    let arguments = ["init", "--recovery-kit", kit.to_str().unwrap()];
+    init(pgark, cluster, &arguments)
+}
+
+/// Another installation `name`, over the repository that [`install`] made, with the key where that has one.
+pub fn beside(directory: &TestDirectory, name: &str, cluster: &Cluster<'_>) -> Pgark {
+    match directory.is_encrypted() {
+        true => with_key(directory, name, cluster),
+        false => Pgark::new(directory, name, Some(cluster)),
+    }
+}
+
+fn with_key(directory: &TestDirectory, name: &str, cluster: &Cluster<'_>) -> Pgark {
+    let mut pgark = Pgark::new(directory, name, Some(cluster));
     pgark.configure(&format!(
         "[repository.local.encryption]\nmode = \"key-file\"\nkey_file = \"{}\"\n",
         directory.join("local.key").display()
     ));
-    let kit = directory.join("local.kit");
-    let arguments = ["init", "--recovery-kit", kit.to_str().unwrap()];
-    init(pgark, cluster, &arguments)
+    pgark
 }
 
 #[track_caller]

@@ -47,6 +47,7 @@ mod t442_write_only;
 mod t450_sftp;
 mod t451_sftp_faults;
 mod t452_sftp_full;
+mod t460_places;
 mod t500_files;
 mod t510_sets;
 mod t520_redis;

@@ -53,12 +53,8 @@ struct Case<'a> {
     event: bool,
 }
 
-pub(crate) fn targets(major: Major) {
-    targets_in(&TestDirectory::new(&format!("t100_targets_{major}")), major);
-}
-
 /// The same wherever the repository is.
-pub(crate) fn targets_in(directory: &TestDirectory, major: Major) {
+pub(crate) fn targets(directory: &TestDirectory, major: Major) {
     let builder = Cluster::builder(directory, major, "a")
         .wal_segment_mib(1)
         .setting("track_commit_timestamp = on")
@@ -185,10 +181,10 @@ fn tree(path: &Path) -> BTreeMap<String, (u64, std::time::SystemTime)> {
 
 #[test]
 fn targets_15() {
-    targets(Major::Pg15);
+    targets(&TestDirectory::new("t100_targets_15"), Major::Pg15);
 }
 
 #[test]
 fn targets_17() {
-    targets(Major::Pg17);
+    targets(&TestDirectory::new("t100_targets_17"), Major::Pg17);
 }

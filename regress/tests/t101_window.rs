@@ -16,16 +16,16 @@ use pgark_regress::{Cluster, Ledger, Major, Pgark, StopMode, TestDirectory, ledg
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-fn window(major: Major) {
-    let directory = TestDirectory::new(&format!("t101_window_{major}"));
-    let builder = Cluster::builder(&directory, major, "a")
+/// The same wherever the repository is.
+pub(crate) fn window(directory: &TestDirectory, major: Major) {
+    let builder = Cluster::builder(directory, major, "a")
         .wal_segment_mib(1)
         // Its commit, some 20 s after the start, lies in a segment that an idle server never ends: the
         // window would rightly stop before it.
         .setting("autovacuum = off");
-    let (mut cluster, pgark) = archived(&directory, builder);
+    let (mut cluster, pgark) = archived(directory, builder);
     let agent = pgark.agent(&[]);
-    let workload = Ledger::start(&directory, &cluster, 2, Duration::from_millis(1));
+    let workload = Ledger::start(directory, &cluster, 2, Duration::from_millis(1));
     workload.advance(20);
     let before = workload.mark(&cluster);
     pgark.backup();
@@ -48,9 +48,9 @@ fn window(major: Major) {
         "nothing went through the agent"
     );
 
-    immediate(&directory, &pgark, major, &before.counts, &after.counts);
+    immediate(directory, &pgark, major, &before.counts, &after.counts);
 
-    let mut latest = pgark.recovered(&directory, major, "latest", &[]);
+    let mut latest = pgark.recovered(directory, major, "latest", &[]);
     ledger::assert_counts(&latest, &finished.counts());
     assert_eq!(latest.psql("SELECT count(*) FROM bulk"), "12000");
     tools::check_running(&latest, "postgres");
@@ -63,17 +63,17 @@ fn window(major: Major) {
         window_end(&pgark) > last_commit + Span::seconds(2)
     });
     let idle = text(last_commit + Span::seconds(1));
-    let mut covered = pgark.recovered(&directory, major, "idle", &["--target-time", &idle]);
+    let mut covered = pgark.recovered(directory, major, "idle", &["--target-time", &idle]);
     ledger::assert_counts(&covered, &finished.counts());
     covered.stop(StopMode::Fast);
 
     drop(agent);
     let (from, to) = ends(&pgark);
-    refusals(&directory, &pgark, (&from, &to), finished.committed[0].xid);
+    refusals(directory, &pgark, (&from, &to), finished.committed[0].xid);
     cluster.stop(StopMode::Fast);
 
     // The same without the agent, which must not be what makes it work.
-    let mut inline = pgark.recovered(&directory, major, "inline", &["--target-time", &idle]);
+    let mut inline = pgark.recovered(directory, major, "inline", &["--target-time", &idle]);
     ledger::assert_counts(&inline, &finished.counts());
     inline.stop(StopMode::Fast);
 }
@@ -219,10 +219,10 @@ fn refusals(directory: &TestDirectory, pgark: &Pgark, (from, to): (&End, &End), 
 
 #[test]
 fn window_15() {
-    window(Major::Pg15);
+    window(&TestDirectory::new("t101_window_15"), Major::Pg15);
 }
 
 #[test]
 fn window_17() {
-    window(Major::Pg17);
+    window(&TestDirectory::new("t101_window_17"), Major::Pg17);
 }

@@ -36,15 +36,8 @@ fn judge(mut cluster: Cluster<'_>, counts: &Counts, expected_timeline: &str) {
     std::fs::remove_dir_all(cluster.data()).unwrap();
 }
 
-pub(crate) fn timelines(major: Major) {
-    timelines_in(
-        &TestDirectory::new(&format!("t102_timelines_{major}")),
-        major,
-    );
-}
-
 /// The same wherever the repository is.
-pub(crate) fn timelines_in(directory: &TestDirectory, major: Major) {
+pub(crate) fn timelines(directory: &TestDirectory, major: Major) {
     let builder = Cluster::builder(directory, major, "a").wal_segment_mib(1);
     let (mut first, mut pgark) = archived(directory, builder);
     let workload = Ledger::start(directory, &first, 2, PAUSE);
@@ -209,10 +202,10 @@ pub(crate) fn timelines_in(directory: &TestDirectory, major: Major) {
 
 #[test]
 fn timelines_15() {
-    timelines(Major::Pg15);
+    timelines(&TestDirectory::new("t102_timelines_15"), Major::Pg15);
 }
 
 #[test]
 fn timelines_17() {
-    timelines(Major::Pg17);
+    timelines(&TestDirectory::new("t102_timelines_17"), Major::Pg17);
 }

@@ -15,16 +15,16 @@ use std::time::Duration;
 
 const PAUSE: Duration = Duration::from_millis(1);
 
-fn in_place(major: Major) {
-    let directory = TestDirectory::new(&format!("t103_in_place_{major}"));
-    let builder = Cluster::builder(&directory, major, "a").wal_segment_mib(1);
-    let (mut cluster, pgark) = archived(&directory, builder);
+/// The same wherever the repository is.
+pub(crate) fn in_place(directory: &TestDirectory, major: Major) {
+    let builder = Cluster::builder(directory, major, "a").wal_segment_mib(1);
+    let (mut cluster, pgark) = archived(directory, builder);
     let agent = pgark.agent(&[]);
     cluster.psql(
         "CREATE TABLE big AS SELECT i, repeat(md5(i::text), 10) AS body FROM generate_series(1, 20000) i",
     );
     cluster.psql("VACUUM FREEZE");
-    let workload = Ledger::start(&directory, &cluster, 2, PAUSE);
+    let workload = Ledger::start(directory, &cluster, 2, PAUSE);
     workload.advance(50);
     let backup = pgark.backup();
     workload.advance(50);
@@ -68,7 +68,7 @@ fn in_place(major: Major) {
     assert_eq!(cluster.psql("SELECT to_regclass('mistake') IS NULL"), "t");
     tools::check_running(&cluster, "postgres");
     let pushed = pgark.agent_counter("pushed") + pgark.agent_counter("lookahead_hits");
-    let workload = Ledger::start_as(&directory, &cluster, 11..=11, PAUSE);
+    let workload = Ledger::start_as(directory, &cluster, 11..=11, PAUSE);
     workload.advance(200);
     let finished = workload.stop();
     let last = cluster.archive_all();
@@ -82,7 +82,7 @@ fn in_place(major: Major) {
     cluster.stop(StopMode::Fast);
     let mut counts = mark.counts.clone();
     counts.extend(finished.counts());
-    let mut newest = pgark.recovered(&directory, major, "b", &[]);
+    let mut newest = pgark.recovered(directory, major, "b", &[]);
     ledger::assert_counts(&newest, &counts);
     newest.stop(StopMode::Fast);
     let info = pgark.run(&["--output", "json", "info"]).expect(0).json();
@@ -90,17 +90,17 @@ fn in_place(major: Major) {
     assert!(agent.pid() > 0);
 }
 
-/// A second delta restore over a fresh restore: nothing differs but what a start changed.
-fn delta_writes_little(major: Major) {
-    let directory = TestDirectory::new(&format!("t103_delta_{major}"));
-    let builder = Cluster::builder(&directory, major, "a").wal_segment_mib(1);
-    let (mut cluster, pgark) = archived(&directory, builder);
+/// A second delta restore over a fresh restore: nothing differs but what a start changed. The same
+/// wherever the repository is.
+pub(crate) fn delta_writes_little(directory: &TestDirectory, major: Major) {
+    let builder = Cluster::builder(directory, major, "a").wal_segment_mib(1);
+    let (mut cluster, pgark) = archived(directory, builder);
     cluster.psql("CREATE TABLE big AS SELECT i, repeat(md5(i::text), 20) AS body FROM generate_series(1, 60000) i");
     cluster.psql("CREATE INDEX ON big (i)");
     let backup = pgark.backup();
     let size = backup["bytes_source"].as_u64().unwrap();
     cluster.stop(StopMode::Fast);
-    let copy = Cluster::over(&directory, major, "b");
+    let copy = Cluster::over(directory, major, "b");
     let written = |report: serde_json::Value| report["bytes_written"].as_u64().unwrap();
     let full = written(pgark.restore(&copy, &[]));
     let path = relation(copy.data());
@@ -142,7 +142,7 @@ fn delta_writes_little(major: Major) {
     copy.stop(StopMode::Fast);
 
     // Another cluster's directory is no target for a delta.
-    let mut other = Cluster::builder(&directory, major, "c").start();
+    let mut other = Cluster::builder(directory, major, "c").start();
     other.stop(StopMode::Fast);
     let target = other.data().to_str().unwrap();
     let refused = pgark
@@ -172,20 +172,20 @@ fn relation(data: &std::path::Path) -> std::path::PathBuf {
 
 #[test]
 fn in_place_15() {
-    in_place(Major::Pg15);
+    in_place(&TestDirectory::new("t103_in_place_15"), Major::Pg15);
 }
 
 #[test]
 fn in_place_17() {
-    in_place(Major::Pg17);
+    in_place(&TestDirectory::new("t103_in_place_17"), Major::Pg17);
 }
 
 #[test]
 fn delta_writes_little_15() {
-    delta_writes_little(Major::Pg15);
+    delta_writes_little(&TestDirectory::new("t103_delta_15"), Major::Pg15);
 }
 
 #[test]
 fn delta_writes_little_17() {
-    delta_writes_little(Major::Pg17);
+    delta_writes_little(&TestDirectory::new("t103_delta_17"), Major::Pg17);
 }

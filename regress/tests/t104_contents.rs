@@ -14,13 +14,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub(crate) fn contents(major: Major) {
-    let directory = TestDirectory::new(&format!("t104_contents_{major}"));
-    let builder = Cluster::builder(&directory, major, "a")
+/// The same wherever the repository is.
+pub(crate) fn contents(directory: &TestDirectory, major: Major) {
+    let builder = Cluster::builder(directory, major, "a")
         .wal_segment_mib(64)
         .checksums(false)
         .setting("max_prepared_transactions = 10");
-    let (mut cluster, pgark) = archived(&directory, builder);
+    let (mut cluster, pgark) = archived(directory, builder);
     assert_eq!(cluster.psql("SHOW wal_segment_size"), "64MB");
     let space = directory.folder("space");
     cluster.psql(&format!(
@@ -59,7 +59,7 @@ pub(crate) fn contents(major: Major) {
     file.write_all(&[7; 100]).unwrap();
 
     // Transactions go on before, during and after the backup, up to the target and beyond it.
-    let workload = Ledger::start(&directory, &cluster, 2, Duration::from_millis(2));
+    let workload = Ledger::start(directory, &cluster, 2, Duration::from_millis(2));
     workload.advance(20);
     let backup = pgark.backup();
     workload.advance(20);
@@ -118,7 +118,7 @@ pub(crate) fn contents(major: Major) {
     );
 
     let original = tree(&space);
-    let mut restored = Cluster::over(&directory, major, "b");
+    let mut restored = Cluster::over(directory, major, "b");
     let arguments = arguments(&map);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let report = pgark.restore(&restored, &arguments);
@@ -185,10 +185,10 @@ fn tree(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 
 #[test]
 fn contents_15() {
-    contents(Major::Pg15);
+    contents(&TestDirectory::new("t104_contents_15"), Major::Pg15);
 }
 
 #[test]
 fn contents_17() {
-    contents(Major::Pg17);
+    contents(&TestDirectory::new("t104_contents_17"), Major::Pg17);
 }

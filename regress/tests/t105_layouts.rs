@@ -7,8 +7,8 @@
 //! start command that restore prints, run as it is, starts the restored cluster with its own files.
 
 use pgark_regress::process::wait_until;
-use pgark_regress::recovery::{PATIENCE, install};
-use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory, tools};
+use pgark_regress::recovery::{PATIENCE, beside, install};
+use pgark_regress::{Cluster, Major, StopMode, TestDirectory, tools};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -48,12 +48,11 @@ fn in_pgark_config(cluster: &Cluster<'_>, path: &Path) -> PathBuf {
 
 /// Backups of clusters that were restored themselves: in place, started as ever with the configuration
 /// outside, beside which the captured copy lies; and beside it, started with that copy.
-fn restored_and_backed_up_again(major: Major) {
-    let directory = TestDirectory::new(&format!("t105_again_{major}"));
-    let mut cluster = Cluster::builder(&directory, major, "a")
+pub(crate) fn restored_and_backed_up_again(directory: &TestDirectory, major: Major) {
+    let mut cluster = Cluster::builder(directory, major, "a")
         .wal_segment_mib(1)
         .init();
-    let pgark = install(&directory, &cluster);
+    let pgark = install(directory, &cluster);
     let etc = directory.folder("etc");
     let conf = etc.join("postgresql.conf");
     let text = std::fs::read_to_string(cluster.data().join("postgresql.conf")).unwrap();
@@ -77,11 +76,11 @@ fn restored_and_backed_up_again(major: Major) {
     assert!(left.exists());
 
     cluster.recover();
-    set_again(&directory, &conf, "9MB");
+    set_again(directory, &conf, "9MB");
     pgark.backup();
     cluster.archive_all();
     cluster.stop(StopMode::Fast);
-    let mut second = Cluster::over(&directory, major, "b");
+    let mut second = Cluster::over(directory, major, "b");
     let report = pgark.restore(&second, &["--archive", "keep"]);
     let file = in_pgark_config(&second, &conf);
     start_as_printed(&second, &report, &file);
@@ -90,14 +89,14 @@ fn restored_and_backed_up_again(major: Major) {
     assert_eq!(second.psql("SELECT count(*) FROM t"), "100");
 
     // It runs with what is in its own data directory, which the next restore has to find there.
-    let beside = Pgark::new(&directory, "q", Some(&second));
-    set_again(&directory, &file, "11MB");
+    let beside = beside(directory, "q", &second);
+    set_again(directory, &file, "11MB");
     second.psql("SELECT pg_reload_conf()");
     beside.backup();
     second.psql("CREATE TABLE u AS SELECT 1 AS i");
     second.archive_all();
     second.stop(StopMode::Fast);
-    let mut third = Cluster::over(&directory, major, "c");
+    let mut third = Cluster::over(directory, major, "c");
     let report = beside.restore(&third, &[]);
     let file = in_pgark_config(&third, &conf);
     start_as_printed(&third, &report, &file);
@@ -119,22 +118,25 @@ fn set_again(directory: &TestDirectory, file: &Path, work_mem: &str) {
 
 #[test]
 fn restored_and_backed_up_again_15() {
-    restored_and_backed_up_again(Major::Pg15);
+    restored_and_backed_up_again(&TestDirectory::new("t105_again_15"), Major::Pg15);
 }
 
 #[test]
 fn restored_and_backed_up_again_17() {
-    restored_and_backed_up_again(Major::Pg17);
+    restored_and_backed_up_again(&TestDirectory::new("t105_again_17"), Major::Pg17);
 }
 
 /// pgark knows the data directory by another name than the server: its files are not outside for that.
 #[test]
-fn another_name_of_the_data_directory() {
-    let directory = TestDirectory::new("t105_name");
-    let mut cluster = Cluster::builder(&directory, Major::Pg15, "a")
+fn another_name_of_the_data_directory_15() {
+    another_name_of_the_data_directory(&TestDirectory::new("t105_name"), Major::Pg15);
+}
+
+pub(crate) fn another_name_of_the_data_directory(directory: &TestDirectory, major: Major) {
+    let mut cluster = Cluster::builder(directory, major, "a")
         .wal_segment_mib(1)
         .init();
-    let pgark = install(&directory, &cluster);
+    let pgark = install(directory, &cluster);
     let other = directory.join("other");
     std::os::unix::fs::symlink(cluster.data(), &other).unwrap();
     let text = std::fs::read_to_string(pgark.config()).unwrap();
@@ -148,7 +150,7 @@ fn another_name_of_the_data_directory() {
     pgark.backup();
     cluster.archive_all();
     cluster.stop(StopMode::Fast);
-    let mut restored = Cluster::over(&directory, Major::Pg15, "b");
+    let mut restored = Cluster::over(directory, major, "b");
     let report = pgark.restore(&restored, &[]);
     let start = report["start_command"].as_str().unwrap();
     assert!(!start.contains("pgark_config"), "{start}");
@@ -159,12 +161,15 @@ fn another_name_of_the_data_directory() {
 
 /// Configuration that the data directory has as links, the file and the directory it includes.
 #[test]
-fn linked_configuration() {
-    let directory = TestDirectory::new("t105_linked");
-    let mut cluster = Cluster::builder(&directory, Major::Pg15, "a")
+fn linked_configuration_15() {
+    linked_configuration(&TestDirectory::new("t105_linked"), Major::Pg15);
+}
+
+pub(crate) fn linked_configuration(directory: &TestDirectory, major: Major) {
+    let mut cluster = Cluster::builder(directory, major, "a")
         .wal_segment_mib(1)
         .init();
-    let pgark = install(&directory, &cluster);
+    let pgark = install(directory, &cluster);
     directory.folder("etc");
     directory.folder("etc/conf.d");
     let own = cluster.data().join("postgresql.conf");
@@ -182,7 +187,7 @@ fn linked_configuration() {
     cluster.stop(StopMode::Fast);
     std::fs::rename(directory.join("etc"), directory.join("etc.gone")).unwrap();
 
-    let mut restored = Cluster::over(&directory, Major::Pg15, "b");
+    let mut restored = Cluster::over(directory, major, "b");
     let report = pgark.restore(&restored, &[]);
     let file = restored.data().join("postgresql.conf");
     assert!(!file.symlink_metadata().unwrap().is_symlink());
@@ -191,12 +196,12 @@ fn linked_configuration() {
     restored.stop(StopMode::Fast);
 }
 
-fn outside_configuration(major: Major) {
-    let directory = TestDirectory::new(&format!("t105_debian_{major}"));
-    let mut cluster = Cluster::builder(&directory, major, "a")
+/// The same wherever the repository is.
+pub(crate) fn outside_configuration(directory: &TestDirectory, major: Major) {
+    let mut cluster = Cluster::builder(directory, major, "a")
         .wal_segment_mib(1)
         .init();
-    let pgark = install(&directory, &cluster);
+    let pgark = install(directory, &cluster);
     let etc = directory.folder("etc main");
     directory.folder("etc main/conf.d");
     let access = directory.folder("access");
@@ -231,7 +236,7 @@ fn outside_configuration(major: Major) {
     cluster.archive_all();
     cluster.stop(StopMode::Fast);
 
-    let mut restored = Cluster::over(&directory, major, "b");
+    let mut restored = Cluster::over(directory, major, "b");
     let report = pgark.restore(&restored, &[]);
     let below = |path: &Path| {
         let path = path.strip_prefix("/").unwrap();
@@ -269,10 +274,10 @@ fn outside_configuration(major: Major) {
 
 #[test]
 fn outside_configuration_15() {
-    outside_configuration(Major::Pg15);
+    outside_configuration(&TestDirectory::new("t105_debian_15"), Major::Pg15);
 }
 
 #[test]
 fn outside_configuration_17() {
-    outside_configuration(Major::Pg17);
+    outside_configuration(&TestDirectory::new("t105_debian_17"), Major::Pg17);
 }

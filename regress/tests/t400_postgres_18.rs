@@ -23,17 +23,17 @@ fn promote_18() {
 
 #[test]
 fn targets_18() {
-    crate::t100_targets::targets(MAJOR);
+    crate::t100_targets::targets(&TestDirectory::new("t400_targets"), MAJOR);
 }
 
 #[test]
 fn timelines_18() {
-    crate::t102_timelines::timelines(MAJOR);
+    crate::t102_timelines::timelines(&TestDirectory::new("t400_timelines"), MAJOR);
 }
 
 #[test]
 fn contents_18() {
-    crate::t104_contents::contents(MAJOR);
+    crate::t104_contents::contents(&TestDirectory::new("t400_contents"), MAJOR);
 }
 
 #[test]

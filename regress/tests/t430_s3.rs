@@ -1,13 +1,11 @@
 //! The repository in an S3 bucket.
 //!
-//! What: the tests of recovery targets and of timelines, unchanged, over moto; then the agent's paths:
-//! archiving through it, a backup, `verify` and `check`, a restore whose WAL it fetches ahead.
+//! What: the conformance suite; then the agent's paths: archiving through it, a backup, `verify` and
+//! `check`, a restore whose WAL it fetches ahead. The tests of recovery are in `t460_places`.
 //! Trap: S3 has no directories, lists in pages, and answers late; whatever assumed a file system
 //! would show.
 //! Expectation: as with a directory, and the WAL goes where its storage class says.
 
-use crate::t100_targets::targets_in;
-use crate::t102_timelines::timelines_in;
 use pgark_archiver::storage::conformance;
 use pgark_regress::recovery::archived;
 use pgark_regress::s3_server::{S3Server, below_prefixes, section};
@@ -32,34 +30,6 @@ fn moto_conforms() {
     server.create_bucket("conformance");
     let keys = section(&directory, &server.endpoint(), "conformance");
     assert_eq!(conformance::run(&below_prefixes(keys)), conformance::CASES);
-}
-
-#[test]
-fn targets_on_s3_15() {
-    let (directory, _server) = in_bucket("t430_targets", "prefix = \"one/main\"\n");
-    targets_in(&directory, Major::Pg15);
-    assert!(!directory.join("repository").exists());
-}
-
-#[test]
-fn timelines_on_s3_15() {
-    let (directory, _server) = in_bucket("t430_timelines", "");
-    timelines_in(&directory, Major::Pg15);
-}
-
-/// Point-in-time recovery from a real server, encrypted: in the full tier, which may take a minute.
-#[test]
-fn targets_on_encrypted_radosgw_15() {
-    if std::env::var_os("PGARK_TEST_TIER").is_none_or(|tier| tier != "full") {
-        return;
-    }
-    let directory = TestDirectory::new("t430_radosgw");
-    let server = S3Server::radosgw(&directory);
-    server.create_bucket("backups");
-    directory.set_repository(section(&directory, &server.endpoint(), "backups"));
-    directory.set_encrypted();
-    targets_in(&directory, Major::Pg15);
-    assert!(!directory.join("repository").exists());
 }
 
 #[test]

@@ -1,15 +1,12 @@
 //! The repository on an SSH server, over SFTP.
 //!
-//! What: the conformance suite; the tests of recovery targets and of timelines, unchanged, over a real
-//! sshd, encrypted and not; then the agent's paths: archiving, a backup, `verify` and `check`, a restore
-//! whose WAL it fetches ahead.
+//! What: the conformance suite over a real sshd; then the agent's paths: archiving, a backup, `verify` and
+//! `check`, a restore whose WAL it fetches ahead. The tests of recovery are in `t460_places`.
 //! Trap: SFTP tells a name that is taken, a full disk and a quota with one word; its rename replaces on
 //! some servers; its answers come late.
 //! Expectation: as with a directory. A server without OpenSSH's extensions is used where it can be and
 //! refused where two writers could overwrite each other.
 
-use crate::t100_targets::targets_in;
-use crate::t102_timelines::timelines_in;
 use pgark_archiver::storage::{Key, Put, conformance};
 use pgark_regress::process::wait_until;
 use pgark_regress::recovery::archived;
@@ -33,21 +30,6 @@ fn sshd_conforms() {
     let server = SftpServer::start(&directory, "");
     let folder = directory.folder("srv");
     assert_eq!(conformance::run(&server.below(&folder)), conformance::CASES);
-}
-
-#[test]
-fn targets_on_sftp_15() {
-    let (directory, server) = on_server("t450_targets");
-    targets_in(&directory, Major::Pg15);
-    assert!(!directory.join("repository").exists());
-    assert_eq!(server.clients(), 0, "a command left its connection open");
-}
-
-#[test]
-fn timelines_on_encrypted_sftp_15() {
-    let (directory, _server) = on_server("t450_timelines");
-    directory.set_encrypted();
-    timelines_in(&directory, Major::Pg15);
 }
 
 #[test]
