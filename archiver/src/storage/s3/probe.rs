@@ -19,8 +19,11 @@ impl Inner {
         let directory = format!("{TEMPORARY}probe-{}", nonce()?);
         let result = self.probe_below(&directory, exclusiveness);
         for round in 0..RACE_ROUNDS {
-            // Best effort: what stays behind is in `tmp/`, in nobody's way.
-            let _ = self.delete(&format!("{directory}/{round}"));
+            // Best effort: what stays behind is in `tmp/`, in nobody's way. A server that has gone is not
+            // waited for at every name.
+            if self.delete(&format!("{directory}/{round}")).is_err() {
+                break;
+            }
         }
         let exclusive_put = result?;
         if !exclusive_put && exclusiveness == Exclusiveness::Native {
