@@ -1,9 +1,9 @@
 //! A bad way to S3, and a server that is worse.
 //!
-//! What: a proxy before moto delays, drops, resets, truncates, refuses, answers 200 with an error, and
-//! goes on with what its client has given up. First each fault by itself, and for good, under every
-//! operation of the storage; then a server that archives and is backed up while three requests of ten
-//! meet one of them, and loses its disk.
+//! What: a proxy before moto, in the full tier before radosgw too, delays, drops, resets, truncates,
+//! refuses, answers 200 with an error, and goes on with what its client has given up. First each fault by
+//! itself, and for good, under every operation of the storage; then a server that archives and is backed
+//! up while three requests of ten meet one of them, and loses its disk.
 //! Trap: an answer that is lost after the work was done. The retried put is told "exists": taken for
 //! another's object it is a conflict that is none, taken for success it may be another's content.
 //! Expectation: one fault is invisible; a lasting one ends in an error with a code within the deadline;
@@ -15,14 +15,18 @@ use pgark_regress::process::wait_until;
 use pgark_regress::recovery::archived;
 use pgark_regress::s3_proxy::{Fault, Proxy};
 use pgark_regress::s3_server::{S3Server, section, storage};
-use pgark_regress::{Cluster, Ledger, Major, TestDirectory, ledger};
+use pgark_regress::{Cluster, Ledger, Major, TestDirectory, ledger, tier};
 use std::time::{Duration, Instant};
 
 /// Above the attempt's time-out of [`LIMITS`].
 const LATE_MILLIS: u64 = 1600;
 const LIMITS: &str = "attempt_timeout_seconds = 1\ndeadline_seconds = 4\n";
+/// That of [`LIMITS`].
+const DEADLINE: Duration = Duration::from_secs(4);
+/// What a busy machine may take beyond it.
+const SLACK: Duration = Duration::from_secs(4);
 
-const FAULTS: [Fault; 12] = [
+pub(crate) const FAULTS: [Fault; 12] = [
     Fault::DelayMillis(LATE_MILLIS),
     Fault::LateReplyMillis(LATE_MILLIS),
     Fault::Drop,
@@ -44,7 +48,10 @@ struct Way {
 }
 
 fn way(directory: &TestDirectory) -> Way {
-    let server = S3Server::moto(directory);
+    way_to(directory, S3Server::moto(directory))
+}
+
+fn way_to(directory: &TestDirectory, server: S3Server) -> Way {
     server.create_bucket("backups");
     let proxy = Proxy::start(server.port());
     Way {
@@ -62,12 +69,79 @@ fn content(name: &str) -> Vec<u8> {
     name.bytes().cycle().take(40_000).collect()
 }
 
+/// An object as packs are written: its name comes last.
+fn stream(storage: &SharedStorage, name: &str) -> pgark_archiver::Result<Put> {
+    let mut object = storage.start_object()?;
+    for _ in 0..PIECES {
+        object.write(&content(name))?;
+    }
+    object.publish(&key(name))
+}
+
+/// 1 MB of [`content`].
+const PIECES: usize = 25;
+
+/// One operation of a storage: its name, how many requests it may take one after the other, and whether
+/// its answer is right. The first argument is the storage, the second a name that is free.
+type Operation = (
+    &'static str,
+    u32,
+    fn(&SharedStorage, &str) -> pgark_archiver::Result<bool>,
+);
+
+/// Every operation there is, for faults that stay.
+const OPERATIONS: [Operation; 11] = [
+    ("put", 1, |storage, name| {
+        Ok(storage.put_if_absent(&key(name), b"x")? == Put::Created)
+    }),
+    ("put-again", 1, |storage, _| {
+        Ok(storage.put_if_absent(&key("there"), b"x")? == Put::Exists)
+    }),
+    ("stream", 1, |storage, name| {
+        Ok(stream(storage, name)? == Put::Created)
+    }),
+    ("get", 1, |storage, _| {
+        Ok(storage.get(&key("there"), 40_000)? == content("there"))
+    }),
+    ("range", 1, |storage, _| {
+        Ok(storage.get_range(&key("there"), 5, 9)? == content("there")[5..14])
+    }),
+    ("head", 2, |storage, _| {
+        Ok(storage.head(&key("there"))?.map(|found| found.size) == Some(40_000))
+    }),
+    ("absent", 2, |storage, _| {
+        Ok(storage.head(&key("absent"))?.is_none())
+    }),
+    (
+        "list",
+        1,
+        |storage, _| Ok(storage.list("there")?.len() == 1),
+    ),
+    ("delete", 1, |storage, name| {
+        storage.delete(&key(name)).map(|()| true)
+    }),
+    ("durable", 2, |storage, _| {
+        storage.make_durable(&key("there")).map(|()| true)
+    }),
+    // A put, and what the race left is removed.
+    ("probe", 2, |storage, _| Ok(storage.probe()?.exclusive_put)),
+];
+
 /// Every operation, each with `before` run first; `name` is new each time.
 fn operations(storage: &SharedStorage, name: &str, before: &dyn Fn()) {
     let (new, there) = (key(name), key("there"));
     before();
     let put = storage.put_if_absent(&new, &content(name)).unwrap();
     assert_eq!(put, Put::Created, "{name}: a lost answer is not a conflict");
+    let streamed = format!("{name}-pack");
+    before();
+    let put = stream(storage, &streamed).unwrap();
+    assert_eq!(put, Put::Created, "{name}: a lost answer is not a conflict");
+    before();
+    let pack = storage.get(&key(&streamed), 4 << 20).unwrap();
+    assert!(pack == content(&streamed).repeat(PIECES), "{name}");
+    before();
+    storage.make_durable(&key(&streamed)).unwrap();
     before();
     let again = storage.put_if_absent(&there, b"other content").unwrap();
     assert_eq!(again, Put::Exists, "{name}");
@@ -82,7 +156,7 @@ fn operations(storage: &SharedStorage, name: &str, before: &dyn Fn()) {
         .expect("an object is not absent");
     assert_eq!(head.size, 40_000);
     before();
-    assert_eq!(storage.list(name).unwrap().len(), 1, "{name}");
+    assert_eq!(storage.list(name).unwrap().len(), 2, "{name}");
     before();
     assert_eq!(storage.head(&key("absent")).unwrap(), None);
     before();
@@ -96,13 +170,28 @@ fn operations(storage: &SharedStorage, name: &str, before: &dyn Fn()) {
 #[test]
 fn one_fault_is_invisible_and_a_lasting_one_is_told() {
     let directory = TestDirectory::new("t431_each");
-    let way = way(&directory);
+    each_fault(&directory, way(&directory));
+}
+
+#[test]
+fn one_fault_is_invisible_and_a_lasting_one_is_told_on_radosgw() {
+    if !tier::needs_full() {
+        return;
+    }
+    let directory = TestDirectory::new("t431_each_radosgw");
+    each_fault(
+        &directory,
+        way_to(&directory, S3Server::radosgw(&directory)),
+    );
+}
+
+fn each_fault(directory: &TestDirectory, way: Way) {
     // Side by side, each with a proxy and a prefix of its own: most of the time is waiting.
     std::thread::scope(|scope| {
         for (n, fault) in (0..).zip(FAULTS) {
             let proxy = Proxy::start(way.server.port());
             // Not in the thread: it writes the files that hold the credentials.
-            let keys = section(&directory, &proxy.endpoint(), "backups");
+            let keys = section(directory, &proxy.endpoint(), "backups");
             let keys = format!("{keys}{LIMITS}prefix = \"fault/{n}\"\n");
             scope.spawn(move || {
                 one_then_for_good(&storage(&keys), &proxy, fault);
@@ -119,24 +208,17 @@ fn one_then_for_good(storage: &SharedStorage, proxy: &Proxy, fault: Fault) {
     if !matches!(fault, Fault::DelayMillis(_) | Fault::LateReplyMillis(_)) {
         operations(storage, "twice", &|| proxy.next(None, &[fault, fault]));
     }
+    // The second request of an operation meets it: the look at whose object that is.
+    operations(storage, "second", &|| {
+        proxy.next(None, &[Fault::Pass, fault]);
+    });
     let name = format!("{fault:?}");
     assert!(
-        proxy.count(name.split('(').next().unwrap()) >= 9,
+        proxy.count(name.split('(').next().unwrap()) >= 12,
         "{fault:?}"
     );
     proxy.calm();
-    proxy.always(fault);
-    let started = Instant::now();
-    let error = storage
-        .put_if_absent(&key("never"), b"x")
-        .map(|put| format!("{put:?}"))
-        .unwrap_err();
-    let took = started.elapsed();
-    assert_eq!(error.kind(), ErrorKind::Unavailable, "{fault:?}: {error}");
-    assert!(error.code().starts_with("s3_un"), "{fault:?}: {error:?}");
-    assert!(error.detail().is_some() && error.hint().is_some());
-    assert!(took < Duration::from_secs(7), "{fault:?}: {took:?}");
-    assert!(!format!("{error:?}").contains("pgark-test-secret"));
+    for_good(storage, proxy, fault);
     proxy.calm();
     let started = Instant::now();
     operations(storage, "after", &|| ());
@@ -145,6 +227,49 @@ fn one_then_for_good(storage: &SharedStorage, proxy: &Proxy, fault: Fault) {
         took < Duration::from_secs(10),
         "{fault:?}: throughput is not back: {took:?}"
     );
+}
+
+/// Every operation while nothing but the fault happens, all at once: most of the time is waiting.
+fn for_good(storage: &SharedStorage, proxy: &Proxy, fault: Fault) {
+    proxy.always(fault);
+    std::thread::scope(|scope| {
+        for (what, requests, run) in OPERATIONS {
+            scope.spawn(move || {
+                let started = Instant::now();
+                let result = run(storage, &format!("never/{what}"));
+                let took = started.elapsed();
+                let limit = DEADLINE * requests + SLACK;
+                assert!(took < limit, "{what}, {fault:?}: {took:?}");
+                told(what, fault, result);
+            });
+        }
+    });
+}
+
+/// A clear error; where an attempt may take longer than the fault holds it up, the right answer.
+fn told(what: &str, fault: Fault, result: pgark_archiver::Result<bool>) {
+    let error = match result {
+        Ok(right) => {
+            let slow = matches!(fault, Fault::DelayMillis(_) | Fault::LateReplyMillis(_));
+            assert!(right && slow, "{what}, {fault:?}: right: {right}");
+            return;
+        }
+        Err(error) => error,
+    };
+    assert_eq!(
+        error.kind(),
+        ErrorKind::Unavailable,
+        "{what}, {fault:?}: {error}"
+    );
+    assert!(
+        error.code().starts_with("s3_un"),
+        "{what}, {fault:?}: {error:?}"
+    );
+    assert!(
+        error.detail().is_some() && error.hint().is_some(),
+        "{error:?}"
+    );
+    assert!(!format!("{error:?}").contains("pgark-test-secret"));
 }
 
 /// The dangerous one by itself: a put that its client gave up arrives after another content of the same
