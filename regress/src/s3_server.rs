@@ -207,6 +207,24 @@ impl S3Server {
         )
     }
 
+    /// Runs `radosgw-admin` beside radosgw, as its administrator could.
+    #[track_caller]
+    pub fn radosgw_admin(&self, arguments: &[&str]) -> String {
+        // The first process of its namespace: unshare's child.
+        let unshare = i32::try_from(self.child.id()).unwrap();
+        let inner = crate::process::tree(unshare)
+            .into_iter()
+            .find(|pid| *pid != unshare);
+        let mut command = Command::new("nsenter");
+        command
+            .args(["--mount", "--pid", "--target", &inner.unwrap().to_string()])
+            .arg("chroot")
+            .arg(made("radosgw"))
+            .args(["env", "LC_ALL=C", "CEPH_CONF=/mnt/ceph.conf"])
+            .arg("radosgw-admin");
+        crate::cluster::run(command.args(arguments))
+    }
+
     /// Runs Python where boto3 is installed; what it prints.
     #[track_caller]
     pub fn python(&self, program: &str) -> String {

@@ -2,7 +2,9 @@
 //!
 //! What: a server with a backup and WAL in a bucket with object lock. Then every object is overwritten,
 //! deleted, and all of its versions are deleted, by the very credentials that pgark writes with. On moto; in
-//! the full tier on Ceph's radosgw, which means it.
+//! the full tier on Ceph's radosgw, which means it: there the locks themselves are attacked first (shortened,
+//! weakened, bypassed, versions suspended), and a lifecycle rule that expires everything is run, under
+//! compliance and, by a writer without the right to bypass it, under governance.
 //! Trap: the lock keeps old versions, but whoever reads "the object" gets the new one, or none; a name
 //! that was deleted looks free to a writer; gc runs into locks, or lets them end.
 //! Expectation: no locked version goes; verify tells of every object and finds nothing else; a restore brings
@@ -12,7 +14,7 @@
 use crate::t432_s3_bad_input::installation;
 use pgark_archiver::repository::layout;
 use pgark_regress::recovery::archived;
-use pgark_regress::s3_server::{S3Server, section};
+use pgark_regress::s3_server::{READER_KEY, READER_SECRET, S3Server, section};
 use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory, tier, tools};
 use serde_json::Value;
 
@@ -48,10 +50,133 @@ fn rows(cluster: &Cluster<'_>) -> String {
     cluster.psql("SELECT count(*) || ':' || md5(string_agg(n::text, ',' ORDER BY n)) FROM t")
 }
 
-fn survives(directory: &TestDirectory, server: &S3Server) {
+/// Whose credentials pgark writes with, and somebody has stolen.
+struct Stolen {
+    /// `[repository.*]` with them, and no word of locks.
+    keys: String,
+    /// Python that makes a client `s3` with them.
+    client: String,
+    mode: &'static str,
+    /// Whether the server means its locks: moto lets everybody shorten them.
+    attacks_locks: bool,
+}
+
+/// The only user that there is, under compliance.
+fn owner(directory: &TestDirectory, server: &S3Server) -> Stolen {
     server.create_locked_bucket("locked");
-    let keys = section(directory, &server.endpoint(), "locked");
-    let lock = "object_lock = \"compliance\"\nobject_lock_days = 1\n";
+    Stolen {
+        keys: section(directory, &server.endpoint(), "locked"),
+        client: String::new(),
+        mode: "compliance",
+        attacks_locks: false,
+    }
+}
+
+/// A second user who may do anything in the bucket but lift locks, under governance.
+fn writer(directory: &TestDirectory, server: &S3Server) -> Stolen {
+    server.create_locked_bucket("locked");
+    server.boto(WRITER_POLICY);
+    let id = directory.file("writer.id", READER_KEY);
+    let secret = directory.file("writer.secret", READER_SECRET);
+    let endpoint = server.endpoint();
+    Stolen {
+        keys: format!(
+            "kind = \"s3\"\nbucket = \"locked\"\nendpoint = \"{endpoint}\"\n\
+             access_key_id = \"file:{}\"\nsecret_access_key = \"file:{}\"\n",
+            id.display(),
+            secret.display()
+        ),
+        client: format!(
+            "from botocore.config import Config\n\
+             s3 = boto3.client('s3', endpoint_url='{endpoint}', region_name='us-east-1', \
+             aws_access_key_id='{READER_KEY}', aws_secret_access_key='{READER_SECRET}', \
+             config=Config(s3={{'addressing_style': 'path'}}, \
+             request_checksum_calculation='when_required'))\n"
+        ),
+        mode: "governance",
+        attacks_locks: true,
+    }
+}
+
+const WRITER_POLICY: &str = r#"
+import json
+both = {'Principal': {'AWS': ['arn:aws:iam:::user/reader']},
+        'Resource': ['arn:aws:s3:::locked', 'arn:aws:s3:::locked/*']}
+s3.put_bucket_policy(Bucket='locked', Policy=json.dumps({'Version': '2012-10-17', 'Statement': [
+    dict(both, Effect='Allow', Action=['s3:*']),
+    dict(both, Effect='Deny', Action=['s3:BypassGovernanceRetention'])]}))
+"#;
+
+/// Tries to take the locks off: each attempt is printed as "refused" or "allowed".
+const DISARM: &str = r#"
+import datetime
+from botocore.exceptions import ClientError
+def attempt(what, call, **arguments):
+    try:
+        call(Bucket=BUCKET, **arguments)
+        print('allowed', what)
+    except ClientError as error:
+        assert error.response['ResponseMetadata']['HTTPStatusCode'] in (400, 403, 409), error
+        print('refused', what)
+soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=20)
+pages = list(s3.get_paginator('list_object_versions').paginate(Bucket=BUCKET))
+for v in [v for page in pages for v in page.get('Versions', [])]:
+    at = {'Key': v['Key'], 'VersionId': v['VersionId']}
+    try:
+        held = s3.get_object_retention(Bucket=BUCKET, **at)['Retention']
+    except ClientError:
+        continue
+    mode, until = held['Mode'], held['RetainUntilDate']
+    for bypass in (False, True):
+        more = {'BypassGovernanceRetention': True} if bypass else {}
+        attempt('shorten', s3.put_object_retention, **at, **more,
+                Retention={'Mode': mode, 'RetainUntilDate': soon})
+        if mode == 'COMPLIANCE':
+            attempt('weaken', s3.put_object_retention, **at, **more,
+                    Retention={'Mode': 'GOVERNANCE', 'RetainUntilDate': until})
+    attempt('bypass', s3.delete_object, **at, BypassGovernanceRetention=True)
+attempt('suspend', s3.put_bucket_versioning, VersioningConfiguration={'Status': 'Suspended'})
+"#;
+
+/// Everything is to go after a day, versions too.
+const EXPIRE: &str = r#"
+s3.put_bucket_lifecycle_configuration(Bucket=BUCKET, LifecycleConfiguration={'Rules': [
+    {'ID': 'all', 'Status': 'Enabled', 'Filter': {'Prefix': ''},
+     'Expiration': {'Days': 1}, 'NoncurrentVersionExpiration': {'NoncurrentDays': 1}}]})
+"#;
+
+/// No lock is lifted, whatever is tried.
+fn locks_hold(server: &S3Server, stolen: &Stolen) {
+    let told = server.boto(&format!("BUCKET = 'locked'\n{}{DISARM}", stolen.client));
+    let count = |line: &str| told.lines().filter(|found| *found == line).count();
+    assert!(count("refused shorten") > 20, "{told}");
+    assert!(count("refused bypass") > 10, "{told}");
+    assert_eq!(count("refused weaken") > 20, stolen.mode == "compliance");
+    for lifted in ["shorten", "weaken", "bypass", "suspend"] {
+        assert_eq!(count(&format!("allowed {lifted}")), 0, "{told}");
+    }
+}
+
+/// The rule is carried out at once, a day being a second.
+fn expire_all(server: &S3Server, stolen: &Stolen) {
+    server.boto(&format!("BUCKET = 'locked'\n{}{EXPIRE}", stolen.client));
+    let versions = || {
+        let print = "print(sum(len(page.get('Versions', [])) for page in \
+                     s3.get_paginator('list_object_versions').paginate(Bucket='locked')))";
+        let count: usize = server.boto(print).trim().parse().unwrap();
+        count
+    };
+    let before = versions();
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    server.radosgw_admin(&["--rgw_lc_debug_interval=1", "lc", "process"]);
+    let after = versions();
+    println!("{before} versions before the rule, {after} after it");
+    assert!(after < before, "the rule has taken nothing: {before}");
+}
+
+fn survives(directory: &TestDirectory, server: &S3Server, stolen: &Stolen) {
+    let keys = &stolen.keys;
+    let lock = format!("object_lock = \"{}\"\nobject_lock_days = 1\n", stolen.mode);
     directory.set_repository(format!("{keys}{lock}"));
     let builder = Cluster::builder(directory, Major::Pg15, "a").wal_segment_mib(1);
     let (mut cluster, mut pgark) = archived(directory, builder);
@@ -64,7 +189,10 @@ fn survives(directory: &TestDirectory, server: &S3Server) {
     cluster.stop(StopMode::Fast);
     locks_are_told(&pgark);
 
-    let told = server.boto(&format!("BUCKET = 'locked'\n{ATTACK}"));
+    if stolen.attacks_locks {
+        locks_hold(server, stolen);
+    }
+    let told = server.boto(&format!("BUCKET = 'locked'\n{}{ATTACK}", stolen.client));
     let refused: u64 = told
         .split("refused ")
         .nth(1)
@@ -77,6 +205,10 @@ fn survives(directory: &TestDirectory, server: &S3Server) {
     assert!(refused > 10 && told.contains(" left 0"), "{told}");
     for line in told.lines().filter_map(|line| line.strip_prefix("gone ")) {
         assert!(!layout::is_locked_class(line), "{told}");
+    }
+
+    if stolen.attacks_locks {
+        expire_all(server, stolen);
     }
 
     // Every object that was locked is told of; of nothing else is there anything to tell.
@@ -114,7 +246,7 @@ fn survives(directory: &TestDirectory, server: &S3Server) {
     restored.stop(StopMode::Fast);
 
     // A host whose configuration says nothing of locks finds out.
-    let elsewhere = installation(directory, "elsewhere", &keys);
+    let elsewhere = installation(directory, "elsewhere", keys);
     let plan = elsewhere.plan(&directory.join("nowhere"), &[]);
     assert_eq!(
         plan["bytes"].as_u64().map(|n| n > 1_000_000),
@@ -154,7 +286,7 @@ fn locks_are_told(pgark: &Pgark) {
 fn a_stolen_credential_destroys_nothing() {
     let directory = TestDirectory::new("t433_stolen");
     let server = S3Server::moto(&directory);
-    survives(&directory, &server);
+    survives(&directory, &server, &owner(&directory, &server));
 }
 
 #[test]
@@ -164,7 +296,21 @@ fn a_stolen_credential_destroys_nothing_on_radosgw() {
     }
     let directory = TestDirectory::new("t433_radosgw");
     let server = S3Server::radosgw(&directory);
-    survives(&directory, &server);
+    let stolen = Stolen {
+        attacks_locks: true,
+        ..owner(&directory, &server)
+    };
+    survives(&directory, &server, &stolen);
+}
+
+#[test]
+fn a_stolen_credential_cannot_bypass_governance_on_radosgw() {
+    if !tier::needs_full() {
+        return;
+    }
+    let directory = TestDirectory::new("t433_governance");
+    let server = S3Server::radosgw(&directory);
+    survives(&directory, &server, &writer(&directory, &server));
 }
 
 /// A name that somebody took and gave up again before pgark came to it.
