@@ -36,7 +36,7 @@ fn holds(hay: &[u8], needle: &[u8]) -> bool {
 }
 
 /// Fills a table with rows that do not compress, the marker among them.
-fn plant(cluster: &Cluster<'_>) {
+pub(crate) fn plant(cluster: &Cluster<'_>) {
     cluster.psql(&format!(
         "CREATE TABLE {MARKER} AS SELECT i, '{MARKER}' || i AS body, \
          (SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 20) WHERE i = i) AS noise \
@@ -68,7 +68,12 @@ fn stranger(directory: &TestDirectory, pgark: &Pgark) -> PathBuf {
 }
 
 /// An installation over the same repository, with this encryption section.
-fn over(directory: &TestDirectory, name: &str, cluster: Option<&Cluster<'_>>, keys: &str) -> Pgark {
+pub(crate) fn over(
+    directory: &TestDirectory,
+    name: &str,
+    cluster: Option<&Cluster<'_>>,
+    keys: &str,
+) -> Pgark {
     let mut pgark = Pgark::new(directory, name, cluster);
     pgark.configure(SHORT_WAITS);
     if !keys.is_empty() {
@@ -77,11 +82,11 @@ fn over(directory: &TestDirectory, name: &str, cluster: Option<&Cluster<'_>>, ke
     pgark
 }
 
-fn key_file(path: &Path) -> String {
+pub(crate) fn key_file(path: &Path) -> String {
     format!("mode = \"key-file\"\nkey_file = \"{}\"", path.display())
 }
 
-fn body(cluster: &Cluster<'_>) -> String {
+pub(crate) fn body(cluster: &Cluster<'_>) -> String {
     cluster.psql(&format!(
         "SELECT count(*), min(body), md5(string_agg(noise, '' ORDER BY i)) FROM {MARKER}"
     ))
