@@ -13,7 +13,7 @@ mod sweep;
 mod wal;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::cancel::CancelToken;
 use crate::clock::Clock;

@@ -3,12 +3,15 @@
 //! `pgark_types::retention` decides; this reads what there is and writes tombs. Nothing is removed
 //! here: gc does that.
 
+mod demand;
 mod expire;
 mod history;
+mod joined;
 mod policy;
 
+pub(crate) use demand::Demand;
 pub use expire::{Expired, Request, expire, preview};
-pub(crate) use expire::{decisions, suspended};
+pub(crate) use expire::{decisions, suspended, wal_decisions};
 pub(crate) use history::newest_by_timeline;
 pub use history::{Loaded, load};
 pub use policy::{Change, Kept, POLICIES_KEPT, change_policy, current, numbers, set};

@@ -8,6 +8,7 @@
 //! Every content is decoded, checked and encoded anew, because keys differ between repositories
 //! (`docs/decisions/0035-copies-between-repositories.md`).
 
+mod removed;
 mod sets;
 mod wal;
 
@@ -22,6 +23,8 @@ use crate::repository::Repository;
 use crate::repository::backups;
 use crate::repository::format::component::Record;
 use crate::repository::format::manifest::Label;
+use crate::repository::tombs;
+use crate::retention::Demand;
 use crate::wal::cluster::{self, Registration};
 use crate::wal::commit_index::relmap;
 use crate::{Error, ErrorKind, Result};
@@ -41,8 +44,9 @@ pub struct Request {
     pub wal_only: bool,
     /// Backups that ended at or after this instant, and WAL from the last backup before it on.
     pub since: Option<DateTime<Utc>>,
-    /// Only what is newer than the oldest thing there: to catch up, without bringing back what the
-    /// other repository's retention has removed. Into an empty one the newest backup is copied.
+    /// Only what is newer than the oldest thing there, and what the other repository's retention would
+    /// keep: to catch up, without bringing back what went there. Into an empty one the newest backup is
+    /// copied.
     pub newer_only: bool,
     /// Read what both have, too, and compare.
     pub compare: bool,
@@ -66,12 +70,17 @@ pub struct Report {
     pub wal_copied: u64,
     /// WAL files that were there already.
     pub wal_present: u64,
-    /// Their bytes, uncompressed.
+    /// WAL files that are not there, and that the other repository's retention would give up.
+    pub wal_given_up: u64,
+    /// Bytes of those copied, uncompressed.
     pub wal_bytes: u64,
     /// The backups that were asked for.
     pub backups: Vec<BackupReport>,
     /// The backup sets of which all is there now.
     pub sets: Vec<SetReport>,
+    /// Backups and sets that were left out because the other repository has expired or removed them,
+    /// where they were not asked for by name.
+    pub left: Vec<Finding>,
     /// What could not be copied, and why.
     pub findings: Vec<Finding>,
     /// How long it took.
@@ -95,12 +104,14 @@ pub struct BackupReport {
 /// Something that was not copied.
 #[derive(Debug, Serialize)]
 pub struct Finding {
-    /// A WAL file or a backup.
+    /// A WAL file, a backup or a set.
     pub object: String,
     /// The error's code.
     pub kind: &'static str,
     /// Why.
     pub detail: String,
+    /// What to do about it.
+    pub hint: Option<String>,
 }
 
 impl Finding {
@@ -110,11 +121,16 @@ impl Finding {
             return Err(error);
         }
         tracing::error!(code = error.code(), "{object} was not copied: {error}");
-        Ok(Self {
+        Ok(Self::new(object, &error))
+    }
+
+    fn new(object: impl std::fmt::Display, error: &Error) -> Self {
+        Self {
             object: object.to_string(),
             kind: error.code(),
             detail: error.to_string(),
-        })
+            hint: error.hint().map(str::to_owned),
+        }
     }
 }
 
@@ -168,8 +184,8 @@ pub fn run(
         parts.push(transfer.plan(&component, &mut report)?);
     }
     let missing = request.backups.iter().find(|wanted| {
-        let mut records = parts.iter().flat_map(|part| &part.selected);
-        !records.any(|record| record.label() == *wanted)
+        let mut records = parts.iter().flat_map(|part| &part.asked);
+        !records.any(|label| label == *wanted)
     });
     if let Some(wanted) = missing {
         return Err(Error::invalid(
@@ -200,7 +216,9 @@ struct Part {
     component: String,
     /// Every system identifier the cluster has had.
     wal: Vec<wal::Plan>,
-    /// The backups that were asked for.
+    /// The backups that were asked for, whatever became of them there.
+    asked: Vec<BackupLabel>,
+    /// Those that count there, or are to.
     selected: Vec<Record>,
     /// Of these, the ones that are not there.
     missing: Vec<Record>,
@@ -241,11 +259,13 @@ impl Transfer<'_> {
         let registrations = cluster::copy(self.from, self.to, component)?;
         let here = backups::records(self.from, component)?;
         let there = backups::records(self.to, component)?;
-        let selected: Vec<Record> = here
-            .iter()
-            .filter(|label| self.wants(label, &here, &there))
-            .cloned()
-            .collect();
+        // After the listing: what is expired by then is known to be.
+        let tombs = tombs::all(self.to, component)?;
+        let wanted = here.iter().filter(|label| self.wants(label, &here, &there));
+        let wanted: Vec<Record> = wanted.cloned().collect();
+        let asked = wanted.iter().map(|record| record.label().clone()).collect();
+        let mut selected = self.without_removed(wanted, &there, &tombs, report)?;
+        let demand = self.demand(component, &mut selected, &there)?;
         let mut missing = Vec::new();
         for label in &selected {
             match there.iter().find(|other| other.label() == label.label()) {
@@ -275,14 +295,39 @@ impl Transfer<'_> {
         let [here, there, of_selected] = [&here, &there, &selected].map(|r| clusters(r));
         let plan = |registration: &Registration| {
             let first = self.first_segment(registration, &here, &there, &of_selected)?;
-            wal::Plan::make(self, registration, first)
+            wal::Plan::make(self, registration, first, demand.as_ref())
         };
         Ok(Part {
             wal: registrations.iter().map(plan).collect::<Result<_>>()?,
             component: component.to_owned(),
+            asked,
             selected,
             missing,
         })
+    }
+
+    /// What the other repository has use for; `None` where somebody said himself what to copy. When
+    /// catching up, backups that its policy would not keep drop out of `selected`.
+    fn demand(
+        &self,
+        component: &str,
+        selected: &mut Vec<Record>,
+        there: &[Record],
+    ) -> Result<Option<Demand>> {
+        let request = self.request;
+        if !request.backups.is_empty() || request.since.is_some() {
+            return Ok(None);
+        }
+        let is_there = |record: &&Record| there.iter().any(|r| r.label() == record.label());
+        let coming = selected.iter().filter(|record| !is_there(record));
+        let coming: Vec<Record> = coming.cloned().collect();
+        let now = self.clock.now();
+        let mut demand = Demand::of(self.to, self.from, component, &coming, now)?;
+        if request.newer_only {
+            selected.retain(|record| is_there(&record) || demand.keeps(record.label()));
+        }
+        demand.add(selected.iter().chain(there));
+        Ok(Some(demand))
     }
 
     fn wants(&self, label: &Record, here: &[Record], there: &[Record]) -> bool {

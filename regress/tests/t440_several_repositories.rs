@@ -186,8 +186,24 @@ fn one_that_is_not_required_is_never_waited_for() {
     let copy = ["repo", "copy", "--from", "local", "--to", "spare"];
     let _ = pgark.run(&copy).expect(0);
     assert_eq!(labels(&pgark, "spare"), labels(&pgark, "local"));
-    let check = pgark.run(&["check", "--no-switch"]);
-    assert!(!check.stdout.contains("FAILED lag"), "{}", check.stdout);
+    let assert_level = || {
+        let check = pgark.run(&["check", "--no-switch"]);
+        assert!(!check.stdout.contains("FAILED lag"), "{}", check.stdout);
+    };
+    assert_level();
+    // What is expired in it stays so, is told of, and is no lag.
+    let both = labels(&pgark, "spare");
+    let (old, new) = (both[0].as_str(), &both[1]);
+    let expire = ["expire", "--repository", "spare", "--backup", old];
+    let _ = pgark.run(&expire).expect(0);
+    let everything = pgark.run(&copy).expect(0);
+    let told = format!("backup {old}: not copied");
+    assert!(everything.stdout.contains(&told), "{}", everything.stdout);
+    let named = [&copy[..], &["--backup", old]].concat();
+    let named = pgark.run(&named).expect(3);
+    assert!(named.stdout.contains("expired_there"), "{}", named.stdout);
+    assert_eq!(labels(&pgark, "spare"), std::slice::from_ref(new));
+    assert_level();
     drop(cluster);
 }
 

@@ -7,7 +7,7 @@ use super::backlog::{self, Backlog, Waiting};
 use super::spawn;
 use super::stats::Stats;
 use crate::cancel::CancelToken;
-use crate::clock::{SharedClock, SystemClock};
+use crate::clock::{Clock as _, SharedClock, SystemClock};
 use crate::config::Config;
 use crate::crashsafe::RealFs;
 use crate::repository::Repository;
@@ -263,7 +263,7 @@ impl CatchUp {
 
     /// Says what a repository lacks that cannot be copied from here.
     fn tell_gap(&self, from: &Repository, to: &Repository) -> Result<()> {
-        let lags = lag::lags(&[from, to], self.config.cluster_name())?;
+        let lags = lag::lags(&[from, to], self.config.cluster_name(), SystemClock.now())?;
         let Some(lag) = lags.get(1).filter(|lag| !lag.is_none()) else {
             return Ok(());
         };

@@ -227,7 +227,7 @@ fn lag(config: &Config, repositories: &[Repository], checks: &mut Checks) {
         return;
     }
     let all: Vec<&Repository> = repositories.iter().collect();
-    match lag::lags(&all, config.cluster_name()) {
+    match lag::lags(&all, config.cluster_name(), SystemClock.now()) {
         Ok(lags) => {
             for (repository, lag) in all.iter().zip(&lags) {
                 let name = repository.name();

@@ -169,7 +169,7 @@ fn add_lags(config: &Config, sides: &mut [Side]) -> Result<()> {
         return Ok(());
     }
     let all: Vec<&Repository> = open.iter().collect();
-    let mut lags = lag::lags(&all, config.cluster_name())?.into_iter();
+    let mut lags = lag::lags(&all, config.cluster_name(), SystemClock.now())?.into_iter();
     for side in sides.iter_mut().filter(|side| side.repository.is_some()) {
         side.lag = lags.next();
     }

@@ -11,7 +11,7 @@ use crate::cancel::CancelToken;
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::Config;
 use crate::gc::lock;
-use crate::transfer::{self, Report, Request, Settings};
+use crate::transfer::{self, Finding, Report, Request, Settings};
 use crate::{Error, Result, exit_code};
 use chrono::{DateTime, Utc};
 use pgark_types::{BackupLabel, RecoveryTarget};
@@ -31,8 +31,10 @@ pub struct Args {
 pub enum Command {
     /// Copy backups and WAL from one repository to another: to catch up, to move, to keep a copy far away.
     ///
-    /// What is there already stays as it is; run again, it goes on with what is missing. Every byte
-    /// is checked on the way. Exit code 3: something was damaged or in conflict, and the rest was copied.
+    /// What is there already stays as it is; run again, it goes on with what is missing. What the other
+    /// repository's own retention has given up stays so, and is told of. Every byte is checked on the way.
+    /// Exit code 3: something was damaged or in conflict, or a backup named with --backup is expired or
+    /// removed there, and the rest was copied.
     #[command(after_help = crate::examples::REPO_COPY)]
     Copy(CopyArgs),
     /// Lock what is needed for longer, where its object lock is about to end. "pgark gc" does it too.
@@ -173,6 +175,12 @@ fn settings(config: &Config, parallel: Option<usize>) -> Settings {
     }
 }
 
+fn hint(finding: &Finding) {
+    if let Some(hint) = &finding.hint {
+        print_text(format_args!("  HINT: {hint}"));
+    }
+}
+
 fn print(args: &CopyArgs, report: &Report, output: Output) -> Result<()> {
     if output == Output::Json {
         let mut value = serde_json::to_value(report).map_err(|e| {
@@ -191,6 +199,11 @@ fn print(args: &CopyArgs, report: &Report, output: Output) -> Result<()> {
             "{}: {}: {}",
             finding.kind, finding.object, finding.detail
         ));
+        hint(finding);
+    }
+    for left in &report.left {
+        print_text(format_args!("{}: not copied: {}", left.object, left.detail));
+        hint(left);
     }
     for backup in &report.backups {
         let how = match backup.outcome {
@@ -216,5 +229,11 @@ fn print(args: &CopyArgs, report: &Report, output: Output) -> Result<()> {
         report.wal_present,
         report.elapsed.as_secs_f64()
     ));
+    if report.wal_given_up > 0 {
+        print_text(format_args!(
+            "WAL files: {} left out, which the retention of \"{}\" would give up; --since copies them",
+            report.wal_given_up, args.to
+        ));
+    }
     Ok(())
 }

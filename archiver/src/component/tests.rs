@@ -5,7 +5,7 @@ use crate::backup::testdata::SeededClock;
 use crate::cancel::CancelToken;
 use crate::clock::SharedClock;
 use crate::repository::format::component::ComponentLabel;
-use crate::repository::{Repository, backups, layout};
+use crate::repository::{Repository, backups, layout, tombs};
 use crate::storage::SharedStorage;
 use crate::storage::memory::MemoryStorage;
 use crate::verify::{Level, Report, Scope, verify};
@@ -181,6 +181,12 @@ fn a_copy_is_the_same_backup_under_other_keys() {
     copy();
     let last = backups::records(&to, NAME).unwrap().pop().unwrap();
     assert_eq!(last.bytes_stored(), 0);
+    // What was expired there is told of, and stays so.
+    tombs::bury(&to, clock.as_ref(), NAME, &label.label, "test").unwrap();
+    let report = copy();
+    let told: Vec<_> = report.left.iter().map(|left| left.kind).collect();
+    assert_eq!(told, ["expired_there"]);
+    assert_eq!(report.backups.len(), 1);
 }
 
 #[test]

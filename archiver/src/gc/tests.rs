@@ -4,7 +4,7 @@ mod lock;
 mod model;
 mod sets;
 mod steps;
-mod world;
+pub(crate) mod world;
 
 use super::*;
 use crate::repository::backups;

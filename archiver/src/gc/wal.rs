@@ -5,7 +5,7 @@ use crate::repository::{backups, layout};
 use crate::retention::{self, Loaded};
 use crate::storage::ObjectMeta;
 use crate::{Error, ErrorKind, Result};
-use pgark_types::retention::{BackupDecision, BackupState, WalDecision};
+use pgark_types::retention::WalDecision;
 use pgark_types::{ArchiveFile, SegmentSize, SystemId, TimelineId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -92,17 +92,8 @@ fn decide(
     if !unexplained.is_empty() {
         return Err(retention::suspended(component, &unexplained));
     }
-    // A backup that no rule keeps, and that nobody has expired yet, counts until then.
-    let now = run.clock.now();
-    let first = retention::decisions(Some(&policy), &loaded, now)?;
-    for backup in &mut loaded.history.backups {
-        let goes = |d: &BackupDecision| d.label == backup.label && !d.keep;
-        if first.backups.iter().any(goes) {
-            backup.state = BackupState::Expired;
-        }
-    }
-    let decisions = retention::decisions(Some(&policy), &loaded, now)?;
-    Ok((loaded, Some(decisions.wal)))
+    let wal = retention::wal_decisions(&policy, &mut loaded, run.clock.now())?;
+    Ok((loaded, Some(wal)))
 }
 
 fn numbers<'a>(lines: impl Iterator<Item = &'a WalDecision>, size: SegmentSize) -> Result<Going> {

@@ -7,7 +7,9 @@ use crate::repository::{Repository, audit, tombs};
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
 use pgark_types::BackupLabel;
-use pgark_types::retention::{Decisions, Refusal, decide};
+use pgark_types::retention::{
+    BackupDecision, BackupState, Decisions, Refusal, WalDecision, decide,
+};
 
 /// What the operator asked for.
 #[derive(Debug, Clone, Default)]
@@ -84,6 +86,26 @@ pub(crate) fn decisions(
         )
         .with_hint("Run \"pgark verify --all\": a record below clusters/ is missing."),
     })
+}
+
+/// The decisions of `policy` about WAL. A backup that no rule keeps, and that nobody has expired yet,
+/// counts until then: it is marked as expired in `loaded`.
+///
+/// # Errors
+/// As [`preview`].
+pub(crate) fn wal_decisions(
+    policy: &Kept,
+    loaded: &mut Loaded,
+    now: DateTime<Utc>,
+) -> Result<Vec<WalDecision>> {
+    let first = decisions(Some(policy), loaded, now)?;
+    for backup in &mut loaded.history.backups {
+        let goes = |d: &BackupDecision| d.label == backup.label && !d.keep;
+        if first.backups.iter().any(goes) {
+            backup.state = BackupState::Expired;
+        }
+    }
+    Ok(decisions(Some(policy), loaded, now)?.wal)
 }
 
 /// Applies the policy of `component`, or expires the one backup that was asked for.

@@ -18,7 +18,7 @@ use pgark_types::{BackupLabel, Lsn, SegmentSize, SystemId, TimelineId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything that is known of one component.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Loaded {
     /// The facts.
     pub history: History,
@@ -27,9 +27,9 @@ pub struct Loaded {
     /// Expired backups that cannot be read any more.
     pub unreadable: Vec<BackupLabel>,
     /// Timelines of the current cluster that no promotion explains: somebody recovered to the past.
-    unexplained: Vec<(SystemId, TimelineId)>,
+    pub(super) unexplained: Vec<(SystemId, TimelineId)>,
     /// Backups of something that has no WAL.
-    components: usize,
+    pub(super) components: usize,
 }
 
 impl Loaded {
@@ -87,6 +87,22 @@ pub fn load(repository: &Repository, component: &str) -> Result<Loaded> {
     Ok(loaded)
 }
 
+/// What there is of `component` but its backups: WAL, and the pins of its operator.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn beside(repository: &Repository, component: &str) -> Result<Loaded> {
+    let mut loaded = Loaded::default();
+    let notes = notes::all(repository, component)?;
+    loaded.history.pins = notes.into_values().filter_map(|n| n.pin).collect();
+    loaded.history.pins.extend(set_pin(repository, component)?);
+    for (system_id, (size, current)) in clusters(repository, component, &loaded)? {
+        let cluster = loaded.cluster(repository, system_id, size, current)?;
+        loaded.history.clusters.push(cluster);
+    }
+    Ok(loaded)
+}
+
 /// Each component's own rules would take the newest set apart: its members stay as long as there is no
 /// newer one that is whole.
 fn set_pin(repository: &Repository, component: &str) -> Result<Option<Pin>> {
@@ -104,7 +120,7 @@ fn set_pin(repository: &Repository, component: &str) -> Result<Option<Pin>> {
 }
 
 /// Stands for the cluster of backups that need no WAL: each has the one segment that it asks for.
-fn without_wal() -> ClusterFacts {
+pub(super) fn without_wal() -> ClusterFacts {
     ClusterFacts {
         system_id: SystemId(0),
         segment_size: SegmentSize::DEFAULT,
@@ -159,7 +175,7 @@ fn clusters(
 }
 
 impl Loaded {
-    fn add(&mut self, record: Record, state: BackupState) {
+    pub(super) fn add(&mut self, record: Record, state: BackupState) {
         let label = match record {
             Record::Postgres(label) => label,
             Record::Component(label) => {

@@ -1,14 +1,17 @@
 //! What binds backups together, or was noted about them later: pins and annotations, and backup sets.
 //! Both come after the backups: a copy that dies in between is run again.
 
+use super::removed::Tombs;
 use super::{Finding, Report, Transfer};
 use crate::backup::Arrived;
 use crate::repository::format::component::Record;
 use crate::repository::sets::{self, MemberOutcome, Presence, Set, SetMember};
+use crate::repository::tombs::{self, State};
 use crate::repository::{Repository, notes};
 use crate::{Error, Result};
 use pgark_types::BackupLabel;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// A backup set that is in both repositories now.
 #[derive(Debug, Serialize)]
@@ -35,8 +38,18 @@ impl Transfer<'_> {
 
     /// Copies the records of sets whose backups are all there now.
     pub(super) fn sets(&self, report: &mut Report) -> Result<()> {
+        let mut tombs = BTreeMap::new();
         for found in sets::list(self.from)? {
             self.cancel.check()?;
+            let name = format_args!("set {}", found.label);
+            if let Ok(set) = &found.set
+                && let Some(removed) = self.removed_member(set, &mut tombs)?
+            {
+                if self.request.backups.is_empty() && !self.request.newer_only {
+                    report.left.push(Finding::new(name, &removed));
+                }
+                continue;
+            }
             let copied = found.set.and_then(|set| self.set(&set));
             match copied {
                 Ok(Some(outcome)) => report.sets.push(SetReport {
@@ -44,13 +57,35 @@ impl Transfer<'_> {
                     outcome,
                 }),
                 Ok(None) => {}
-                Err(error) => {
-                    let name = format_args!("set {}", found.label);
-                    report.findings.push(Finding::of(name, error)?);
-                }
+                Err(error) => report.findings.push(Finding::of(name, error)?),
             }
         }
         Ok(())
+    }
+
+    /// Why a set is not whole there and will not be: the other repository has expired or removed a backup
+    /// of it that this one has.
+    fn removed_member(
+        &self,
+        set: &Set,
+        known: &mut BTreeMap<String, Tombs>,
+    ) -> Result<Option<Error>> {
+        for member in &set.members {
+            let Some(label) = &member.label else { continue };
+            let component = &member.component;
+            if !known.contains_key(component) {
+                let tombs = tombs::all(self.to, component)?;
+                known.insert(component.clone(), tombs);
+            }
+            let tomb = known.get(component).and_then(|tombs| tombs.get(label));
+            let state = tomb.map(|tomb| tomb.state);
+            if let Some(state @ (State::Expired | State::Final)) = state
+                && is_there(self.from, member)?
+            {
+                return Ok(Some(self.refusal(component, label, state)));
+            }
+        }
+        Ok(None)
     }
 
     fn set(&self, set: &Set) -> Result<Option<Arrived>> {

@@ -1,5 +1,7 @@
 //! Copies between repositories, over the synthetic cluster of `backup::testdata`.
 
+mod retention;
+
 use super::*;
 use crate::backup::testdata::{self, NAME, SeededClock, Source};
 use crate::config::component::Quiesce;

@@ -4,6 +4,7 @@ use super::{Finding, Report, Transfer};
 use crate::cancel::CancelToken;
 use crate::progress::Progress;
 use crate::repository::Repository;
+use crate::retention::Demand;
 use crate::wal::cluster::{Identity, Registration};
 use crate::wal::inventory::Inventory;
 use crate::wal::push::{self, Stored};
@@ -18,6 +19,7 @@ pub(super) struct Plan {
     identity: Identity,
     files: Vec<ArchiveFile>,
     present: u64,
+    given_up: u64,
 }
 
 /// The number of the oldest segment of a cluster that `repository` has, on whatever timeline.
@@ -34,12 +36,14 @@ pub(super) fn oldest_segment(
 }
 
 impl Plan {
-    /// What `to` lacks. History files come first and all of them: they are small, and without them
-    /// nothing tells which WAL belongs together.
+    /// What `to` lacks, from the segment `first` on, but for what it has no use for by `demand`. History
+    /// files come first and all of them: they are small, and without them nothing tells which WAL belongs
+    /// together.
     pub(super) fn make(
         transfer: &Transfer<'_>,
         registration: &Registration,
         first: Option<u64>,
+        demand: Option<&Demand>,
     ) -> Result<Self> {
         let identity = Identity {
             system_identifier: registration.system_identifier,
@@ -71,6 +75,20 @@ impl Plan {
             ArchiveFile::Segment(_) | ArchiveFile::History(_) => false,
         });
         files.extend(other.map(|file| (*file, there.other().contains(file))));
+        let before = files.len();
+        if let Some(demand) = demand {
+            let catches_up = transfer.request.newer_only;
+            let keeps = |segment: SegmentName| {
+                if !catches_up {
+                    return !demand.gives_up(identity.system_identifier, segment);
+                }
+                let floor = there.floor(segment.timeline);
+                let is_below = number(segment).is_some_and(|no| no < floor);
+                demand.misses(identity.system_identifier, segment, is_below)
+            };
+            files.retain(|(file, there)| *there || segment_of(*file).is_none_or(keeps));
+        }
+        let given_up = (before - files.len()) as u64;
         let present = files.iter().filter(|(_, there)| *there).count() as u64;
         let compare = transfer.request.compare;
         let files = files.into_iter().filter(|(_, there)| compare || !there);
@@ -78,6 +96,7 @@ impl Plan {
             identity,
             files: files.map(|(file, _)| file).collect(),
             present: if compare { 0 } else { present },
+            given_up,
         })
     }
 
@@ -93,6 +112,7 @@ impl Plan {
         report: &mut Report,
     ) -> Result<()> {
         report.wal_present += self.present;
+        report.wal_given_up += self.given_up;
         let histories = self
             .files
             .iter()
@@ -202,6 +222,16 @@ impl Plan {
             }
         }
         Ok(())
+    }
+}
+
+/// The segment that a file stands or falls with.
+fn segment_of(file: ArchiveFile) -> Option<SegmentName> {
+    match file {
+        ArchiveFile::Segment(segment)
+        | ArchiveFile::Partial(segment)
+        | ArchiveFile::Backup(segment, _) => Some(segment),
+        ArchiveFile::History(_) => None,
     }
 }
 

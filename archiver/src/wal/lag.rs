@@ -1,17 +1,20 @@
 //! What a repository lacks that another one has: it was away, or is not required and was late.
 //!
-//! Each repository has a retention of its own, so only what is newer than the oldest thing that it
-//! holds counts.
+//! Each repository has a retention of its own: only what is newer than the oldest thing that it holds
+//! counts, and of that only what its policy would keep and its operator has not expired.
 
 use crate::Result;
 use crate::repository::Repository;
-use crate::repository::backups;
-use crate::repository::format::manifest::Label;
+use crate::repository::format::component::Record;
+use crate::repository::tombs::{Buried, State};
+use crate::repository::{backups, tombs};
+use crate::retention::Demand;
 use crate::wal::cluster;
 use crate::wal::inventory::Inventory;
+use chrono::{DateTime, Utc};
 use pgark_types::{BackupLabel, SegmentName, SegmentSize, SystemId};
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What one repository lacks of a cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -32,50 +35,93 @@ impl Lag {
     }
 }
 
-/// What one repository holds.
-struct Holding {
-    segments: BTreeSet<SegmentName>,
-    labels: Vec<Label>,
+/// The cluster that it is about.
+struct Subject<'a> {
+    name: &'a str,
+    system_id: SystemId,
+    size: SegmentSize,
+    now: DateTime<Utc>,
 }
 
-impl Holding {
-    fn of(repository: &Repository, name: &str, system_id: SystemId) -> Result<Self> {
-        let inventory = Inventory::load(repository, system_id)?;
+/// What one repository holds.
+struct Holding<'a> {
+    repository: &'a Repository,
+    inventory: Inventory,
+    segments: BTreeSet<SegmentName>,
+    backups: Vec<Record>,
+    tombs: BTreeMap<BackupLabel, Buried>,
+}
+
+impl<'a> Holding<'a> {
+    fn of(repository: &'a Repository, subject: &Subject<'_>) -> Result<Self> {
+        let inventory = Inventory::load(repository, subject.system_id)?;
         let timelines = inventory.timelines();
         let segments = timelines.iter().flat_map(|t| inventory.segments(*t));
-        let mut labels = backups::committed(repository, name)?;
-        labels.retain(|label| label.system_identifier == system_id);
+        let segments = segments.collect();
+        let mut backups = backups::records(repository, subject.name)?;
+        backups.retain(|record| match record {
+            Record::Postgres(label) => label.system_identifier == subject.system_id,
+            Record::Component(_) => false,
+        });
         Ok(Self {
-            segments: segments.collect(),
-            labels,
+            repository,
+            inventory,
+            segments,
+            backups,
+            tombs: tombs::all(repository, subject.name)?,
         })
     }
 
-    fn lacks(&self, other: &Self, size: SegmentSize) -> (BTreeSet<SegmentName>, Vec<BackupLabel>) {
-        let number = |segment: &SegmentName| segment.number(size).ok();
+    fn lacks(
+        &self,
+        other: &Self,
+        subject: &Subject<'_>,
+    ) -> Result<(BTreeSet<SegmentName>, Vec<BackupLabel>)> {
+        let number = |segment: &SegmentName| segment.number(subject.size).ok();
         let oldest = self.segments.iter().filter_map(number).min();
         let counts = |segment: &&SegmentName| oldest.is_none_or(|o| number(segment) >= Some(o));
         let missing = other.segments.difference(&self.segments).filter(counts);
         let mut missing: BTreeSet<SegmentName> = missing.copied().collect();
+        let mut coming = self.lacks_backups(other);
+        if !missing.is_empty() || !coming.is_empty() {
+            let (to, from) = (self.repository, other.repository);
+            let mut demand = Demand::of(to, from, subject.name, &coming, subject.now)?;
+            coming.retain(|record| demand.keeps(record.label()));
+            demand.add(self.backups.iter().chain(&coming));
+            missing.retain(|segment| {
+                let floor = self.inventory.floor(segment.timeline);
+                let is_below = number(segment).is_some_and(|no| no < floor);
+                demand.misses(subject.system_id, *segment, is_below)
+            });
+        }
         // What was stored there a moment ago may be on its way here.
         if missing.len() == 1 && missing.last() == other.segments.last() {
             missing.clear();
         }
-        let first = self.labels.first().map(|label| label.stopped_at);
-        let backups = other.labels.iter().filter(|label| {
-            let known = self.labels.iter().any(|own| own.label == label.label);
-            !known && first.is_none_or(|first| label.stopped_at >= first)
+        let labels = coming.iter().map(|record| record.label().clone());
+        Ok((missing, labels.collect()))
+    }
+
+    /// The backups of `other` that are not here, and that were not expired here.
+    fn lacks_backups(&self, other: &Self) -> Vec<Record> {
+        let first = self.backups.first().map(Record::stopped_at);
+        let missing = other.backups.iter().filter(|record| {
+            let label = record.label();
+            let known = self.backups.iter().any(|own| own.label() == label);
+            let state = self.tombs.get(label).map(|tomb| tomb.state);
+            let gone = matches!(state, Some(State::Expired | State::Final));
+            !known && !gone && first.is_none_or(|first| record.stopped_at() >= first)
         });
-        (missing, backups.map(|label| label.label.clone()).collect())
+        missing.cloned().collect()
     }
 }
 
-/// What each of `repositories` lacks of the cluster `name`, in their order. Nobody lags behind one
-/// that does not know the cluster.
+/// What each of `repositories` lacks of the cluster `name` as of `now`, in their order. Nobody lags behind
+/// one that does not know the cluster.
 ///
 /// # Errors
 /// The storages'.
-pub fn lags(repositories: &[&Repository], name: &str) -> Result<Vec<Lag>> {
+pub fn lags(repositories: &[&Repository], name: &str, now: DateTime<Utc>) -> Result<Vec<Lag>> {
     let mut identity = None;
     for repository in repositories {
         if let Some(known) = cluster::current(repository, name)? {
@@ -85,22 +131,28 @@ pub fn lags(repositories: &[&Repository], name: &str) -> Result<Vec<Lag>> {
     let Some((system_id, size)) = identity else {
         return Ok(repositories.iter().map(|_| Lag::default()).collect());
     };
-    let holdings = repositories.iter().map(|r| Holding::of(r, name, system_id));
-    let holdings: Vec<Holding> = holdings.collect::<Result<_>>()?;
-    let lag = |own: &Holding| {
+    let subject = Subject {
+        name,
+        system_id,
+        size,
+        now,
+    };
+    let holdings = repositories.iter().map(|r| Holding::of(r, &subject));
+    let holdings: Vec<Holding<'_>> = holdings.collect::<Result<_>>()?;
+    let lag = |own: &Holding<'_>| -> Result<Lag> {
         let (mut segments, mut labels) = (BTreeSet::new(), BTreeSet::new());
         for other in &holdings {
-            let (missing, backups) = own.lacks(other, size);
+            let (missing, backups) = own.lacks(other, &subject)?;
             segments.extend(missing);
             labels.extend(backups);
         }
-        Lag {
+        Ok(Lag {
             wal_missing: segments.len(),
             first_missing: segments.first().copied(),
             backups_missing: labels.into_iter().collect(),
-        }
+        })
     };
-    Ok(holdings.iter().map(lag).collect())
+    holdings.iter().map(lag).collect()
 }
 
 #[cfg(test)]
@@ -134,7 +186,7 @@ mod tests {
         let (last, bytes) = files.last().unwrap();
         testdata::push(&young, *last, bytes, &clock).unwrap();
         let label = Source::new().back_up(&all, &clock).unwrap().label;
-        let lags = lags(&[&all, &late, &young, &empty], NAME).unwrap();
+        let lags = lags(&[&all, &late, &young, &empty], NAME, clock.now()).unwrap();
         assert!(lags[0].is_none());
         let segments = files
             .iter()

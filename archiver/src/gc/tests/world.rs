@@ -22,19 +22,19 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 use ulid::Ulid;
 
-pub(super) const COMPONENT: &str = "main";
-pub(super) const SYSTEM: SystemId = SystemId(7);
+pub(crate) const COMPONENT: &str = "main";
+pub(crate) const SYSTEM: SystemId = SystemId(7);
 
 /// A clock that somebody else moves.
 #[derive(Clone)]
-pub(super) struct HandClock {
+pub(crate) struct HandClock {
     seconds: Arc<AtomicI64>,
     random: Arc<AtomicU64>,
     skew: i64,
 }
 
 impl HandClock {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self {
             seconds: Arc::new(AtomicI64::new(1_790_000_000)),
             random: Arc::new(AtomicU64::new(seed << 32)),
@@ -42,7 +42,7 @@ impl HandClock {
         }
     }
 
-    pub(super) fn advance(&self, seconds: i64) {
+    pub(crate) fn advance(&self, seconds: i64) {
         self.seconds.fetch_add(seconds, Ordering::SeqCst);
     }
 }
@@ -308,7 +308,7 @@ pub(super) fn new_pack(repository: &Repository, clock: &dyn Clock) -> Result<Obj
 
 /// A backup that refers to the packs of its parents, as an incremental one does. `between` is called
 /// between its steps.
-pub(super) fn back_up(
+pub(crate) fn back_up(
     repository: &Repository,
     clock: &SharedClock,
     parents: &[Label],
