@@ -6,7 +6,7 @@
 use crate::Result;
 use crate::repository::Repository;
 use crate::repository::format::component::Record;
-use crate::repository::tombs::{Buried, State};
+use crate::repository::tombs::State;
 use crate::repository::{backups, tombs};
 use crate::retention::Demand;
 use crate::wal::cluster;
@@ -14,7 +14,7 @@ use crate::wal::inventory::Inventory;
 use chrono::{DateTime, Utc};
 use pgark_types::{BackupLabel, SegmentName, SegmentSize, SystemId};
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// What one repository lacks of a cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -49,7 +49,6 @@ struct Holding<'a> {
     inventory: Inventory,
     segments: BTreeSet<SegmentName>,
     backups: Vec<Record>,
-    tombs: BTreeMap<BackupLabel, Buried>,
 }
 
 impl<'a> Holding<'a> {
@@ -68,7 +67,6 @@ impl<'a> Holding<'a> {
             inventory,
             segments,
             backups,
-            tombs: tombs::all(repository, subject.name)?,
         })
     }
 
@@ -82,7 +80,7 @@ impl<'a> Holding<'a> {
         let counts = |segment: &&SegmentName| oldest.is_none_or(|o| number(segment) >= Some(o));
         let missing = other.segments.difference(&self.segments).filter(counts);
         let mut missing: BTreeSet<SegmentName> = missing.copied().collect();
-        let mut coming = self.lacks_backups(other);
+        let mut coming = self.lacks_backups(other, subject.name)?;
         if !missing.is_empty() || !coming.is_empty() {
             let (to, from) = (self.repository, other.repository);
             let mut demand = Demand::of(to, from, subject.name, &coming, subject.now)?;
@@ -103,16 +101,22 @@ impl<'a> Holding<'a> {
     }
 
     /// The backups of `other` that are not here, and that were not expired here.
-    fn lacks_backups(&self, other: &Self) -> Vec<Record> {
+    fn lacks_backups(&self, other: &Self, name: &str) -> Result<Vec<Record>> {
         let first = self.backups.first().map(Record::stopped_at);
         let missing = other.backups.iter().filter(|record| {
-            let label = record.label();
-            let known = self.backups.iter().any(|own| own.label() == label);
-            let state = self.tombs.get(label).map(|tomb| tomb.state);
-            let gone = matches!(state, Some(State::Expired | State::Final));
-            !known && !gone && first.is_none_or(|first| record.stopped_at() >= first)
+            let known = self.backups.iter().any(|own| own.label() == record.label());
+            !known && first.is_none_or(|first| record.stopped_at() >= first)
         });
-        missing.cloned().collect()
+        let mut missing: Vec<Record> = missing.cloned().collect();
+        if !missing.is_empty() {
+            // After the listing: what is expired by then is known to be.
+            let tombs = tombs::all(self.repository, name)?;
+            missing.retain(|record| {
+                let state = tombs.get(record.label()).map(|tomb| tomb.state);
+                !matches!(state, Some(State::Expired | State::Final))
+            });
+        }
+        Ok(missing)
     }
 }
 
