@@ -235,16 +235,12 @@ impl Snapshot {
             }
             notes => notes?,
         };
-        let mut labels = Vec::new();
+        let mut records = Vec::new();
         for found in backups::list(repository, name)? {
             match found {
                 Found::Committed(record) => {
                     self.backup(repository, "live", &record, notes.get(record.label()));
-                    // What it needs of the repository is not told, and long.
-                    labels.extend(record.postgres().map(|label| Label {
-                        objects: Vec::new(),
-                        ..label
-                    }));
+                    records.push(*record);
                 }
                 Found::Expired(label, Some(record)) => {
                     self.backup(repository, "expired", &record, notes.get(&label));
@@ -268,8 +264,14 @@ impl Snapshot {
                 Found::Uncommitted(..) => {}
             }
         }
-        labels.sort_by(|a, b| a.label.second().cmp(b.label.second()));
-        self.labels.insert(name.to_owned(), labels);
+        records.sort_by(backups::by_age);
+        let labels = records.into_iter().filter_map(Record::postgres);
+        // What it needs of the repository is not told, and long.
+        let labels = labels.map(|label| Label {
+            objects: Vec::new(),
+            ..label
+        });
+        self.labels.insert(name.to_owned(), labels.collect());
         Ok(())
     }
 

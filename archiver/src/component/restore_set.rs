@@ -101,9 +101,7 @@ impl Known {
         if let (false, Some(error)) = (read, failure) {
             return Err(error);
         }
-        known
-            .sets
-            .sort_by(|a, b| a.label.as_str().cmp(b.label.as_str()));
+        known.sets.sort_by(sets::by_age);
         for candidates in known.backups.values_mut() {
             candidates.sort_by_key(|c| (c.from, c.label.clone()));
         }

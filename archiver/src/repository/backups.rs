@@ -115,19 +115,22 @@ pub fn sound_and_damaged(found: Vec<Found>) -> (Vec<Record>, Vec<(BackupLabel, E
             Found::Expired(..) | Found::Uncommitted(..) => {}
         }
     }
-    // Labels know seconds alone: within one the four random characters say nothing.
-    records.sort_by(|a, b| {
-        let key = |record: &Record| {
-            let place = match record {
-                Record::Postgres(label) => Some((label.timeline, label.start_lsn)),
-                Record::Component(_) => None,
-            };
-            (place, record.started_at())
-        };
-        let second = a.label().second().cmp(b.label().second());
-        second.then_with(|| key(a).cmp(&key(b)))
-    });
+    records.sort_by(by_age);
     (records, damaged)
+}
+
+/// Older backups first. Labels know seconds alone: within one the four random characters say nothing.
+#[must_use]
+pub fn by_age(a: &Record, b: &Record) -> std::cmp::Ordering {
+    let key = |record: &Record| {
+        let place = match record {
+            Record::Postgres(label) => Some((label.timeline, label.start_lsn)),
+            Record::Component(_) => None,
+        };
+        (place, record.started_at())
+    };
+    let second = a.label().second().cmp(b.label().second());
+    second.then_with(|| key(a).cmp(&key(b)))
 }
 
 /// Every component that has backups.

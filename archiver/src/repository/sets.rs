@@ -340,6 +340,14 @@ pub fn list(repository: &Repository) -> Result<Vec<Found>> {
             Err(error) => return Err(error),
         }
     }
+    found.sort_by(|a, b| match (&a.set, &b.set) {
+        (Ok(a), Ok(b)) => by_age(a, b),
+        // Of its second the first.
+        (a_set, b_set) => {
+            let second = a.label.second().cmp(b.label.second());
+            second.then(a_set.is_ok().cmp(&b_set.is_ok()))
+        }
+    });
     Ok(found)
 }
 
@@ -378,26 +386,50 @@ pub fn presence(repository: &Repository, member: &SetMember) -> Result<Option<Pr
 /// # Errors
 /// The storage's. A damaged record is passed over.
 pub fn newest_whole(repository: &Repository) -> Result<Option<Set>> {
-    for label in labels(repository)?.iter().rev() {
-        let set = match find(repository, label) {
-            Ok(Some(set)) if set.outcome == SetOutcome::Complete => set,
-            Ok(_) => continue,
-            Err(error) if error.kind() == ErrorKind::Data => continue,
-            Err(error) => return Err(error),
-        };
-        let mut whole = true;
-        for member in &set.members {
-            whole &= match presence(repository, member) {
-                Ok(presence) => presence == Some(Presence::There),
-                Err(error) if error.kind() == ErrorKind::Data => false,
+    let labels = labels(repository)?;
+    let seconds = labels.chunk_by(|a, b| a.second() == b.second());
+    for labels in seconds.rev() {
+        let mut sets = Vec::new();
+        for label in labels {
+            match find(repository, label) {
+                Ok(Some(set)) if set.outcome == SetOutcome::Complete => sets.push(set),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Data => {}
                 Err(error) => return Err(error),
-            };
+            }
         }
-        if whole {
-            return Ok(Some(set));
+        sets.sort_by(by_age);
+        for set in sets.into_iter().rev() {
+            if is_whole(repository, &set)? {
+                return Ok(Some(set));
+            }
         }
     }
     Ok(None)
+}
+
+fn is_whole(repository: &Repository, set: &Set) -> Result<bool> {
+    for member in &set.members {
+        match presence(repository, member) {
+            Ok(Some(Presence::There)) => {}
+            Ok(_) => return Ok(false),
+            Err(error) if error.kind() == ErrorKind::Data => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+/// Older sets first. A label knows the second alone: within one its random characters say nothing, and
+/// the record does.
+#[must_use]
+pub fn by_age(a: &Set, b: &Set) -> std::cmp::Ordering {
+    let begin = |set: &Set| set.postgres.as_ref().map(|p| (p.timeline, p.begin.lsn));
+    let second = a.label.second().cmp(b.label.second());
+    second
+        .then_with(|| a.started_at.cmp(&b.started_at))
+        .then_with(|| begin(a).cmp(&begin(b)))
+        .then_with(|| a.label.cmp(&b.label))
 }
 
 fn labels(repository: &Repository) -> Result<Vec<BackupLabel>> {

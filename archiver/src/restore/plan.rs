@@ -239,7 +239,9 @@ fn older_may_do(error: Error, label: &Label, labels: &[Label]) -> Error {
     if error.kind() != crate::ErrorKind::Data {
         return error;
     }
-    let older = labels.iter().rev().find(|other| other.label < label.label);
+    // Oldest first.
+    let before = labels.iter().take_while(|other| other.label != label.label);
+    let older = before.last();
     let error = error.context(format_args!("backup {}", label.label));
     match older {
         Some(older) => error.with_hint(format!(

@@ -8,6 +8,7 @@ use crate::repository::sets::{
 };
 use crate::retention;
 use crate::verify::{self, Level, Scope};
+use chrono::TimeDelta;
 use pgark_types::BackupLabel;
 
 fn seal(world: &World, n: u32, backup: &BackupLabel, outcome: SetOutcome) -> Set {
@@ -128,4 +129,38 @@ fn a_record_is_never_replaced_and_one_in_another_place_is_found() {
         "set_misplaced"
     );
     assert_eq!(findings(&world).0, 1);
+}
+
+/// Two of the same second: which is the newer one stands in the records, not in the labels.
+#[test]
+fn sets_of_one_second_are_in_the_order_in_which_they_began() {
+    for (first, second) in [(1, 2), (2, 1), (7, 3)] {
+        let world = World::new();
+        world.push_wal(1..=10);
+        let backup = world.backup(&[], 3).label;
+        let of = |n: u32, millis: i64| {
+            let label = BackupLabel::new(world.now(), n);
+            let at = world.now() + TimeDelta::milliseconds(millis);
+            let mut set = Set::new(label, at, Quiesce::None);
+            let mut member = SetMember::new(COMPONENT, "postgres", SetStage::Base);
+            member.outcome = MemberOutcome::Committed;
+            member.label = Some(backup.clone());
+            set.members.push(member);
+            set
+        };
+        let (older, newer) = (of(first, 100), of(second, 900));
+        let earlier = of(9, -60_000);
+        let earlier = Set {
+            label: BackupLabel::new(world.now() - TimeDelta::seconds(60), 31),
+            ..earlier
+        };
+        for set in [&newer, &older, &earlier] {
+            sets::seal(&world.repository, set, |_| true).unwrap();
+        }
+        let newest = sets::newest_whole(&world.repository).unwrap().unwrap();
+        assert_eq!(newest.label, newer.label);
+        let listed = sets::list(&world.repository).unwrap();
+        let listed: Vec<BackupLabel> = listed.into_iter().map(|found| found.label).collect();
+        assert_eq!(listed, [earlier.label, older.label, newer.label]);
+    }
 }
