@@ -67,7 +67,10 @@ fn days_kept(policy: &RetentionPolicy) -> (Option<u32>, Option<u32>) {
         .map(|(n, days)| n.unwrap_or(0).saturating_mul(days));
     let ages = [policy.keep_within, policy.window].into_iter().flatten();
     let longest = counted.chain(ages.map(days)).max();
-    // Without a window every backup keeps all WAL after it.
+    // Without a window every backup keeps all WAL after it; how old the last so many are, nobody knows.
+    if window.is_none() && policy.keep_last.is_some_and(|n| n > 0) {
+        return (None, None);
+    }
     (longest, window.or(longest))
 }
 
@@ -297,6 +300,52 @@ mod tests {
         assert_eq!(of(&proposal, "wal").unwrap().transitions[1].0, 90);
         let near = propose("a/", &[policy], true, Coldest::StandardIa);
         assert_eq!(of(&near, "packs").unwrap().transitions.len(), 1);
+    }
+
+    /// How long a hundred backups take is not known, and each keeps all WAL after it: what another
+    /// component's policy says of years moves none of it, nor of the packs, out of reach.
+    #[test]
+    fn wal_that_a_counting_policy_needs_whole_stays_at_hand() {
+        let yearly = RetentionPolicy {
+            yearly: Some(7),
+            window: Some(age(30)),
+            ..RetentionPolicy::default()
+        };
+        let counting = RetentionPolicy {
+            keep_last: Some(100),
+            ..RetentionPolicy::default()
+        };
+        let dated = RetentionPolicy {
+            keep_within: Some(age(10)),
+            ..counting
+        };
+        for policies in [
+            [yearly, counting],
+            [counting, yearly],
+            [yearly, dated],
+            [counting, counting],
+        ] {
+            let proposal = propose("", &policies, false, Coldest::DeepArchive);
+            for name in ["wal", "packs"] {
+                let rule = of(&proposal, name).unwrap();
+                let near = [(30, "STANDARD_IA".to_owned())];
+                assert_eq!(rule.transitions, near, "{name} {policies:?}");
+            }
+        }
+        // With a window it is known what stays whole; zero keeps nothing.
+        for known in [
+            RetentionPolicy {
+                window: Some(age(14)),
+                ..counting
+            },
+            RetentionPolicy {
+                keep_last: Some(0),
+                ..dated
+            },
+        ] {
+            let proposal = propose("", &[yearly, known], false, Coldest::DeepArchive);
+            assert_eq!(of(&proposal, "wal").unwrap().transitions[1].0, 90);
+        }
     }
 
     #[test]
