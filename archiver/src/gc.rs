@@ -5,6 +5,7 @@
 //! ("Garbage collection") says what is written and in which order; `docs/decisions/0025-gc.md` why that is
 //! safe with writers that stall, crash and race, and with another gc.
 
+mod expired;
 mod live;
 pub mod lock;
 mod plan;
@@ -30,8 +31,6 @@ use ulid::Ulid;
 pub struct Settings {
     /// Between a plan and its sweep, at least.
     pub settle: TimeDelta,
-    /// For how long an expired backup can be undeleted.
-    pub undo_window: TimeDelta,
     /// Nothing younger is removed.
     pub age_min: TimeDelta,
     /// A session that has said nothing for this long is given up.
@@ -52,7 +51,6 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             settle: TimeDelta::hours(24),
-            undo_window: TimeDelta::days(7),
             age_min: TimeDelta::hours(48),
             silence_max: TimeDelta::hours(24),
             silence_with_manifest_max: TimeDelta::days(7),

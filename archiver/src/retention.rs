@@ -12,8 +12,8 @@ mod policy;
 pub(crate) use demand::Demand;
 pub use expire::{Expired, Request, expire, preview};
 pub(crate) use expire::{decisions, suspended, wal_decisions};
-pub(crate) use history::newest_by_timeline;
 pub use history::{Loaded, load};
+pub(crate) use history::{load_sound, newest_by_timeline};
 pub use policy::{Change, Kept, POLICIES_KEPT, change_policy, current, numbers, set};
 
 #[cfg(test)]

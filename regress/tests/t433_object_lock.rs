@@ -1,18 +1,19 @@
 //! Locked objects, and somebody with the writer's credentials who means harm.
 //!
-//! What: a server with a backup and WAL in a bucket with object lock. Then every object is overwritten,
-//! deleted, and all of its versions are deleted, by the very credentials that pgark writes with. On moto; in
-//! the full tier on Ceph's radosgw, which means it: there the locks themselves are attacked first (shortened,
-//! weakened, bypassed, versions suspended), and a lifecycle rule that expires everything is run, under
-//! compliance and, by a writer without the right to bypass it, under governance.
+//! What: a server with a backup and WAL in a bucket with object lock. Then marks are added that say that the
+//! backup is gone for good, forged and copied. Then every object is overwritten, deleted, and all of its
+//! versions are deleted, by the very credentials that pgark writes with. On moto; in the full tier on Ceph's
+//! radosgw, which means it: there the locks themselves are attacked first (shortened, weakened, bypassed,
+//! versions suspended), and a lifecycle rule that expires everything is run, under compliance and, by a
+//! writer without the right to bypass it, under governance.
 //! Trap: the lock keeps old versions, but whoever reads "the object" gets the new one, or none; a name
 //! that was deleted looks free to a writer; gc runs into locks, or lets them end.
-//! Expectation: no locked version goes; verify tells of every object and finds nothing else; a restore brings
+//! Expectation: what was marked can be undeleted, and gc names none of it; no locked version goes; verify tells of every object and finds nothing else; a restore brings
 //! every row, with the same configuration and with one that does not know of locks; WAL pushed again is
 //! still the same WAL; gc leaves locked garbage until its day, and locks on what is needed.
 
 use crate::t432_s3_bad_input::installation;
-use pgark_archiver::repository::layout;
+use pgark_archiver::repository::{layout, sealed};
 use pgark_regress::recovery::archived;
 use pgark_regress::s3_server::{READER_KEY, READER_SECRET, S3Server, section};
 use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory, tier, tools};
@@ -188,6 +189,7 @@ fn survives(directory: &TestDirectory, server: &S3Server, stolen: &Stolen) {
     std::fs::copy(cluster.data().join("pg_wal").join(&last), &spared).unwrap();
     cluster.stop(StopMode::Fast);
     locks_are_told(&pgark);
+    marks_are_undone(&pgark, server);
 
     if stolen.attacks_locks {
         locks_hold(server, stolen);
@@ -253,6 +255,52 @@ fn survives(directory: &TestDirectory, server: &S3Server, stolen: &Stolen) {
         Some(true),
         "{plan}"
     );
+}
+
+/// What a thief can *add*: tombs, and records that gc has made them final.
+fn marks_are_undone(pgark: &Pgark, server: &S3Server) {
+    let info = json(pgark, &["info"], 0);
+    let component = &info["components"][0];
+    let label = component["backups"][0]["label"].as_str().unwrap();
+    let name = component["name"].as_str().unwrap();
+    let final_of = |label: &str, n: u32| {
+        let record = serde_json::json!({
+            "decision": "FINAL", "gc": 1, "component": name, "label": label, "tomb": n,
+        });
+        String::from_utf8(sealed::seal(&record).unwrap()).unwrap()
+    };
+    let tomb = serde_json::json!({
+        "component": name, "label": label, "at": "2026-01-01T00:00:00Z", "by": "pgark", "reason": "policy",
+    });
+    let forged = String::from_utf8(sealed::seal(&tomb).unwrap()).unwrap();
+    for (n, tomb, last) in [
+        (1, "junk".to_owned(), final_of("20260101T000000Z-0000", 1)),
+        (2, forged, final_of(label, 2)),
+    ] {
+        for (kind, body) in [("json", tomb), ("final", last)] {
+            let key = format!("tomb/{name}/{label}/{n:06}.{kind}");
+            let body = Value::String(body);
+            server.boto(&format!(
+                "s3.put_object(Bucket='locked', Key='{key}', Body={body})"
+            ));
+        }
+        let info = json(pgark, &["info"], 0);
+        assert_eq!(
+            info["components"][0]["backups"],
+            serde_json::json!([]),
+            "{info}"
+        );
+        let gc = json(pgark, &["gc", "--dry-run"], 0);
+        let gc = &gc["repositories"][0];
+        assert_eq!(gc["plan"]["backups"], serde_json::json!([]), "{gc}");
+        assert!(gc["left"].to_string().contains("pgark undelete"), "{gc}");
+        pgark.run(&["undelete", label]).expect(0);
+        let info = json(pgark, &["info"], 0);
+        assert_eq!(
+            info["components"][0]["backups"][0]["label"], label,
+            "{info}"
+        );
+    }
 }
 
 fn locks_are_told(pgark: &Pgark) {

@@ -17,11 +17,12 @@ pub struct Args {
     /// Say what would expire, and why each backup and each stretch of WAL stays or goes.
     #[arg(long, conflicts_with_all = ["confirm", "backup"])]
     pub dry_run: bool,
-    /// Go on after a recovery to the past: it suspends retention until somebody says so.
+    /// Go on after a recovery to the past: it suspends retention until somebody says so. With --backup:
+    /// although the newest set that is whole needs it.
     #[arg(long)]
     pub confirm: bool,
     /// Expire this backup, whatever the policy says.
-    #[arg(long, value_name = "LABEL", conflicts_with = "confirm")]
+    #[arg(long, value_name = "LABEL")]
     pub backup: Option<BackupLabel>,
     /// The component [default: the cluster of the configuration]
     #[arg(long, value_name = "NAME")]

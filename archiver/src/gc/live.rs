@@ -5,8 +5,7 @@ use crate::repository::backups::{self, Found};
 use crate::repository::format::manifest::ObjectUse;
 use crate::repository::layout;
 use crate::repository::sets::Set;
-use crate::repository::tombs::{self, State};
-use crate::{Error, ErrorKind, Result, retention};
+use crate::{Error, Result};
 use pgark_types::BackupLabel;
 use std::collections::BTreeSet;
 
@@ -99,61 +98,4 @@ fn objects_of(run: &Run<'_>, component: &str, label: &BackupLabel) -> Result<Vec
             "Mend it (docs/runbooks/damaged-object.md), or give it up: pgark expire --component {component} --backup {label}."
         ))),
     }
-}
-
-/// Whether retention is suspended for a component, or may be: its policy is damaged.
-fn is_suspended(run: &Run<'_>, component: &str) -> Result<bool> {
-    let policy = match retention::current(run.repository, component) {
-        Ok(Some(policy)) => policy,
-        Ok(None) => return Ok(false),
-        Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
-        Err(_) => return Ok(true),
-    };
-    match retention::load(run.repository, component) {
-        Ok(loaded) => Ok(!loaded.unexplained(&policy).is_empty()),
-        Err(error) if error.kind() == ErrorKind::Unavailable => Err(error),
-        // A backup that cannot be read, which is how somebody gives it up, must not keep itself.
-        Err(_) => Ok(false),
-    }
-}
-
-/// The expired backups whose time to undelete is over, and those that an earlier sweep left half
-/// removed. `pinned` manifests are not among them.
-pub(super) fn condemned(run: &Run<'_>, pinned: &[String]) -> Result<Vec<Condemned>> {
-    let mut condemned = Vec::new();
-    for component in backups::components(run.repository)? {
-        let prefix = layout::backups_prefix(&component);
-        let there = run.repository.storage().list(&prefix)?;
-        let mut suspended = None;
-        for (label, tomb) in tombs::all_readable(run.repository, &component)? {
-            let due = match tomb.state {
-                State::Undone | State::Damaged => false,
-                State::Final => true,
-                State::Expired => tomb.at + run.settings.undo_window <= run.now,
-            };
-            let manifest = layout::manifest(&component, &label)?;
-            let folder = format!("{prefix}{label}/");
-            let left = there.iter().any(|o| o.key.as_str().starts_with(&folder));
-            let pinned = pinned.iter().any(|key| key == manifest.as_str());
-            let is_final = tomb.state == State::Final;
-            if !due || !left || (pinned && !is_final) {
-                continue;
-            }
-            if !is_final {
-                // What was expired before a recovery to the past may be what somebody needs now.
-                if suspended.is_none() {
-                    suspended = Some(is_suspended(run, &component)?);
-                }
-                if suspended == Some(true) {
-                    continue;
-                }
-            }
-            condemned.push(Condemned {
-                component: component.clone(),
-                label,
-                tomb: tomb.n,
-            });
-        }
-    }
-    Ok(condemned)
 }

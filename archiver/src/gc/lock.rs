@@ -5,15 +5,19 @@
 //! runs. Every object is looked at each time: no record of ours could be trusted to say when it was
 //! locked.
 
+use super::expired::{self, Standing};
 use super::{Candidate, Condemned, Run, Settings, wal};
 use crate::Result;
 use crate::cancel::CancelToken;
 use crate::clock::Clock;
 use crate::repository::backups::{self, Found};
+use crate::repository::format::component::Record;
+use crate::repository::format::manifest::ObjectUse;
 use crate::repository::{Repository, audit, layout};
 use crate::storage::bucket::{Bucket, LockMode, ObjectLock, ObjectState, look_at};
 use crate::storage::{Key, ObjectMeta};
 use chrono::{DateTime, TimeDelta, Utc};
+use pgark_types::BackupLabel;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
@@ -100,7 +104,7 @@ pub fn survey(
     };
     let mut needed = needed(&run)?;
     let count = needed.len() as u64;
-    needed.sort_by_key(|object| object.modified);
+    needed.sort_by_key(|(object, _)| object.modified);
     needed.truncate(objects_max);
     let found = Mutex::new(Locks::none(lock.mode, count));
     look_at(bucket, &keys(&needed), cancel, |_, state| {
@@ -149,9 +153,12 @@ pub(super) fn extended(run: &Run<'_>) -> Result<Option<Locks>> {
     bucket.check_object_lock()?;
     let needed = needed(run)?;
     let whole = TimeDelta::days(lock.days.into());
-    let (soon, until) = (run.now + whole / 2, run.now + whole);
     let locks = Mutex::new(Locks::none(lock.mode, needed.len() as u64));
+    let objects = needed.iter();
+    let needs: BTreeMap<&Key, Need> = objects.map(|(o, need)| (&o.key, *need)).collect();
     look_at(bucket, &keys(&needed), run.cancel, |key, state| {
+        let need = needs.get(key).copied().unwrap_or(Need::On);
+        let (soon, until) = need.lock(run.now, whole);
         if state.locked_until.is_some_and(|until| until >= soon) {
             note(&locks, run, state, false);
             return Ok(());
@@ -170,18 +177,18 @@ pub(super) fn extended(run: &Run<'_>) -> Result<Option<Locks>> {
     ))
 }
 
-fn keys(objects: &[ObjectMeta]) -> Vec<Key> {
-    objects.iter().map(|object| object.key.clone()).collect()
+fn keys(objects: &[(ObjectMeta, Need)]) -> Vec<Key> {
+    let objects = objects.iter();
+    objects.map(|(object, _)| object.key.clone()).collect()
 }
 
 /// Every object that a restore may need: backups that count and what they refer to, WAL that retention
-/// does not give up, keys, clusters, sets. Where it cannot be told what is needed, everything is.
-fn needed(run: &Run<'_>) -> Result<Vec<ObjectMeta>> {
+/// does not give up, keys, clusters, sets; and expired backups while they can be undeleted, or as long
+/// as gc leaves them alone for another reason. Where it cannot be told what is needed, everything is.
+fn needed(run: &Run<'_>) -> Result<Vec<(ObjectMeta, Need)>> {
     let listing = run.repository.storage().list("")?;
     let listing = listing.into_iter();
-    let mut lockable: Vec<ObjectMeta> = listing
-        .filter(|object| layout::is_locked_class(object.key.as_str()))
-        .collect();
+    let lockable = listing.filter(|object| layout::is_locked_class(object.key.as_str()));
     let kept = match Kept::read(run) {
         Ok(kept) => kept,
         Err(error) if error.kind().is_retryable() => return Err(error),
@@ -190,20 +197,43 @@ fn needed(run: &Run<'_>) -> Result<Vec<ObjectMeta>> {
                 code = error.code(),
                 "it cannot be told what is needed, so that everything is locked on: {error}"
             );
-            return Ok(lockable);
+            return Ok(lockable.map(|object| (object, Need::On)).collect());
         }
     };
-    lockable.retain(|object| kept.needs(object.key.as_str()));
-    Ok(lockable)
+    let needed = lockable.into_iter().filter_map(|object| {
+        let need = kept.need(object.key.as_str())?;
+        Some((object, need))
+    });
+    Ok(needed.collect())
+}
+
+/// For how long an object is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Need {
+    /// Its backup is expired, and can be undeleted until then.
+    Until(DateTime<Utc>),
+    /// No end is in sight.
+    On,
+}
+
+impl Need {
+    /// When a lock is to be renewed that ends before, and until when.
+    fn lock(self, now: DateTime<Utc>, whole: TimeDelta) -> (DateTime<Utc>, DateTime<Utc>) {
+        match self {
+            Self::On => (now + whole / 2, now + whole),
+            // Not longer: what is expired is to go.
+            Self::Until(end) => (end, end),
+        }
+    }
 }
 
 /// What is needed, of the objects that go one day.
 #[derive(Debug, Default)]
 struct Kept {
     /// Packs and meta objects.
-    objects: BTreeSet<String>,
+    objects: BTreeMap<String, Need>,
     /// Prefixes of what belongs to backups: their folders, their sessions.
-    places: Vec<String>,
+    places: Vec<(String, Need)>,
     /// WAL that retention gives up.
     wal_expired: BTreeSet<String>,
 }
@@ -212,28 +242,30 @@ impl Kept {
     fn read(run: &Run<'_>) -> Result<Self> {
         let mut kept = Self::default();
         for component in backups::components(run.repository)? {
-            let folder = layout::backups_prefix(&component);
+            let expired = expired::list(run, &component)?;
             for found in backups::list(run.repository, &component)? {
                 run.cancel.check()?;
-                let label = match found {
-                    Found::Committed(record) => {
-                        let keys = record.objects().iter().map(|object| object.key.clone());
-                        kept.objects.extend(keys);
-                        kept.places.push(layout::session_prefix(record.session()));
-                        record.label().clone()
-                    }
+                match found {
+                    Found::Committed(record) => kept.add(&component, &record, Need::On),
                     Found::Damaged(label, _) => {
-                        let (manifest, _) =
-                            backups::committed_manifest(run.repository, &component, &label)?;
-                        let objects = manifest.objects().iter();
-                        kept.objects
-                            .extend(objects.map(|object| object.key.clone()));
-                        label
+                        kept.add_unread(run, &component, &label, Need::On)?;
+                    }
+                    Found::Expired(label, record) => {
+                        let Some(need) = need_of(&expired, &label) else {
+                            continue;
+                        };
+                        match record {
+                            Some(record) => kept.add(&component, &record, need),
+                            // Somebody may have given it up for that.
+                            None => match kept.add_unread(run, &component, &label, need) {
+                                Err(error) if error.kind().is_retryable() => return Err(error),
+                                _ => {}
+                            },
+                        }
                     }
                     // Its first lock is young.
-                    Found::Uncommitted(..) | Found::Expired(..) => continue,
-                };
-                kept.places.push(format!("{folder}{label}/"));
+                    Found::Uncommitted(..) => {}
+                }
             }
         }
         let mut left = Vec::new();
@@ -242,15 +274,59 @@ impl Kept {
         Ok(kept)
     }
 
-    fn needs(&self, key: &str) -> bool {
-        match key.split('/').next() {
-            Some("packs" | "meta") => self.objects.contains(key),
-            Some("components" | "sessions") => {
-                self.places.iter().any(|place| key.starts_with(place))
-            }
-            Some("wal") => !self.wal_expired.contains(key),
-            _ => true,
+    fn add(&mut self, component: &str, record: &Record, need: Need) {
+        self.add_objects(record.objects(), need);
+        self.places
+            .push((layout::session_prefix(record.session()), need));
+        self.add_folder(component, record.label(), need);
+    }
+
+    /// One whose label record cannot be read.
+    fn add_unread(
+        &mut self,
+        run: &Run<'_>,
+        component: &str,
+        label: &BackupLabel,
+        need: Need,
+    ) -> Result<()> {
+        let (manifest, _) = backups::committed_manifest(run.repository, component, label)?;
+        self.add_objects(manifest.objects(), need);
+        self.add_folder(component, label, need);
+        Ok(())
+    }
+
+    fn add_objects(&mut self, objects: &[ObjectUse], need: Need) {
+        for object in objects {
+            let known = self.objects.entry(object.key.clone()).or_insert(need);
+            *known = need.max(*known);
         }
+    }
+
+    fn add_folder(&mut self, component: &str, label: &BackupLabel, need: Need) {
+        let folder = layout::backups_prefix(component);
+        self.places.push((format!("{folder}{label}/"), need));
+    }
+
+    fn need(&self, key: &str) -> Option<Need> {
+        match key.split('/').next() {
+            Some("packs" | "meta") => self.objects.get(key).copied(),
+            Some("components" | "sessions") => {
+                let of = self.places.iter().filter(|(p, _)| key.starts_with(p));
+                of.map(|(_, need)| *need).max()
+            }
+            Some("wal") => (!self.wal_expired.contains(key)).then_some(Need::On),
+            _ => Some(Need::On),
+        }
+    }
+}
+
+fn need_of(expired: &[expired::Expired], label: &BackupLabel) -> Option<Need> {
+    let found = expired.iter().find(|e| e.label == *label);
+    match found.map(|e| &e.standing) {
+        Some(Standing::Waits(until)) => Some(Need::Until(*until)),
+        Some(Standing::Due | Standing::Final) => None,
+        // Whoever expired it in the same moment has a week.
+        Some(Standing::Stays(_)) | None => Some(Need::On),
     }
 }
 

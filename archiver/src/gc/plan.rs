@@ -2,7 +2,7 @@
 
 use super::live::{self, Live};
 use super::sessions::{self, Seen};
-use super::{Begin, Candidate, Done, Plan, Report, Run, Waiting, Why, lock, running, wal};
+use super::{Begin, Candidate, Done, Plan, Report, Run, Waiting, Why, expired, lock, running, wal};
 use crate::clock::new_ulid;
 use crate::repository::session::{End, read_end};
 use crate::repository::{audit, layout, sets, tombs};
@@ -69,7 +69,7 @@ pub(super) fn survey(
 ) -> Result<Plan> {
     let before = sessions::list(run)?;
     let pinned = sessions::pinned(run, &before)?;
-    let mut condemned = live::condemned(run, &pinned)?;
+    let mut condemned = expired::condemned(run, &pinned, &mut report.left)?;
     lock::spare_backups(run, &mut condemned, &mut report.left)?;
     let live = live::read(run, &condemned)?;
     let cutoff = cutoff(run, &before);

@@ -1,8 +1,8 @@
 //! The sweep: a plan that has settled is looked at once more, then carried out.
 
 use super::{
-    Candidate, Condemned, Done, FloorRecord, Plan, Report, Run, Sweep, Swept, Why, live, lock,
-    plan, sessions, wal,
+    Candidate, Condemned, Done, FloorRecord, Plan, Report, Run, Sweep, Swept, Why, expired, live,
+    lock, plan, sessions, wal,
 };
 use crate::Result;
 use crate::repository::{layout, record, tombs};
@@ -23,7 +23,7 @@ pub(super) fn sweep(run: &Run<'_>, n: u32, report: &mut Report) -> Result<Option
         return Ok(None);
     }
     run.is_newest(n)?;
-    let gone = finalize(run, n, &plan)?;
+    let gone = finalize(run, n, &plan, report)?;
     crate::fault::point("gc:final");
     let going = second_look(run, &plan, &gone, report)?;
     run.decide(n, "sweep", &Sweep { at: run.now })?;
@@ -70,11 +70,12 @@ fn still_open(run: &Run<'_>, plan: &Plan) -> Result<Vec<String>> {
     Ok(open.map(ToString::to_string).collect())
 }
 
-/// Decides every tomb of the plan: those that were undone meanwhile, or that an open session still
-/// pins, stay.
-fn finalize(run: &Run<'_>, n: u32, plan: &Plan) -> Result<Vec<Condemned>> {
+/// Decides every tomb of the plan: those that were undone meanwhile, and those that are the last of
+/// their kind by now, stay.
+fn finalize(run: &Run<'_>, n: u32, plan: &Plan, report: &mut Report) -> Result<Vec<Condemned>> {
     let mut gone = Vec::new();
-    for condemned in &plan.condemned {
+    // What took their place when the plan was made may be gone since.
+    for condemned in &expired::spare_last(run, &plan.condemned, &mut report.left)? {
         let Condemned {
             component,
             label,

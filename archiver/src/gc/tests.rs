@@ -1,9 +1,11 @@
 //! gc over a repository in memory whose clock is set by hand.
 
+mod expires;
 mod lock;
 mod model;
 mod sets;
 mod steps;
+mod thief;
 pub(crate) mod world;
 
 use super::*;
@@ -458,7 +460,13 @@ fn what_cannot_be_read_stops_gc() {
         &CancelToken::default(),
     );
     let dry = dry.unwrap();
-    assert!(dry.left[0].contains("WAL of \"main\""), "{dry:?}");
+    assert!(dry.left[1].contains("WAL of \"main\""), "{dry:?}");
+    // What cannot be read takes no expired backup's place.
+    let spared = format!(
+        "backup main {}: it is expired, and the last good one",
+        labels[1]
+    );
+    assert!(dry.left[0].starts_with(&spared), "{dry:?}");
     let plan = dry.plan.unwrap().candidates;
     assert!(plan.iter().any(|c| c.why == Why::Unreferenced));
     assert!(plan.iter().all(|c| c.why != Why::WalExpired));

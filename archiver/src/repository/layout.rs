@@ -358,6 +358,15 @@ pub fn tomb_final(component: &str, label: &BackupLabel, n: u32) -> Result<Key> {
     Key::new(format!("tomb/{component}/{label}/{n:06}.final"))
 }
 
+/// `tomb/<component>/<label>/<n>.undo`: the tomb was undone although a `.final` that does not count
+/// stands in the place of that.
+///
+/// # Errors
+/// A component name that is no key part.
+pub fn tomb_undo(component: &str, label: &BackupLabel, n: u32) -> Result<Key> {
+    Key::new(format!("tomb/{component}/{label}/{n:06}.undo"))
+}
+
 /// `tomb/<component>/`.
 #[must_use]
 pub fn tomb_prefix(component: &str) -> String {

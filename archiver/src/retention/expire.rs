@@ -8,7 +8,7 @@ use crate::{Error, Result};
 use chrono::{DateTime, Utc};
 use pgark_types::BackupLabel;
 use pgark_types::retention::{
-    BackupDecision, BackupState, Decisions, Refusal, WalDecision, decide,
+    BackupDecision, BackupFacts, BackupState, Decisions, Pin, Refusal, WalDecision, decide, last_of,
 };
 
 /// What the operator asked for.
@@ -16,7 +16,7 @@ use pgark_types::retention::{
 pub struct Request {
     /// Only this backup, whatever the policy says.
     pub backup: Option<BackupLabel>,
-    /// Go on although a timeline is not explained.
+    /// Go on although a timeline is not explained; for one backup, although the newest whole set needs it.
     pub confirm: bool,
 }
 
@@ -112,8 +112,10 @@ pub(crate) fn wal_decisions(
 ///
 /// # Errors
 /// As [`preview`]; kind Conflict, `timeline_unexplained`, when the cluster went back in time and
-/// nobody confirmed it; Invalid, `last_good_backup`, for a backup that must stay; Unavailable,
-/// `clock_skew`; or the storage's.
+/// nobody confirmed it, and `expire_raced`, when another expire left too little, so that this one took
+/// its own back; Invalid, for a backup that was named: `backup_missing`, and `last_good_backup`,
+/// `backup_pinned` or `backup_in_newest_set` when it must stay; Unavailable, `clock_skew`; or the
+/// storage's.
 pub fn expire(
     repository: &Repository,
     clock: &dyn Clock,
@@ -127,7 +129,7 @@ pub fn expire(
     crate::fault::point("expire:begun");
     audit::write(repository, clock, "expire", &subject)?;
     if let Some(label) = &request.backup {
-        return one(repository, clock, component, label);
+        return one(repository, clock, component, label, request.confirm);
     }
     let mut outcome = preview(repository, component, clock.now())?;
     let Some(policy) = &outcome.policy else {
@@ -147,6 +149,7 @@ pub fn expire(
         tombs::bury(repository, clock, component, &label, &reason)?;
         outcome.expired.push(label);
     }
+    take_back_unless_enough_stays(repository, clock, component, &outcome.expired)?;
     Ok(outcome)
 }
 
@@ -180,26 +183,40 @@ fn one(
     clock: &dyn Clock,
     component: &str,
     label: &BackupLabel,
+    confirm: bool,
 ) -> Result<Expired> {
-    use crate::repository::backups::{Found, list};
-    let found = list(repository, component)?;
-    let mut good: Vec<&BackupLabel> = Vec::new();
-    let (mut known, mut pinned) = (false, false);
-    for entry in &found {
-        match entry {
-            Found::Committed(record) => {
-                known |= record.label() == label;
-                good.extend(record.is_good().then_some(record.label()));
-            }
-            Found::Damaged(damaged, _) => known |= damaged == label,
-            Found::Expired(..) | Found::Uncommitted(..) => {}
-        }
+    let mut loaded = history::load_sound(repository, component)?;
+    if confirm {
+        let pin = loaded.set_pin.take();
+        loaded
+            .history
+            .pins
+            .retain(|other| Some(other) != pin.as_ref());
     }
-    if let Some(notes) = crate::repository::notes::all(repository, component)?.get(label) {
-        let pin = notes.pin.as_ref();
-        pinned = pin.is_some_and(|pin| pin.until.is_none_or(|until| until > clock.now()));
-    }
-    if !known {
+    may_go(repository, component, label, &loaded, clock.now())?;
+    crate::fault::point("expire:tomb");
+    tombs::bury(repository, clock, component, label, "expired by name")?;
+    let ours = vec![label.clone()];
+    take_back_unless_enough_stays(repository, clock, component, &ours)?;
+    Ok(Expired {
+        policy: None,
+        decisions: Decisions::default(),
+        expired: ours,
+        loaded: Loaded::default(),
+    })
+}
+
+/// Refuses a backup that is not there, that nothing takes the place of, or that somebody keeps.
+fn may_go(
+    repository: &Repository,
+    component: &str,
+    label: &BackupLabel,
+    loaded: &Loaded,
+    now: DateTime<Utc>,
+) -> Result<()> {
+    let history = &loaded.history;
+    let is = |b: &BackupFacts| b.label == *label && b.state == BackupState::Live;
+    if !history.backups.iter().any(is) && !loaded.damaged.contains(label) {
         return Err(Error::invalid(
             "backup_missing",
             format!(
@@ -209,25 +226,68 @@ fn one(
         )
         .with_hint("\"pgark info\" lists the backups there are."));
     }
-    if good == [label] {
+    if let Some((last, _)) = last_of(history, std::slice::from_ref(label)) {
         return Err(Error::invalid(
             "last_good_backup",
-            format!("backup \"{label}\" is the last good one of \"{component}\""),
+            format!("backup \"{label}\" of \"{component}\" must stay: it is {last}"),
         )
         .with_hint("Take another backup first."));
     }
-    if pinned {
+    let holds = |pin: &&Pin| pin.label == *label && pin.until.is_none_or(|until| until > now);
+    let own = |pin: &&Pin| loaded.set_pin.as_ref() != Some(*pin);
+    if history.pins.iter().filter(own).any(|pin| holds(&pin)) {
         return Err(Error::invalid(
             "backup_pinned",
             format!("backup \"{label}\" of \"{component}\" is pinned"),
         )
         .with_hint(format!("Take the pin away first: pgark unpin {label}.")));
     }
-    tombs::bury(repository, clock, component, label, "expired by name")?;
-    Ok(Expired {
-        policy: None,
-        decisions: Decisions::default(),
-        expired: vec![label.clone()],
-        loaded: Loaded::default(),
-    })
+    match loaded.set_pin.as_ref().filter(holds) {
+        None => Ok(()),
+        Some(pin) => Err(Error::invalid(
+            "backup_in_newest_set",
+            format!("backup \"{label}\" of \"{component}\" is {}", pin.reason),
+        )
+        .with_detail("Without it no set could be restored as a whole.")
+        .with_hint(
+            "Take another set first: pgark backup. When sets are no longer taken: --confirm.",
+        )),
+    }
+}
+
+/// Looks again once the tombs of `ours` stand: what was to stay may have been expired by somebody else
+/// in the same moment. Of two at once the one whose tomb came later sees both, so that one of them at
+/// least takes its own back. One that dies before that leaves it to gc, which keeps the last good backup.
+fn take_back_unless_enough_stays(
+    repository: &Repository,
+    clock: &dyn Clock,
+    component: &str,
+    ours: &[BackupLabel],
+) -> Result<()> {
+    if ours.is_empty() {
+        return Ok(());
+    }
+    crate::fault::point("expire:buried");
+    let mut history = history::load_sound(repository, component)?.history;
+    for backup in &mut history.backups {
+        if ours.contains(&backup.label) {
+            backup.state = BackupState::Live;
+        }
+    }
+    let Some((last, label)) = last_of(&history, ours) else {
+        return Ok(());
+    };
+    for label in ours {
+        match tombs::undo(repository, clock, component, label) {
+            // Somebody else took it back.
+            Err(error) if error.code() == "backup_not_expired" => {}
+            done => done?,
+        }
+    }
+    Err(Error::conflict(
+        "expire_raced",
+        format!("nothing of \"{component}\" was expired: backup \"{label}\" is {last} by now"),
+    )
+    .with_detail("Something else expired backups in the same moment.")
+    .with_hint("Look at \"pgark info\", and run the command again."))
 }

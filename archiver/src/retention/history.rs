@@ -26,6 +26,10 @@ pub struct Loaded {
     pub labels: BTreeMap<BackupLabel, Label>,
     /// Expired backups that cannot be read any more.
     pub unreadable: Vec<BackupLabel>,
+    /// Backups that count and cannot be read; [`load`] refuses them.
+    pub(crate) damaged: Vec<BackupLabel>,
+    /// The newest whole set's member, which is among the pins.
+    pub(super) set_pin: Option<Pin>,
     /// Timelines of the current cluster that no promotion explains: somebody recovered to the past.
     pub(super) unexplained: Vec<(SystemId, TimelineId)>,
     /// Backups of something that has no WAL.
@@ -62,6 +66,27 @@ impl Loaded {
 /// Kind Data, `backup_unreadable`, when a backup that counts cannot be read: nothing can be decided
 /// without it; other damage; or the storage's.
 pub fn load(repository: &Repository, component: &str) -> Result<Loaded> {
+    read(repository, component, |label, error| {
+        Err(unreadable(component, label, error))
+    })
+}
+
+/// As [`load`], with damaged backups left out: for whoever asks what is left without them.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn load_sound(repository: &Repository, component: &str) -> Result<Loaded> {
+    read(repository, component, |label, error| {
+        tracing::error!(code = error.code(), backup = %label, %error, "backup is damaged");
+        Ok(())
+    })
+}
+
+fn read(
+    repository: &Repository,
+    component: &str,
+    damaged: impl Fn(&BackupLabel, Error) -> Result<()>,
+) -> Result<Loaded> {
     let mut loaded = Loaded::default();
     tombs::all_readable(repository, component)?;
     for found in backups::list(repository, component)? {
@@ -69,14 +94,18 @@ pub fn load(repository: &Repository, component: &str) -> Result<Loaded> {
             Found::Committed(record) => loaded.add(*record, BackupState::Live),
             Found::Expired(_, Some(record)) => loaded.add(*record, BackupState::Expired),
             Found::Expired(label, None) => loaded.unreadable.push(label),
-            Found::Damaged(label, error) => return Err(unreadable(component, &label, error)),
+            Found::Damaged(label, error) => {
+                damaged(&label, error)?;
+                loaded.damaged.push(label);
+            }
             Found::Uncommitted(..) => {}
         }
     }
     loaded.history.wal_pins = wal_pins(repository)?;
     let notes = notes::all(repository, component)?;
     loaded.history.pins = notes.into_values().filter_map(|n| n.pin).collect();
-    loaded.history.pins.extend(set_pin(repository, component)?);
+    loaded.set_pin = set_pin(repository, component)?;
+    loaded.history.pins.extend(loaded.set_pin.clone());
     for (system_id, (size, current)) in clusters(repository, component, &loaded)? {
         let cluster = loaded.cluster(repository, system_id, size, current)?;
         loaded.history.clusters.push(cluster);

@@ -38,6 +38,14 @@ impl MemoryStorage {
         }
     }
 
+    /// Makes an object look as if it had been stored at `at`.
+    #[cfg(test)]
+    pub(crate) fn set_modified(&self, key: &Key, at: DateTime<Utc>) {
+        if let Some((_, modified)) = self.lock().get_mut(key) {
+            *modified = at;
+        }
+    }
+
     fn now(&self) -> DateTime<Utc> {
         self.clock.as_ref().map_or_else(Utc::now, |c| c.now())
     }

@@ -6,6 +6,7 @@
 mod decide;
 mod decision;
 mod facts;
+mod last;
 mod policy;
 mod wal;
 
@@ -14,4 +15,5 @@ pub use decision::{BackupDecision, Decisions, Reason, Refusal, WalDecision, WalR
 pub use facts::{
     Ancestor, BackupFacts, BackupState, ClusterFacts, Health, History, Pin, TimelineFacts, WalPin,
 };
+pub use last::{Last, last_of};
 pub use policy::{Age, RetentionPolicy, UtcOffset};

@@ -17,7 +17,7 @@ const DAYS: u16 = 30;
 
 /// A storage in which what was there at first, and is of a class that is locked, is locked; to remove
 /// it before its time is an error, which no test expects.
-struct Locked {
+pub(super) struct Locked {
     inner: SharedStorage,
     clock: HandClock,
     until: Mutex<BTreeMap<Key, DateTime<Utc>>>,
@@ -30,6 +30,10 @@ impl std::fmt::Debug for Locked {
 }
 
 impl Locked {
+    pub(super) fn until(&self, key: &Key) -> DateTime<Utc> {
+        self.until.lock().unwrap()[key]
+    }
+
     fn lock(&self, key: &Key) {
         if layout::is_locked_class(key.as_str()) {
             let until = self.clock.now() + TimeDelta::days(DAYS.into());
@@ -126,7 +130,7 @@ impl Bucket for Locked {
 }
 
 /// Everything that is there is locked from now on.
-fn locked(mut world: World) -> (World, Arc<Locked>) {
+pub(super) fn locked(mut world: World) -> (World, Arc<Locked>) {
     let storage = Arc::new(Locked {
         inner: SharedStorage::clone(world.repository.storage()),
         clock: world.clock().clone(),

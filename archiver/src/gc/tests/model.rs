@@ -209,11 +209,19 @@ impl Cast {
     }
 }
 
+/// gc's waits, and for how long an expired backup can be undeleted.
+#[derive(Clone, Copy)]
+struct Waits {
+    settings: Settings,
+    undo: TimeDelta,
+}
+
 /// Actors, and what they do not see.
 type Blind = Option<(std::ops::Range<Actor>, &'static str)>;
 
 /// One play; what it broke.
-fn play(seed: u64, settings: Settings, tally: &Arc<Tally>, blind: &Blind) -> Result<World, String> {
+fn play(seed: u64, waits: Waits, tally: &Arc<Tally>, blind: &Blind) -> Result<World, String> {
+    let Waits { settings, undo } = waits;
     let world = World::seeded(seed);
     world.push_wal(1..=5);
     let gate = Gate::default();
@@ -223,11 +231,13 @@ fn play(seed: u64, settings: Settings, tally: &Arc<Tally>, blind: &Blind) -> Res
         .map(|actor| {
             let blind = blind.clone().filter(|(who, _)| who.contains(&actor));
             let blind = blind.map(|(_, what)| what);
-            let storage = StepStorage::shared(world.repository.storage(), &gate, actor, blind);
+            let storage = StepStorage::new(world.repository.storage(), &gate, actor);
+            let storage = storage.blind(blind);
+            let storage = storage.aged(&world.memory, tombs::UNDO_WINDOW - undo);
             let cast = Cast {
                 gate: gate.clone(),
                 actor,
-                repository: world.repository.with_storage(storage),
+                repository: world.repository.with_storage(Arc::new(storage)),
                 clock: world.shared(),
                 settings,
                 ending: Arc::clone(&ending),
@@ -305,9 +315,12 @@ fn no_backup_ever_misses_an_object_and_leaks_are_swept() {
     let plays = if full { 1000 } else { 24 };
     // The clock runs fast beside the steps: a day or two a gc. The waits that protect are the real ones.
     let settings = Settings {
-        undo_window: TimeDelta::hours(12),
         planning_max: TimeDelta::hours(48),
         ..Settings::default()
+    };
+    let waits = Waits {
+        settings,
+        undo: TimeDelta::hours(12),
     };
     let tally = Arc::new(Tally::default());
     let seeds = match std::env::var("PGARK_MODEL_SEED") {
@@ -315,7 +328,7 @@ fn no_backup_ever_misses_an_object_and_leaks_are_swept() {
         Err(_) => 1..=plays,
     };
     for seed in seeds {
-        let world = play(seed, settings, &tally, &None)
+        let world = play(seed, waits, &tally, &None)
             .unwrap_or_else(|broken| panic!("seed {seed}: {broken}"));
         world.hours(100);
         world.settle();
@@ -345,16 +358,20 @@ fn no_backup_ever_misses_an_object_and_leaks_are_swept() {
 /// sessions.
 #[test]
 fn a_protocol_without_one_of_its_looks_is_found_out() {
-    let hasty = Settings {
+    let settings = Settings {
         settle: TimeDelta::zero(),
         age_min: TimeDelta::zero(),
-        undo_window: TimeDelta::zero(),
         planning_max: TimeDelta::hours(48),
         ..Settings::default()
     };
+    let hasty = Waits {
+        settings,
+        undo: TimeDelta::zero(),
+    };
     let found = |blind: Blind| {
         let tally = Arc::new(Tally::default());
-        (1..30).find_map(|seed| play(seed, hasty, &tally, &blind).err())
+        let mut seeds = if blind.is_some() { 1..200 } else { 1..30 };
+        seeds.find_map(|seed| play(seed, hasty, &tally, &blind).err())
     };
     // Without any of the waits the looks alone suffice.
     assert_eq!(found(None), None);

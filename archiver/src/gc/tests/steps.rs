@@ -1,8 +1,10 @@
 //! One storage call at a time: actors run in threads of their own and stop before every call until
 //! they are told to go on. One seed, one order of events.
 
+use crate::storage::memory::MemoryStorage;
 use crate::storage::{Capabilities, Key, ObjectMeta, ObjectWriter, Put, SharedStorage, Storage};
 use crate::{Error, Result};
+use chrono::TimeDelta;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -101,21 +103,30 @@ pub(super) struct StepStorage {
     actor: Actor,
     /// Listings of this prefix show nothing: sabotage.
     blind: Option<&'static str>,
+    /// Tombs are older by that much when they come: a week is long beside the model's steps.
+    aged: Option<(MemoryStorage, TimeDelta)>,
 }
 
 impl StepStorage {
-    pub(super) fn shared(
-        inner: &SharedStorage,
-        gate: &Gate,
-        actor: Actor,
-        blind: Option<&'static str>,
-    ) -> SharedStorage {
-        Arc::new(Self {
+    pub(super) fn new(inner: &SharedStorage, gate: &Gate, actor: Actor) -> Self {
+        Self {
             inner: SharedStorage::clone(inner),
             gate: gate.clone(),
             actor,
-            blind,
-        })
+            blind: None,
+            aged: None,
+        }
+    }
+
+    pub(super) fn blind(self, blind: Option<&'static str>) -> Self {
+        Self { blind, ..self }
+    }
+
+    pub(super) fn aged(self, memory: &MemoryStorage, by: TimeDelta) -> Self {
+        Self {
+            aged: Some((memory.clone(), by)),
+            ..self
+        }
     }
 
     fn step(&self, call: &str, key: &str) -> Result<()> {
@@ -134,7 +145,16 @@ impl Storage for StepStorage {
 
     fn put_if_absent(&self, key: &Key, bytes: &[u8]) -> Result<Put> {
         self.step("put", key.as_str())?;
-        self.inner.put_if_absent(key, bytes)
+        let put = self.inner.put_if_absent(key, bytes)?;
+        if put == Put::Created
+            && key.as_str().starts_with("tomb/")
+            && key.as_str().ends_with(".json")
+            && let Some((memory, by)) = &self.aged
+            && let Some(stored) = self.inner.head(key)?
+        {
+            memory.set_modified(key, stored.modified - *by);
+        }
+        Ok(put)
     }
 
     fn start_object(&self) -> Result<Box<dyn ObjectWriter>> {

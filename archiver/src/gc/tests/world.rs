@@ -70,6 +70,8 @@ impl Clock for HandClock {
 
 pub(super) struct World {
     pub(super) repository: Repository,
+    /// Where it lies.
+    pub(super) memory: MemoryStorage,
     clock: HandClock,
 }
 
@@ -81,7 +83,7 @@ impl World {
     pub(super) fn seeded(seed: u64) -> Self {
         let clock = HandClock::new(seed);
         let memory = MemoryStorage::with_clock(Arc::new(clock.clone()));
-        let storage: SharedStorage = Arc::new(memory);
+        let storage: SharedStorage = Arc::new(memory.clone());
         crate::repository::create(&storage, &clock).unwrap();
         let repository = Repository::open("test", storage).unwrap();
         let identity = Identity {
@@ -91,7 +93,11 @@ impl World {
         };
         cluster::register_or_check(&repository, COMPONENT, identity, Reason::FirstPush, &clock)
             .unwrap();
-        Self { repository, clock }
+        Self {
+            repository,
+            memory,
+            clock,
+        }
     }
 
     pub(super) fn clock(&self) -> &HandClock {

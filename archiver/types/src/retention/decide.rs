@@ -137,9 +137,8 @@ impl<'a> Judgement<'a> {
     }
 
     fn newest_on_lineage(&self, keep: &mut impl FnMut(&BackupFacts, Reason)) {
-        for cluster in self.history.clusters.iter().filter(|c| c.current) {
-            let begun = cluster.timelines.iter().filter(|t| !t.runs.is_empty());
-            let Some(newest) = begun.max_by_key(|t| t.timeline) else {
+        for cluster in &self.history.clusters {
+            let Some(newest) = cluster.newest_timeline() else {
                 continue;
             };
             let mut good = self.good();
@@ -280,6 +279,7 @@ impl<'a> Judgement<'a> {
     }
 }
 
-fn is_good(backup: &BackupFacts, cluster: &ClusterFacts) -> bool {
+/// Sound pages, and the WAL that makes it consistent.
+pub(super) fn is_good(backup: &BackupFacts, cluster: &ClusterFacts) -> bool {
     backup.health == Health::Good && cluster.has_own(backup)
 }
