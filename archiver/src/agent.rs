@@ -8,6 +8,7 @@ pub mod client;
 pub mod protocol;
 
 mod backlog;
+mod behind;
 mod catch_up;
 mod forks;
 mod host;
@@ -71,6 +72,7 @@ pub fn run(config: Config) -> Result<()> {
     sampler::start(&agent.config, &agent.host, &agent.stats)?;
     let (host, stats) = (Arc::clone(&agent.host), Arc::clone(&agent.stats));
     names::start(&agent.config, &agent.host)?;
+    behind::start(&agent.config, &agent.host, &agent.pusher, &agent.stats)?;
     let news = Arc::new(AtomicBool::new(false));
     forks::start(&agent.config, &agent.host, &agent.stats, &news)?;
     jobs::start(&agent.config, &agent.host, news)?;

@@ -149,6 +149,10 @@ pub struct Wal {
     /// How often the agent looks for WAL of a timeline that another one has left (an old primary that
     /// still writes), in seconds; a listing or two per repository. 0 = never.
     pub fork_check_seconds: u64,
+    /// The agent alerts, and check fails, when more and more WAL waits for being archived and the disk of
+    /// pg_wal will be full sooner than this, in seconds; also while each push succeeds, too slowly.
+    /// 0 = never.
+    pub room_alert_seconds: u64,
 }
 
 impl Default for Wal {
@@ -164,6 +168,7 @@ impl Default for Wal {
             catch_up_seconds: 30,
             spool_bytes_max: 1_073_741_824,
             fork_check_seconds: 15,
+            room_alert_seconds: 3600,
         }
     }
 }

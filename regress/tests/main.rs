@@ -24,6 +24,7 @@ mod t201_outages;
 mod t202_conflicts;
 mod t203_socket;
 mod t204_races;
+mod t205_slow_store;
 mod t210_archive_get;
 mod t211_prefetch;
 mod t220_standbys;

@@ -14,6 +14,7 @@ use crate::clock::{SharedClock, SystemClock};
 use crate::config::Config;
 use crate::wal::push::{self, PushOptions};
 use crate::wal::repositories::Repositories;
+use crate::wal::room::human_seconds;
 use crate::{Error, ErrorKind, Result, fault};
 use pgark_types::{ArchiveFile, SegmentName};
 use std::collections::{HashMap, VecDeque};
@@ -419,6 +420,11 @@ impl Pusher {
         }
     }
 
+    /// Whether the file that Postgres waits for cannot be stored now.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.lock().retry.is_some()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Tasks> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -460,11 +466,9 @@ impl Outage {
         }
         self.alerted = Some(Instant::now());
         self.told_time |= room.seconds_left.is_some();
-        let left = match room.seconds_left {
-            None => "unknown".to_owned(),
-            Some(seconds @ 0..=119) => format!("{seconds} s"),
-            Some(seconds) => format!("{} min", seconds / 60),
-        };
+        let left = room
+            .seconds_left
+            .map_or_else(|| "unknown".to_owned(), human_seconds);
         tracing::error!(
             alert = "archiving_blocked",
             ready = room.ready,

@@ -46,6 +46,8 @@ pub(super) struct Stats {
     pub(super) late_sent: Counter,
     /// WAL files that could not be kept, or not be sent: the late repository lacks them.
     pub(super) late_lost: Counter,
+    /// Alerts of WAL that is written faster than it is archived.
+    pub(super) behind_alerts: Counter,
     /// Alerts of WAL past a fork.
     pub(super) fork_alerts: Counter,
     /// Times Postgres's archiver was woken.

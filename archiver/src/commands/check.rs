@@ -1,6 +1,8 @@
 //! `pgark check`: tries the whole path, from the server's WAL to the repository.
 
-use super::output::{Output, human_bytes, print_json, print_text};
+mod room;
+
+use super::output::{Output, print_json, print_text};
 use crate::agent::client;
 use crate::backup::server::{check_layout, same_directory};
 use crate::backup::wal_wait::{self, Needed};
@@ -20,7 +22,7 @@ use crate::wal::conflicts;
 use crate::wal::inventory::Inventory;
 use crate::wal::lag::{self, Lag};
 use crate::wal::orphan;
-use crate::wal::room::Room;
+use crate::wal::room::human_seconds;
 use crate::{Error, Result, exit_code};
 use pgark_types::{Lsn, SegmentName, TimelineId};
 use serde::Serialize;
@@ -264,37 +266,6 @@ fn behind(name: &str, lag: &Lag) -> Result<((), String)> {
     )))
 }
 
-/// While a required repository is down, WAL stays in pg_wal.
-fn room(section: &Cluster, session: &mut Session, control: &ControlFile) -> Result<((), String)> {
-    let directory = match &section.data_directory {
-        Some(directory) => directory.clone(),
-        None => PathBuf::from(session.show("data_directory")?),
-    };
-    let room = Room::measure(&directory, control.wal_segment_size)?;
-    let free = human_bytes(room.free_bytes);
-    let until = match room.seconds_left {
-        Some(seconds) => format!("pg_wal will be full in about {}", human_seconds(seconds)),
-        None => "how long it lasts cannot be told yet".to_owned(),
-    };
-    Err(Error::unavailable(
-        "archiving_blocked",
-        format!(
-            "{} WAL segments wait for a repository, {free} are free: {until}",
-            room.ready
-        ),
-    )
-    .with_hint("See docs/runbooks/repository-unavailable.md."))
-}
-
-fn human_seconds(seconds: u64) -> String {
-    match seconds {
-        0..=119 => format!("{seconds} s"),
-        120..=7199 => format!("{} min", seconds / 60),
-        7200..=172_799 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
-    }
-}
-
 /// The agent is optional: without one, push and get work by themselves.
 fn agent(config: &Config) -> Result<((), String)> {
     let socket = config.agent.socket.display();
@@ -327,9 +298,8 @@ fn server(
     };
     checks.add("archiving", archiving(config, &mut session));
     checks.add("extension", extension(config));
-    if down {
-        checks.add("pg_wal", room(section, &mut session, &control));
-    }
+    let room = room::check((config, section), &mut session, &control, down);
+    checks.add("pg_wal", room);
     for repository in repositories {
         let identity = Identity {
             system_identifier: control.system_identifier,

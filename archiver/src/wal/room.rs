@@ -1,4 +1,4 @@
-//! How long pg_wal has room for WAL that cannot be archived.
+//! How long pg_wal has room for WAL that is not archived.
 
 use crate::{Error, Result};
 use pgark_types::{SegmentName, SegmentSize};
@@ -12,6 +12,10 @@ pub struct Room {
     pub ready: u64,
     /// Bytes free on the disk of pg_wal.
     pub free_bytes: u64,
+    /// How long the first of them has waited, in seconds.
+    pub waited_seconds: u64,
+    /// What each of them takes.
+    pub segment_size: SegmentSize,
     /// Until it is full, at the pace of the segments that wait; absent while fewer than two do.
     pub seconds_left: Option<u64>,
 }
@@ -47,8 +51,21 @@ impl Room {
         Ok(Self {
             ready,
             free_bytes,
+            waited_seconds: waited,
+            segment_size: size,
             seconds_left: seconds_left(ready, waited, free_bytes, size),
         })
+    }
+}
+
+/// A time for people.
+#[must_use]
+pub fn human_seconds(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        7200..=172_799 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
     }
 }
 
