@@ -136,6 +136,8 @@ pub enum Why {
     Superseded,
     /// A set none of whose backups is there any more.
     SetGone,
+    /// A key slot that was removed, or the record of that.
+    KeyRemoved,
 }
 
 impl std::fmt::Display for Why {
@@ -147,6 +149,7 @@ impl std::fmt::Display for Why {
             Self::WalExpired => "nothing that stays needs it",
             Self::Superseded => "newer records replace it",
             Self::SetGone => "none of the set's backups is there any more",
+            Self::KeyRemoved => "the key slot was removed",
         })
     }
 }

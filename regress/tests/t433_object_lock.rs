@@ -441,6 +441,77 @@ fn locks_are_extended_and_a_bucket_without_them_is_refused() {
     extended(&directory, &S3Server::moto(&directory));
 }
 
+/// It cannot be deleted, and closes all the same.
+fn key_removed(directory: &TestDirectory, server: &S3Server) {
+    server.create_locked_bucket("keys");
+    let section = section(directory, &server.endpoint(), "keys")
+        + "object_lock = \"governance\"\nobject_lock_days = 3\n";
+    let over = |name: &str, file: &std::path::Path| {
+        let encryption = format!(
+            "[repository.local.encryption]\nmode = \"key-file\"\nkey_file = \"{}\"\n",
+            file.display()
+        );
+        installation(directory, name, &(section.clone() + &encryption))
+    };
+    let (file, other) = (directory.join("a.key"), directory.join("b.key"));
+    let pgark = over("a", &file);
+    let kit = directory.join("kit");
+    let init = ["init", "--recovery-kit", kit.to_str().unwrap()];
+    let _ = pgark.run(&init).expect(0);
+    let add = [
+        "key",
+        "add",
+        "--name",
+        "b",
+        "--key-file",
+        other.to_str().unwrap(),
+    ];
+    let added = json(&pgark, &add, 0);
+    let slot = added["slot"].as_str().unwrap();
+    let second = over("b", &other);
+    let _ = second.run(&["key", "check"]).expect(0);
+
+    let removed = json(&pgark, &["key", "remove", slot], 0);
+    let until = removed["locked_until"].as_str().unwrap();
+    let refused = second.run(&["key", "check"]).expect(10);
+    assert!(
+        refused.stderr.contains("code key_removed"),
+        "{}",
+        refused.stderr
+    );
+    let _ = pgark.run(&["key", "check"]).expect(0);
+    let list = json(&pgark, &["key", "list"], 0);
+    let shown = list["slots"].as_array().unwrap().iter();
+    let shown: Vec<&Value> = shown.filter(|s| s["removed_at"].is_string()).collect();
+    assert_eq!(shown.len(), 1, "{list}");
+    assert_eq!(shown[0]["slot"].as_str(), Some(slot));
+    assert_eq!(shown[0]["locked_until"].as_str(), Some(until));
+    let text = pgark.run(&["key", "remove", slot]).expect(0).stdout;
+    assert!(
+        text.contains("locked, until") && text.contains("gc"),
+        "{text}"
+    );
+    // gc leaves it alone until then, and says that three days are few.
+    let gc = pgark.run(&["gc"]).expect(0).stdout;
+    assert!(gc.contains("are garbage and locked"), "{gc}");
+    assert!(gc.contains("Take 16 at least"), "{gc}");
+}
+
+#[test]
+fn a_removed_key_slot_closes_at_once() {
+    let directory = TestDirectory::new("t433_keys");
+    key_removed(&directory, &S3Server::moto(&directory));
+}
+
+#[test]
+fn a_removed_key_slot_closes_at_once_on_radosgw() {
+    if !full() {
+        return;
+    }
+    let directory = TestDirectory::new("t433_keys_radosgw");
+    key_removed(&directory, &S3Server::radosgw(&directory));
+}
+
 /// The same on a server that means its locks.
 #[test]
 fn locks_are_extended_on_radosgw() {

@@ -113,6 +113,13 @@ pub(super) fn locks_text(locks: &Locks) -> String {
             first.format("%Y-%m-%d %H:%M:%SZ")
         );
     }
+    if locks.days < locks.days_min {
+        let _ = write!(
+            text,
+            "; WARNING: object_lock_days = {} is too few: half of it is what is sure, and that should outlast the week of \"pgark undelete\" and a day between two runs of gc. Take {} at least",
+            locks.days, locks.days_min
+        );
+    }
     text
 }
 

@@ -7,11 +7,14 @@ use crate::config::Config;
 use crate::repository::crypto::data_key::DataKeyRecord;
 use crate::repository::crypto::key_text;
 use crate::repository::crypto::keys::{self, Listing, NewSlot, Opened};
-use crate::repository::crypto::secret::Secret;
+use crate::repository::crypto::removal;
+use crate::repository::crypto::secret::{Secret, on_wiped_stack};
 use crate::repository::crypto::source::{Credential, KeySource, PassphraseSource};
 use crate::repository::{Repository, layout, sealed};
 use crate::{Error, Result};
+use chrono::{DateTime, Utc};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use ulid::Ulid;
@@ -166,16 +169,7 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
         Command::List => list(&target, output),
         Command::Check { kit } => check(&target, kit.as_deref(), output),
         Command::Add { name, new, writer } => add(&target, (name, new), *writer, output),
-        Command::Remove { slot } => {
-            let opened = target.open()?;
-            let storage = target.repository.storage().as_ref();
-            keys::remove(storage, target.repository.id(), &opened, *slot)?;
-            say(
-                output,
-                json!({"removed": slot}),
-                format!("key slot {slot} is removed"),
-            )
-        }
+        Command::Remove { slot } => remove(&target, *slot, output),
         Command::Rotate { new, recovery_kit } => rotate(&target, new, recovery_kit, output),
         Command::Export { paper } => export(&target, paper, output),
     }
@@ -189,8 +183,89 @@ fn say(output: Output, json: serde_json::Value, text: String) -> Result<()> {
     Ok(())
 }
 
+fn remove(target: &Target, slot: Ulid, output: Output) -> Result<()> {
+    let opened = target.open()?;
+    let storage = target.repository.storage().as_ref();
+    let id = target.repository.id();
+    let removed = removal::remove(storage, id, &opened, slot, &SystemClock)?;
+    let until = match removed.locked_until {
+        None => String::new(),
+        Some(until) => format!(
+            ": pgark opens nothing with it any more. The wrapped key lies there, locked, until {}; \"pgark gc\" deletes it then. \
+             Who has the old key and can read the storage can unwrap it until that: rotate if it has leaked (\"pgark key rotate\")",
+            until.format("%Y-%m-%d %H:%M:%SZ")
+        ),
+    };
+    say(
+        output,
+        json!({"removed": slot, "locked_until": removed.locked_until}),
+        format!("key slot {slot} is removed{until}"),
+    )
+}
+
+/// What became of a slot: when it was removed, until when it is locked all the same, and whether an owner's
+/// key has proven that.
+struct Fate {
+    removed_at: Option<DateTime<Utc>>,
+    locked_until: Option<DateTime<Utc>>,
+    proven: bool,
+}
+
+impl Fate {
+    fn of(
+        target: &Target,
+        listing: &Listing,
+        removed: Option<&BTreeSet<Ulid>>,
+        slot: Ulid,
+    ) -> Result<Self> {
+        let said = listing.removal_of(slot);
+        // A false record is not shown to those who can tell.
+        let removed_at = said.filter(|_| removed.is_none_or(|removed| removed.contains(&slot)));
+        let locked_until = match removed_at {
+            Some(_) => removal::locked_until(
+                target.repository.storage().as_ref(),
+                &layout::key_slot(slot)?,
+                &SystemClock,
+            )?,
+            None => None,
+        };
+        Ok(Self {
+            removed_at,
+            locked_until,
+            proven: removed.is_some(),
+        })
+    }
+
+    fn text(&self) -> String {
+        let time = |at: DateTime<Utc>| at.format("%Y-%m-%d %H:%M:%SZ").to_string();
+        let Some(at) = self.removed_at else {
+            return String::new();
+        };
+        let how = match self.proven {
+            true => "removed",
+            false => "said to be removed (only an owner's key can tell)",
+        };
+        let until = match self.locked_until {
+            Some(until) => format!("its lock ends {}", time(until)),
+            None => "gc deletes it".to_owned(),
+        };
+        format!(", {how} {}: {until}", time(at))
+    }
+}
+
+/// The slots that were removed, if an owner's key is at hand to tell.
+fn proven_removals(target: &Target, listing: &Listing) -> Result<Option<BTreeSet<Ulid>>> {
+    if listing.removals.is_empty() {
+        return Ok(None);
+    }
+    let opened = target.open().ok().filter(|o| o.keyring.can_read());
+    let removed = opened.map(|o| on_wiped_stack(|| listing.removed(&o.keyring)));
+    removed.transpose()
+}
+
 fn list(target: &Target, output: Output) -> Result<()> {
     let listing = target.listing()?;
+    let removed = proven_removals(target, &listing)?;
     for damage in &listing.damaged {
         tracing::error!(code = damage.code(), "{damage}");
     }
@@ -202,11 +277,14 @@ fn list(target: &Target, output: Output) -> Result<()> {
     });
     let slots: Vec<_> = slots
         .map(|(slot, epoch, current)| {
-            json!({"slot": slot.slot, "name": slot.name, "kind": slot.method.kind(),
-                "epoch": epoch, "current": current, "created_at": slot.created_at})
+            let fate = Fate::of(target, &listing, removed.as_ref(), slot.slot)?;
+            let json = json!({"slot": slot.slot, "name": slot.name, "kind": slot.method.kind(),
+                "epoch": epoch, "current": current, "created_at": slot.created_at,
+                "removed_at": fate.removed_at, "locked_until": fate.locked_until});
+            Ok((json, fate))
         })
-        .collect();
-    let text = |slot: &serde_json::Value| {
+        .collect::<Result<_>>()?;
+    let text = |(slot, fate): &(serde_json::Value, Fate)| {
         let field = |name: &str| slot[name].as_str().unwrap_or_default().to_owned();
         let current = if slot["current"] == true {
             ""
@@ -214,15 +292,17 @@ fn list(target: &Target, output: Output) -> Result<()> {
             ", of an older epoch"
         };
         format!(
-            "{}  {} ({}), epoch {}{current}, made {}",
+            "{}  {} ({}), epoch {}{current}, made {}{}",
             field("slot"),
             field("name"),
             field("kind"),
             slot["epoch"],
             field("created_at"),
+            fate.text(),
         )
     };
     let lines: Vec<String> = slots.iter().map(text).collect();
+    let slots: Vec<_> = slots.into_iter().map(|(json, _)| json).collect();
     say(output, json!({"slots": slots}), lines.join("\n"))
 }
 

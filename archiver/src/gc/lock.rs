@@ -11,6 +11,7 @@ use crate::Result;
 use crate::cancel::CancelToken;
 use crate::clock::Clock;
 use crate::repository::backups::{self, Found};
+use crate::repository::crypto::removal;
 use crate::repository::format::component::Record;
 use crate::repository::format::manifest::ObjectUse;
 use crate::repository::{Repository, audit, layout};
@@ -27,6 +28,10 @@ use std::sync::{Mutex, PoisonError};
 pub struct Locks {
     /// How objects are locked.
     pub mode: LockMode,
+    /// For how many days a put locks.
+    pub days: u16,
+    /// For how many it should, at least: see [`days_min`].
+    pub days_min: u16,
     /// Objects that are needed.
     pub needed: u64,
     /// Those of them that were looked at.
@@ -106,7 +111,7 @@ pub fn survey(
     let count = needed.len() as u64;
     needed.sort_by_key(|(object, _)| object.modified);
     needed.truncate(objects_max);
-    let found = Mutex::new(Locks::none(lock.mode, count));
+    let found = Mutex::new(Locks::none(lock, run.settings, count));
     look_at(bucket, &keys(&needed), cancel, |_, state| {
         note(&found, &run, state, false);
         Ok(())
@@ -116,10 +121,23 @@ pub fn survey(
     ))
 }
 
+/// How long gc may stay away, before what it left alone the last time should have been locked anew.
+const BETWEEN_RUNS: TimeDelta = TimeDelta::days(1);
+
+/// The fewest days of a lock that make sense. A lock is renewed when less than half of it is left, so that
+/// half of it is what is sure; that must outlast a pause of gc and the time in which an expired backup can
+/// be undeleted, because whoever may put can expire backups.
+fn days_min(settings: &Settings) -> u16 {
+    let sure = settings.undo_window + BETWEEN_RUNS;
+    u16::try_from(sure.num_days() * 2).unwrap_or(u16::MAX)
+}
+
 impl Locks {
-    fn none(mode: LockMode, needed: u64) -> Self {
+    fn none(lock: ObjectLock, settings: &Settings, needed: u64) -> Self {
         Self {
-            mode,
+            mode: lock.mode,
+            days: lock.days,
+            days_min: days_min(settings),
             needed,
             looked_at: 0,
             extended: 0,
@@ -153,7 +171,7 @@ pub(super) fn extended(run: &Run<'_>) -> Result<Option<Locks>> {
     bucket.check_object_lock()?;
     let needed = needed(run)?;
     let whole = TimeDelta::days(lock.days.into());
-    let locks = Mutex::new(Locks::none(lock.mode, needed.len() as u64));
+    let locks = Mutex::new(Locks::none(lock, run.settings, needed.len() as u64));
     let objects = needed.iter();
     let needs: BTreeMap<&Key, Need> = objects.map(|(o, need)| (&o.key, *need)).collect();
     look_at(bucket, &keys(&needed), run.cancel, |key, state| {
@@ -236,6 +254,8 @@ struct Kept {
     places: Vec<(String, Need)>,
     /// WAL that retention gives up.
     wal_expired: BTreeSet<String>,
+    /// Removed key slots.
+    keys_removed: BTreeSet<String>,
 }
 
 impl Kept {
@@ -271,6 +291,8 @@ impl Kept {
         let mut left = Vec::new();
         let expired = wal::expired(run, &[], &mut left)?;
         kept.wal_expired = expired.candidates.into_iter().map(|c| c.key).collect();
+        let removed = removal::garbage(run.repository)?.into_iter();
+        kept.keys_removed = removed.map(|object| object.key.to_string()).collect();
         Ok(kept)
     }
 
@@ -315,6 +337,7 @@ impl Kept {
                 of.map(|(_, need)| *need).max()
             }
             Some("wal") => (!self.wal_expired.contains(key)).then_some(Need::On),
+            Some("keys") => (!self.keys_removed.contains(key)).then_some(Need::On),
             _ => Some(Need::On),
         }
     }

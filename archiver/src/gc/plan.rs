@@ -4,6 +4,7 @@ use super::live::{self, Live};
 use super::sessions::{self, Seen};
 use super::{Begin, Candidate, Done, Plan, Report, Run, Waiting, Why, expired, lock, running, wal};
 use crate::clock::new_ulid;
+use crate::repository::crypto::removal;
 use crate::repository::session::{End, read_end};
 use crate::repository::{audit, layout, sets, tombs};
 use crate::retention;
@@ -81,6 +82,8 @@ pub(super) fn survey(
     superseded(run, known, &mut candidates)?;
     outdated(run, &mut candidates)?;
     policies(run, &mut candidates)?;
+    let removed = removal::garbage(run.repository)?.into_iter();
+    candidates.extend(removed.map(|object| candidate(object, Why::KeyRemoved)));
     let expired = wal::expired(run, &condemned, &mut report.left)?;
     candidates.extend(expired.candidates);
     report.locked = lock::spare(run, &mut candidates)?;

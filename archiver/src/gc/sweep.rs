@@ -5,6 +5,7 @@ use super::{
     lock, plan, sessions, wal,
 };
 use crate::Result;
+use crate::repository::crypto::removal;
 use crate::repository::{layout, record, tombs};
 use crate::storage::Key;
 use std::collections::BTreeSet;
@@ -109,11 +110,14 @@ fn second_look(
         .iter()
         .map(|(component, label)| format!("{}{label}/", layout::backups_prefix(component)))
         .collect();
+    let removed = removal::garbage(run.repository)?.into_iter();
+    let removed: BTreeSet<String> = removed.map(|object| object.key.to_string()).collect();
     let mut going = plan.candidates.clone();
     going.retain(|candidate| match candidate.why {
         Why::Unreferenced => !live.objects.contains(&candidate.key),
         Why::WalExpired => wal.contains(&candidate.key),
         Why::NeverCommitted => !folders.iter().any(|f| candidate.key.starts_with(f)),
+        Why::KeyRemoved => removed.contains(&candidate.key),
         // What is gone for good does not come back.
         Why::SessionEnded | Why::Superseded | Why::SetGone => true,
     });

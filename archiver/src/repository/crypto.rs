@@ -9,6 +9,7 @@ pub mod envelope;
 pub mod key_text;
 pub mod keyring;
 pub mod keys;
+pub mod removal;
 pub mod secret;
 pub mod slot;
 pub mod source;

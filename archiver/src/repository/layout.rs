@@ -456,6 +456,28 @@ pub fn is_key_slot(key: &Key) -> bool {
     name.is_some_and(|name| Ulid::from_string(name).is_ok())
 }
 
+/// `keys/removed/<slot>-`: the records of a slot's removal.
+#[must_use]
+pub fn removals_prefix(slot: Ulid) -> String {
+    format!("{KEYS_PREFIX}removed/{slot}-")
+}
+
+/// `keys/removed/<slot>-<ulid>.json`.
+///
+/// # Errors
+/// None in fact.
+pub fn removal(slot: Ulid, ulid: Ulid) -> Result<Key> {
+    Key::new(format!("{}{ulid}.json", removals_prefix(slot)))
+}
+
+/// The slot whose removal `key` records.
+#[must_use]
+pub fn removed_slot(key: &Key) -> Option<Ulid> {
+    let name = key.as_str().strip_prefix(KEYS_PREFIX)?;
+    let name = name.strip_prefix("removed/")?.strip_suffix(".json")?;
+    Ulid::from_string(name.split_once('-')?.0).ok()
+}
+
 /// `keys/epoch/<n>-<repository>.json`: the master key's epochs.
 ///
 /// # Errors

@@ -229,6 +229,14 @@ impl Repository {
         self.keyring().map(drop)
     }
 
+    /// The keys of an owner, if they are open.
+    pub(super) fn owners_keyring(&self) -> Option<&Keyring> {
+        match &self.encryption {
+            Encryption::Open(keyring) if keyring.can_read() => Some(keyring.as_ref()),
+            Encryption::None | Encryption::Locked | Encryption::Open(_) => None,
+        }
+    }
+
     fn keyring(&self) -> Result<Option<&Arc<Keyring>>> {
         match &self.encryption {
             Encryption::None => Ok(None),

@@ -3,6 +3,10 @@
 use super::world::{COMPONENT, HandClock, World};
 use super::{collect, expired};
 use crate::clock::Clock as _;
+use crate::repository::crypto::keys::{self, NewSlot};
+use crate::repository::crypto::removal;
+use crate::repository::crypto::secret::Secret;
+use crate::repository::crypto::source::Credential;
 use crate::repository::{backups, layout};
 use crate::storage::bucket::{
     Bucket, Covered, Lifecycle, LockMode, ObjectLock, ObjectState, Rule, Shelf, Tier,
@@ -162,6 +166,8 @@ fn what_is_locked_goes_when_its_lock_has_ended() {
         assert_eq!(told.count(), 2, "{report:?}");
         let locks = report.locks.unwrap();
         assert_eq!((locks.unlocked, locks.extended), (0, 0));
+        // Half of it is more than the week to undelete and a day between two runs.
+        assert_eq!((locks.days, locks.days_min), (DAYS, 16));
         assert_eq!(locks.first_ends, Some(ends));
         world.hours(25);
     }
@@ -204,4 +210,101 @@ fn locked_garbage_is_counted_and_not_planned() {
     world.hours(24 * 30);
     world.settle();
     assert_eq!(world.repository.storage().head(&key).unwrap(), None);
+}
+
+fn key(byte: u8) -> Credential {
+    Credential::Key(Secret::of(&[byte; 32]).unwrap())
+}
+
+/// A key slot in a locked repository: closed at once, not locked on, and gone with its lock's end.
+#[test]
+fn a_removed_key_slot_goes_when_its_lock_has_ended() {
+    let slots = [1, 2].map(|byte| NewSlot {
+        name: byte.to_string(),
+        credential: key(byte),
+    });
+    let (world, storage) = locked(World::encrypted(&slots));
+    let inner = world.repository.storage().as_ref();
+    let id = *world.repository.id();
+    let open = |byte| keys::open(inner, &id, &key(byte));
+    let (first, second) = (open(1).unwrap(), open(2).unwrap().slot.slot);
+    let ends = world.now() + TimeDelta::days(DAYS.into());
+    let remove = |slot| removal::remove(inner, &id, &first, slot, world.clock());
+    assert_eq!(remove(second).unwrap().locked_until, Some(ends));
+    assert_eq!(open(2).unwrap_err().code(), "key_removed");
+    // Twice is no more than once.
+    assert_eq!(remove(second).unwrap().locked_until, Some(ends));
+    assert_eq!(world.keys("keys/removed/").len(), 1);
+    assert_eq!(remove(first.slot.slot).unwrap_err().code(), "slot_needed");
+
+    // Everything is locked on but the slot.
+    world.hours(24 * 16);
+    let report = world.gc().unwrap();
+    assert!(report.locked.objects == 1, "{report:?}");
+    let until = |key: &Key| storage.until.lock().unwrap()[key];
+    assert_eq!(until(&layout::key_slot(second).unwrap()), ends);
+    assert!(until(&layout::key_slot(first.slot.slot).unwrap()) > ends);
+    assert!(until(&Key::new(world.keys("keys/removed/")[0].clone()).unwrap()) > ends);
+
+    world.hours(24 * 15);
+    world.settle();
+    let gone = layout::key_slot(second).unwrap();
+    assert_eq!(inner.head(&gone).unwrap(), None);
+    assert_eq!(open(2).unwrap_err().code(), "key_wrong");
+    // The record of it too, once its own lock has ended.
+    for _ in 0..3 {
+        world.hours(24 * 16);
+        world.settle();
+    }
+    assert!(world.keys("keys/removed/").is_empty());
+    assert!(open(1).is_ok());
+}
+
+/// A thief who can put says that every slot was removed.
+#[test]
+fn forged_removals_lock_nobody_out_and_are_not_collected() {
+    let slots = [1, 2].map(|byte| NewSlot {
+        name: byte.to_string(),
+        credential: key(byte),
+    });
+    let (world, storage) = locked(World::encrypted(&slots));
+    let inner = world.repository.storage().as_ref();
+    let id = *world.repository.id();
+    let open = |byte| keys::open(inner, &id, &key(byte));
+    let owners = [1, 2].map(|byte| open(byte).unwrap().slot.slot);
+    for slot in owners {
+        let ulid = crate::clock::new_ulid(world.clock());
+        let record = removal::RemovalRecord {
+            format: 1,
+            repository: crate::repository::format::to_hex(&id),
+            slot,
+            removed_at: world.now(),
+            tool: String::new(),
+            proof: crate::repository::format::to_hex(&[7; 32]),
+        };
+        let bytes = crate::repository::sealed::seal(&record).unwrap();
+        let put = inner.put_if_absent(&layout::removal(slot, ulid).unwrap(), &bytes);
+        assert_eq!(put.unwrap(), Put::Created);
+        let junk = layout::removal(slot, crate::clock::new_ulid(world.clock())).unwrap();
+        assert_eq!(inner.put_if_absent(&junk, b"junk").unwrap(), Put::Created);
+    }
+    assert!(open(1).is_ok() && open(2).is_ok());
+    world.hours(24 * 16);
+    let _ = world.gc().unwrap();
+    let soon = world.now() + TimeDelta::days(15);
+    for slot in owners {
+        let key = layout::key_slot(slot).unwrap();
+        assert!(storage.until.lock().unwrap()[&key] > soon);
+    }
+    world.hours(24 * 31);
+    world.settle();
+    assert!(open(1).is_ok() && open(2).is_ok());
+    // Nor are they in the way of a removal that is meant.
+    let opened = open(1).unwrap();
+    let removed = removal::remove(inner, &id, &opened, owners[1], world.clock()).unwrap();
+    assert!(removed.locked_until.is_some() || open(2).is_err());
+    assert!(matches!(
+        open(2).unwrap_err().code(),
+        "key_removed" | "key_wrong"
+    ));
 }

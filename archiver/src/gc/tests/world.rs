@@ -3,6 +3,7 @@
 use crate::cancel::CancelToken;
 use crate::clock::{Clock, SharedClock, new_ulid};
 use crate::gc::{self, Report, Run, Settings};
+use crate::repository::crypto::keys::{self, NewSlot};
 use crate::repository::format::manifest::{Label, ObjectUse};
 use crate::repository::format::{FrameClass, ObjectKind};
 use crate::repository::frame::FrameEncoder;
@@ -98,6 +99,19 @@ impl World {
             memory,
             clock,
         }
+    }
+
+    /// An encrypted repository, opened by `slots`' first key.
+    pub(super) fn encrypted(slots: &[NewSlot]) -> Self {
+        let clock = HandClock::new(1);
+        let memory = MemoryStorage::with_clock(Arc::new(clock.clone()));
+        let storage: SharedStorage = Arc::new(memory);
+        let id = clock.random();
+        crate::repository::create_encrypted(&storage, &clock, &id, slots).unwrap();
+        let opened = keys::open(storage.as_ref(), &id, &slots[0].credential).unwrap();
+        let mut repository = Repository::open("test", storage).unwrap();
+        repository.unlock(Arc::new(opened.keyring));
+        Self { repository, clock }
     }
 
     pub(super) fn clock(&self) -> &HandClock {

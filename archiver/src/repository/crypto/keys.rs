@@ -1,7 +1,8 @@
-//! Making, opening, adding, removing and rotating keys.
+//! Making, opening, adding and rotating keys.
 
 use super::data_key::public_of;
 use super::keyring::Keyring;
+use super::removal::RemovalRecord;
 use super::secret::{Secret, on_wiped_stack};
 use super::slot::{Contents, Method, SlotRecord, Wrapped};
 use super::source::Credential;
@@ -67,6 +68,8 @@ pub struct Listing {
     pub epochs: Vec<EpochRecord>,
     /// In order of their names.
     pub slots: Vec<SlotRecord>,
+    /// Who was removed; whether an owner said so is another matter.
+    pub removals: Vec<RemovalRecord>,
     /// Records that could not be read.
     pub damaged: Vec<Error>,
 }
@@ -92,6 +95,20 @@ impl Listing {
                         l.slots.push(record);
                     }
                 })?;
+            } else if let Some(slot) = layout::removed_slot(&key) {
+                match read::<RemovalRecord>(storage, &key) {
+                    Ok(record) if record.repository == ours && record.slot == slot => {
+                        listing.removals.push(record);
+                    }
+                    Ok(_) => {}
+                    // It proves nothing.
+                    Err(error) if error.kind() == ErrorKind::Data => {
+                        tracing::warn!(code = error.code(), "ignored \"{key}\": {error}");
+                    }
+                    // Finished meanwhile.
+                    Err(error) if error.code() == "object_not_found" => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         listing
@@ -145,6 +162,7 @@ pub fn open(storage: &dyn Storage, id: &[u8; 16], credential: &Credential) -> Re
 }
 
 fn open_listed(listing: &Listing, id: &[u8; 16], credential: &Credential) -> Result<Opened> {
+    let mut removed = None;
     for epoch in &listing.epochs {
         for slot in listing
             .slots
@@ -156,6 +174,10 @@ fn open_listed(listing: &Listing, id: &[u8; 16], credential: &Credential) -> Res
             };
             let current = listing.epochs.first() == Some(epoch);
             let (keyring, master) = open_epoch(id, epoch, contents)?;
+            if listing.removed(&keyring)?.contains(&slot.slot) {
+                removed = Some(slot);
+                continue;
+            }
             return Ok(Opened {
                 keyring,
                 master,
@@ -164,6 +186,16 @@ fn open_listed(listing: &Listing, id: &[u8; 16], credential: &Credential) -> Res
                 current,
             });
         }
+    }
+    if let Some(slot) = removed {
+        return Err(Error::invalid(
+            "key_removed",
+            format!(
+                "key slot {} ({}), which opens with this key, was removed",
+                slot.slot, slot.name
+            ),
+        )
+        .with_hint("Use the key of another slot: \"pgark key list\" shows them."));
     }
     if let Some(damage) = listing.damaged.first() {
         return Err(Error::data(
@@ -348,7 +380,7 @@ fn put_slot(
 }
 
 /// The master key of the youngest epoch.
-fn owner(opened: &Opened) -> Result<&Secret> {
+pub(super) fn owner(opened: &Opened) -> Result<&Secret> {
     if !opened.current {
         return Err(Error::invalid(
             "key_outdated",
@@ -384,33 +416,4 @@ pub fn add(
         };
         put_slot(storage, id, opened.epoch.epoch, new, &contents, clock)
     })
-}
-
-/// Removes a slot. Not the last that opens the youngest epoch to readers, and not the one in use.
-///
-/// # Errors
-/// Kind Invalid: `slot_unknown`, `slot_needed`; or the storage's.
-pub fn remove(storage: &dyn Storage, id: &[u8; 16], opened: &Opened, slot: Ulid) -> Result<()> {
-    owner(opened)?;
-    let listing = Listing::read(storage, id)?;
-    if !listing.slots.iter().any(|record| record.slot == slot) {
-        return Err(
-            Error::invalid("slot_unknown", format!("there is no key slot {slot}"))
-                .with_hint("\"pgark key list\" shows them."),
-        );
-    }
-    if opened.slot.slot == slot {
-        return Err(
-            Error::invalid("slot_needed", "this key slot is the one in use")
-                .with_hint("Open the repository with another key to remove it."),
-        );
-    }
-    if listing.current_owners().all(|record| record.slot == slot) {
-        return Err(Error::invalid(
-            "slot_needed",
-            "this key slot is the last that opens the repository",
-        )
-        .with_hint("Add another one before: \"pgark key add\"."));
-    }
-    storage.delete(&layout::key_slot(slot)?)
 }

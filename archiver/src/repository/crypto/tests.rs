@@ -4,6 +4,7 @@
 use super::envelope;
 use super::key_text;
 use super::keys::{self, Listing, NewSlot, Opened};
+use super::removal;
 use super::secret::Secret;
 use super::source::{Credential, KeySource, PassphraseSource};
 use crate::clock::SystemClock;
@@ -261,7 +262,7 @@ fn rotation_keeps_the_old_and_closes_the_new_to_old_keys() {
     assert_eq!(refused.unwrap_err().code(), "key_outdated");
 
     let opened = bench.opened(&key(2)).unwrap();
-    let remove = |slot| keys::remove(&bench.memory, &bench.id, &opened, slot);
+    let remove = |slot| removal::remove(&bench.memory, &bench.id, &opened, slot, &SystemClock);
     assert_eq!(remove(opened.slot.slot).unwrap_err().code(), "slot_needed");
     remove(outdated.slot.slot).unwrap();
     assert_eq!(
@@ -463,4 +464,70 @@ fn sources_are_read_from_files() {
     assert_eq!(error.code(), "encryption_mismatch");
     let listing = Listing::read(&bench.memory, &bench.id).unwrap();
     assert_eq!(listing.current_owners().count(), 2);
+}
+
+/// A crash between the record and the deletion; a storage without locks.
+#[test]
+fn a_removal_is_one_from_its_record_on() {
+    let bench = Bench::new(&[slot("a", key(1)), slot("b", key(2))]);
+    let opened = bench.opened(&key(1)).unwrap();
+    let second = bench.opened(&key(2)).unwrap().slot;
+    let object = layout::key_slot(second.slot).unwrap();
+    let bytes = bench.memory.get(&object, u64::MAX).unwrap();
+    let remove = || removal::remove(&bench.memory, &bench.id, &opened, second.slot, &SystemClock);
+    assert_eq!(remove().unwrap().locked_until, None);
+    let keys = bench.memory.list(layout::KEYS_PREFIX).unwrap();
+    assert_eq!(keys.len(), 2, "one slot and the epoch: {keys:?}");
+    assert_eq!(bench.opened(&key(2)).unwrap_err().code(), "key_wrong");
+    // The slot comes back, from a copy, say: the name is free again, and it opens.
+    let _new = bench.memory.put_if_absent(&object, &bytes).unwrap();
+    assert!(bench.opened(&key(2)).is_ok());
+}
+
+/// Two owners who remove each other's slots at once: the later one finds out, and nobody is locked out.
+#[test]
+fn the_last_owners_cannot_remove_each_other() {
+    let bench = Bench::new(&[slot("a", key(1)), slot("b", key(2))]);
+    let (first, second) = (
+        bench.opened(&key(1)).unwrap(),
+        bench.opened(&key(2)).unwrap(),
+    );
+    let remove = |opened: &Opened, slot| {
+        removal::remove(&bench.memory, &bench.id, opened, slot, &SystemClock)
+    };
+    removal::mark_for_test(&bench.memory, &bench.id, &first, second.slot.slot).unwrap();
+    removal::mark_for_test(&bench.memory, &bench.id, &second, first.slot.slot).unwrap();
+    assert!(bench.opened(&key(1)).is_ok() && bench.opened(&key(2)).is_ok());
+    let refused = remove(&first, second.slot.slot).unwrap_err();
+    assert_eq!(refused.code(), "slot_needed");
+    // With a third one both go.
+    let third = (&slot("c", key(3)), false);
+    keys::add(&bench.memory, &bench.id, &first, third, &SystemClock).unwrap();
+    for byte in [1, 2] {
+        assert_eq!(bench.opened(&key(byte)).unwrap_err().code(), "key_removed");
+    }
+    assert!(bench.opened(&key(3)).is_ok());
+}
+
+/// What a writer knows proves the removal of writers' slots alone.
+#[test]
+fn a_writer_cannot_remove_an_owner() {
+    let bench = Bench::new(&[slot("a", key(1)), slot("b", key(2))]);
+    let opened = bench.opened(&key(1)).unwrap();
+    let writer = (&slot("w", key(3)), true);
+    let writer = keys::add(&bench.memory, &bench.id, &opened, writer, &SystemClock).unwrap();
+    let written = bench.opened(&key(3)).unwrap();
+    let refused = removal::remove(
+        &bench.memory,
+        &bench.id,
+        &written,
+        opened.slot.slot,
+        &SystemClock,
+    );
+    assert_eq!(refused.unwrap_err().code(), "key_write_only");
+    let forged =
+        removal::mark_for_test(&bench.memory, &bench.id, &written, opened.slot.slot).unwrap_err();
+    assert_eq!(forged.code(), "key_epoch");
+    removal::mark_for_test(&bench.memory, &bench.id, &opened, writer.slot).unwrap();
+    assert_eq!(bench.opened(&key(3)).unwrap_err().code(), "key_removed");
 }
