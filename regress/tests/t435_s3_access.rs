@@ -56,6 +56,39 @@ fn tls_with_an_authority_of_ones_own() {
     pgark.run(&["verify"]).expect(0);
 }
 
+/// Credentials in the format of `~/.aws/credentials`, with several profiles.
+#[test]
+fn the_profile_of_a_credentials_file() {
+    let directory = TestDirectory::new("t435_profile");
+    let server = S3Server::moto(&directory);
+    server.create_bucket("backups");
+    let file = directory.file(
+        "aws.credentials",
+        "[other]\naws_access_key_id = a\naws_secret_access_key = b\n\
+         [backup]\naws_access_key_id = pgark\naws_secret_access_key = pgark-test-secret\n",
+    );
+    let keys = |profile: &str| {
+        format!(
+            "kind = \"s3\"\nbucket = \"backups\"\nendpoint = \"{}\"\n\
+             credentials_file = \"{}\"\nprofile = \"{profile}\"\ndeadline_seconds = 10\n",
+            server.endpoint(),
+            file.display()
+        )
+    };
+    let absent = installation(&directory, "absent", &keys("absent"));
+    let absent = absent.run(&["init", "--no-encryption"]);
+    assert_ne!(absent.code, 0);
+    assert!(
+        absent.stderr.contains("code s3_credentials_"),
+        "{}",
+        absent.stderr
+    );
+    let pgark = installation(&directory, "there", &keys("backup"));
+    let _ = pgark.run(&["init", "--no-encryption"]).expect(0);
+    let verified = pgark.run(&["verify"]).expect(0);
+    assert!(!verified.stderr.contains("pgark-test-secret"));
+}
+
 /// A customer's key with every request that reads or writes an object: the server, which has no other,
 /// refuses one without.
 fn customer_key(directory: &TestDirectory, server: &S3Server) {

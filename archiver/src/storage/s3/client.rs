@@ -178,6 +178,77 @@ async fn credentials(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+    use aws_credential_types::provider::ProvideCredentials;
+
+    /// What requests would be signed with: id, secret, session token.
+    fn signs_with(lines: &str) -> Result<(String, String, Option<String>), String> {
+        let text = format!("[repository.r]\nkind = \"s3\"\nbucket = \"b-1\"\n{lines}");
+        let config = Config::parse(&text).unwrap();
+        let settings = Settings::from_config("r", &config.repository["r"]).unwrap();
+        let http = http_client(&settings).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let provider = credentials(&settings, &http).await;
+            let provider = provider.map_err(|error| error.code().to_owned())?;
+            let keys = provider.provide_credentials().await;
+            let keys = keys.map_err(|error| format!("{error:?}"))?;
+            let token = keys.session_token().map(str::to_owned);
+            Ok((
+                keys.access_key_id().to_owned(),
+                keys.secret_access_key().to_owned(),
+                token,
+            ))
+        })
+    }
+
+    #[test]
+    fn credentials_come_from_the_profile_of_a_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("credentials");
+        std::fs::write(
+            &path,
+            "[default]\naws_access_key_id = one\naws_secret_access_key = first\n\
+             [backup]\naws_access_key_id = two\naws_secret_access_key = second\n\
+             aws_session_token = third\n",
+        )
+        .unwrap();
+        let file = format!("credentials_file = \"{}\"\n", path.display());
+        let of = |id: &str, secret: &str, token: Option<&str>| {
+            Ok((id.to_owned(), secret.to_owned(), token.map(str::to_owned)))
+        };
+        let backup = signs_with(&format!("{file}profile = \"backup\"\n"));
+        assert_eq!(backup, of("two", "second", Some("third")));
+        assert_eq!(
+            signs_with(&format!("{file}profile = \"default\"\n")),
+            of("one", "first", None)
+        );
+        let absent = signs_with(&format!("{file}profile = \"absent\"\n")).unwrap_err();
+        assert!(!absent.contains("first") && !absent.contains("second"));
+        let missing = signs_with("credentials_file = \"/nowhere/at/all\"\n");
+        assert_eq!(missing.unwrap_err(), "secret_unreadable");
+    }
+
+    #[test]
+    fn credentials_come_from_variables_and_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
+        std::fs::write(&path, "of the file\n").unwrap();
+        // Set for every test by cargo.
+        let package = std::env::var("CARGO_PKG_NAME").unwrap();
+        let lines = format!(
+            "access_key_id = \"env:CARGO_PKG_NAME\"\nsecret_access_key = \"file:{}\"\n\
+             session_token = \"env:CARGO_PKG_NAME\"\n",
+            path.display()
+        );
+        let expected = (package.clone(), "of the file".to_owned(), Some(package));
+        assert_eq!(signs_with(&lines), Ok(expected));
+        let unset = lines.replace("env:CARGO_PKG_NAME", "env:PGARK_NO_SUCH_VARIABLE");
+        assert_eq!(signs_with(&unset).unwrap_err(), "secret_unreadable");
+    }
 
     #[test]
     fn certificates_are_looked_at_before_the_client_panics_on_them() {

@@ -341,6 +341,7 @@ mod tests {
             "bucket = \"b-1\"\nsse_kms_key_id = \"k\"",
             "bucket = \"b-1\"\naccess_key_id = \"env:A\"",
             "bucket = \"b-1\"\nsession_token = \"env:A\"",
+            "bucket = \"b-1\"\naccess_key_id = \"env:A\"\nsecret_access_key = \"env:B\"\nprofile = \"p\"",
             "bucket = \"b-1\"\ndeadline_seconds = 0",
             "bucket = \"b-1\"\nunknown = 1",
             "bucket = \"b-1\"\nsse = \"customer\"",

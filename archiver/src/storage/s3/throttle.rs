@@ -109,3 +109,71 @@ impl Body for Slow {
         SizeHint::with_exact(self.left.len() as u64)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    async fn send(limiter: &Arc<Limiter>, length: usize) -> usize {
+        let mut body = Slow {
+            left: Bytes::from(vec![7; length]),
+            limiter: Arc::clone(limiter),
+            wait: None,
+        };
+        assert_eq!(body.size_hint().exact(), Some(length as u64));
+        let mut sent = 0;
+        while let Some(frame) =
+            std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await
+        {
+            let data = frame.unwrap().into_data().unwrap();
+            assert!(data.len() <= CHUNK_BYTES);
+            sent += data.len();
+        }
+        sent
+    }
+
+    /// Two bodies share the limit, and a chunk is more than a tenth of a second's worth: the rate is held,
+    /// and nothing waits for ever.
+    #[test]
+    fn bodies_share_the_rate_and_arrive_whole() {
+        const RATE: u64 = 400_000;
+        const LENGTH: usize = 300_000;
+        let limiter = Arc::new(Limiter::new(RATE));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let started = Instant::now();
+        let both = runtime.block_on(async {
+            let both = async { tokio::join!(send(&limiter, LENGTH), send(&limiter, LENGTH)) };
+            tokio::time::timeout(Duration::from_secs(30), both).await
+        });
+        assert_eq!(both.unwrap(), (LENGTH, LENGTH));
+        // 600,000 bytes take a second and a half; the machine may be slow, and never too fast.
+        let took = started.elapsed();
+        assert!(took >= Duration::from_millis(1400), "{took:?}");
+        assert!(took < Duration::from_secs(5), "{took:?}");
+    }
+
+    /// One byte a second: the first chunk leaves at once, and is paid for afterwards.
+    #[test]
+    fn a_chunk_above_the_limit_is_sent() {
+        let limiter = Arc::new(Limiter::new(1));
+        let mut body = Slow {
+            left: Bytes::from_static(b"four"),
+            limiter,
+            wait: None,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let _entered = runtime.enter();
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let first = Pin::new(&mut body).poll_frame(&mut context);
+        assert!(matches!(first, Poll::Ready(Some(Ok(_)))));
+        assert!(body.is_end_stream());
+        assert!(Pin::new(&mut body).poll_frame(&mut context).is_pending());
+    }
+}
