@@ -420,6 +420,47 @@ fn a_server_that_lets_nobody_replicate_is_taken_key_by_key() {
 }
 
 #[test]
+fn ids_are_the_names_of_keys_by_pattern_and_database() {
+    let bench = Bench::new("redis-ids");
+    let server = empty_server(&bench.directory, "server");
+    let mut client = server.client();
+    let names = (0..3000).map(|n| format!("document:{n}"));
+    let mut expected: Vec<String> = (0..3000).map(|n| n.to_string()).collect();
+    for name in names {
+        client.ask(&["SET", &name, "x"]);
+    }
+    client.ask(&["SET", "document", "no id"]);
+    client.ask(&["SELECT", "5"]);
+    client.ask(&["SET", "document:in five", "x"]);
+    client.ask(&["SELECT", "0"]);
+    for odd in [&b"odd:\xff"[..], b"odd:\xfe"] {
+        client.try_ask_bytes(&[b"SET", odd, b"x"]).unwrap();
+    }
+    let ids = |part: &str| {
+        let mut ids = Vec::new();
+        let listed = driver(&server, "").ids(&bench.context(), part, &mut |id| {
+            ids.push(id);
+            Ok(())
+        });
+        ids.sort();
+        listed.map(|listed| {
+            assert!(listed, "it has ids");
+            ids
+        })
+    };
+    expected.sort();
+    assert_eq!(ids("db=0,document:*").unwrap(), expected);
+    assert_eq!(ids("db=5,document:*").unwrap(), ["in five"]);
+    expected.push("in five".to_owned());
+    assert_eq!(ids("document:*").unwrap(), expected);
+    assert_eq!(ids("document").unwrap(), ["document"]);
+    assert_eq!(ids("odd:*").unwrap(), ["\\xfe", "\\xff"]);
+    assert_eq!(ids("").unwrap().len(), expected.len() + 3);
+    assert_eq!(ids("nothing:*").unwrap(), Vec::<String>::new());
+    assert_eq!(ids("db=x").unwrap_err().code(), "component_select");
+}
+
+#[test]
 fn the_append_only_file_is_captured_restored_under_and_mended() {
     let bench = Bench::new("redis-aof");
     let folder = bench.directory.join("source");

@@ -385,6 +385,49 @@ fn an_export_over_http_comes_back() {
 }
 
 #[test]
+fn ids_are_the_same_over_http_and_from_files() {
+    let setting = Setting::new("t530_ids");
+    let server = setting.server("data");
+    server.python(FILL);
+    let ids = |driver: &dyn Driver, part: &str| {
+        let mut ids = Vec::new();
+        let mut visit = |id| {
+            ids.push(id);
+            Ok(())
+        };
+        let listed = setting.with(|context| driver.ids(context, part, &mut visit));
+        ids.sort();
+        listed.map(|listed| {
+            assert!(listed, "it has ids");
+            ids
+        })
+    };
+    let (remote, folder) = (of_server(&server), of_folder(server.data()));
+    let removed = [5, 900];
+    let all = (0..1000).filter(|n| !removed.contains(n));
+    let expected: Vec<String> = all.map(|n| format!("id{n:05}")).collect();
+    for part in [
+        "docs",
+        "default_tenant/default_database/docs",
+        "acme/prod/inner",
+    ] {
+        assert_eq!(ids(&*remote, part).unwrap(), expected, "{part}");
+        assert_eq!(ids(&*folder, part).unwrap(), expected, "{part}");
+    }
+    let everything = ids(&*remote, "").unwrap();
+    assert_eq!(everything.len(), 3 * expected.len() + 10);
+    assert_eq!(everything[0], "acme/prod/inner/id00000");
+    assert_eq!(ids(&*folder, "").unwrap(), everything);
+    for driver in [&*remote, &*folder] {
+        assert_eq!(ids(driver, "none").unwrap(), Vec::<String>::new());
+        assert_eq!(ids(driver, "doc").unwrap_err().code(), "selection_unknown");
+    }
+    // Its tenant is not among those that are asked for.
+    let one = ids(&*of_server_of_one(&server), "acme/prod/inner");
+    assert_eq!(one.unwrap_err().code(), "selection_unknown");
+}
+
+#[test]
 fn what_is_lost_is_found() {
     let setting = Setting::new("t530_lost");
     let server = setting.server("data");

@@ -6,6 +6,7 @@ pub mod elasticsearch;
 pub mod files;
 pub mod grafana;
 mod http;
+mod id;
 pub mod minio;
 pub mod postgres_dump;
 pub mod prometheus;

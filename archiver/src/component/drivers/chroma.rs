@@ -4,6 +4,7 @@
 //! Every capture therefore reads every record, and every comparison compares them.
 
 mod folder;
+mod ids;
 mod index;
 mod manifest;
 mod pickle;
@@ -383,6 +384,26 @@ impl Driver for Chroma {
             }
             Target::Folder(folder) => restore::compare_folder(context, &manifest, &folder),
         }
+    }
+
+    /// A server that has an address is asked; reading its files would hold its writers back.
+    fn ids(
+        &self,
+        context: &Context<'_>,
+        part: &str,
+        visit: &mut dyn FnMut(String) -> Result<()>,
+    ) -> Result<bool> {
+        match (&self.settings.url, &self.settings.data_dir) {
+            (Some(url), _) => {
+                let (remote, tenants) = (self.remote(url)?, &self.settings.tenants);
+                ids::of_server(context, &remote, tenants, part, visit)?;
+            }
+            (None, Some(data_dir)) => {
+                ids::of_folder(context, data_dir, self.limits(), part, visit)?;
+            }
+            (None, None) => return Err(Error::internal("chroma_target", "no source")),
+        }
+        Ok(true)
     }
 
     fn lever(&self, _seconds: u64) -> Option<Lever> {

@@ -10,6 +10,7 @@ mod capture;
 mod check;
 mod connection;
 mod evidence;
+mod keys;
 mod offline;
 mod psync;
 pub mod rdb;
@@ -192,6 +193,16 @@ impl Driver for Redis {
                 evidence::compare(&self.settings, &address, context, source, request)
             }
         }
+    }
+
+    fn ids(
+        &self,
+        context: &Context<'_>,
+        part: &str,
+        visit: &mut dyn FnMut(String) -> Result<()>,
+    ) -> Result<bool> {
+        let mut connection = self.connect(context)?;
+        keys::ids(&mut connection, context.cancel, part, visit).map(|()| true)
     }
 
     fn lever(&self, seconds: u64) -> Option<Lever> {

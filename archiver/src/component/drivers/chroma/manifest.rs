@@ -96,7 +96,7 @@ impl Collection {
     }
 
     /// Whether `selected` means it: `name`, or `tenant/database/name`.
-    fn is(&self, selected: &str) -> bool {
+    pub(super) fn is(&self, selected: &str) -> bool {
         selected == self.name || selected == self.full_name()
     }
 }

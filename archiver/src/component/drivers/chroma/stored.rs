@@ -161,7 +161,11 @@ impl Stored {
         Ok(found)
     }
 
-    fn described(&self) -> Result<Vec<Collection>> {
+    /// Every collection, without its count and digest: no record is read.
+    ///
+    /// # Errors
+    /// SQLite's; kind Data, `chroma_sqlite_damaged`.
+    pub(super) fn described(&self) -> Result<Vec<Collection>> {
         // Versions before 1.0 have no schema.
         let has_schema: bool = self
             .db

@@ -2,6 +2,7 @@
 //! different instants. What comes out is an RDB file like any other.
 
 use super::connection::{Connection, Reply, command};
+use super::keys;
 use super::psync::uncarry;
 use super::rdb::write::Writer;
 use super::rdb::{self, FOOTER_BYTES};
@@ -10,11 +11,7 @@ use super::settings::{Address, Settings};
 use crate::component::Context;
 use crate::{Error, Result};
 use chrono::Utc;
-use std::collections::HashSet;
 use std::io::Write;
-
-/// Keys that are asked for at once.
-const COUNT: &str = "500";
 
 /// What a dump ends with on any server when there is nothing to say of the version: 6.0's.
 const VERSION_DEFAULT: u16 = 9;
@@ -33,7 +30,6 @@ pub(super) fn write(
     let mut scan = Scan {
         connection: Connection::open(settings, &address, context.cancel)?,
         knows_expiry: server.is_7(),
-        seen: HashSet::new(),
     };
     let functions = match server.is_7() {
         true => scan.connection.ask(&["FUNCTION", "DUMP"])?,
@@ -66,14 +62,13 @@ pub(super) fn write(
 struct Scan<'a> {
     connection: Connection<'a>,
     knows_expiry: bool,
-    seen: HashSet<[u8; 16]>,
 }
 
 impl Scan<'_> {
     /// The version of its dumps, from any key.
     fn version(&mut self, server: &Server) -> Result<u16> {
         for (db, _) in server.databases() {
-            self.select(db)?;
+            keys::select(&mut self.connection, db)?;
             let Reply::Bulk(Some(key)) = self.connection.ok(&["RANDOMKEY"])? else {
                 continue;
             };
@@ -87,13 +82,6 @@ impl Scan<'_> {
         Ok(VERSION_DEFAULT)
     }
 
-    fn select(&mut self, db: u32) -> Result<()> {
-        if db > 0 {
-            self.connection.ok(&["SELECT", &db.to_string()])?;
-        }
-        Ok(())
-    }
-
     fn database(
         &mut self,
         context: &Context<'_>,
@@ -101,79 +89,62 @@ impl Scan<'_> {
         version: u16,
         writer: &mut Writer<impl Write>,
     ) -> Result<()> {
-        self.select(db)?;
-        self.seen.clear();
-        let mut cursor = "0".to_owned();
-        loop {
-            context.cancel.check()?;
-            let reply = self.connection.ok(&["SCAN", &cursor, "COUNT", COUNT])?;
-            let Reply::Array(parts) = reply else {
-                return Err(self.connection.unexpected("SCAN"));
-            };
-            let [Reply::Bulk(Some(next)), Reply::Array(keys)] = parts.as_slice() else {
-                return Err(self.connection.unexpected("SCAN"));
-            };
-            let mut names = Vec::new();
-            for key in keys {
-                let Reply::Bulk(Some(name)) = key else {
-                    return Err(self.connection.unexpected("SCAN"));
-                };
-                let hash = blake3::hash(name).as_bytes().first_chunk().copied();
-                if self.seen.insert(hash.unwrap_or_default()) {
-                    names.push(name.as_slice());
-                }
-            }
-            self.dump(db, &names, version, writer)?;
-            cursor = String::from_utf8_lossy(next).into_owned();
-            if cursor == "0" {
-                return Ok(());
-            }
-        }
+        let knows_expiry = self.knows_expiry;
+        let take = |_: &[u8]| true;
+        keys::pages(
+            &mut self.connection,
+            context.cancel,
+            db,
+            &take,
+            &mut |connection, names| dump(connection, knows_expiry, db, names, version, writer),
+        )
     }
+}
 
-    fn dump(
-        &mut self,
-        db: u32,
-        names: &[&[u8]],
-        version: u16,
-        writer: &mut Writer<impl Write>,
-    ) -> Result<()> {
-        let expiry: &[u8] = if self.knows_expiry {
-            b"PEXPIRETIME"
-        } else {
-            b"PTTL"
-        };
-        let mut asked = Vec::new();
-        for name in names {
-            asked.extend(command(&[expiry, name]));
-            asked.extend(command(&[b"DUMP", name]));
-        }
-        self.connection.send(&asked)?;
-        for name in names {
-            let expires = self.connection.reply()?;
-            let now = u64::try_from(Utc::now().timestamp_millis()).unwrap_or(0);
-            let dump = match self.connection.reply()? {
-                // Gone since it was listed.
-                Reply::Bulk(None) => continue,
-                Reply::Bulk(Some(dump)) if dump.len() > FOOTER_BYTES => dump,
-                Reply::Error(text) => return Err(self.connection.refused("DUMP", &text)),
-                _ => return Err(self.connection.unexpected("DUMP")),
-            };
-            rdb::check_payload(&dump)?;
-            if rdb::payload_version(&dump).is_some_and(|found| found > version) {
-                return Err(Error::data(
-                    "redis_protocol",
-                    "the server's dumps are of several versions",
-                ));
-            }
-            let expires = match expires {
-                Reply::Integer(at) => u64::try_from(at).ok(),
-                Reply::Error(text) => return Err(self.connection.refused("PEXPIRETIME", &text)),
-                _ => return Err(self.connection.unexpected("PEXPIRETIME")),
-            };
-            let at = expires.map(|ms| if self.knows_expiry { ms } else { now + ms });
-            writer.key(db, name, at, &dump)?;
-        }
-        Ok(())
+/// Writes what the server says of `names`, but those that are gone since they were listed.
+fn dump(
+    connection: &mut Connection<'_>,
+    knows_expiry: bool,
+    db: u32,
+    names: &[Vec<u8>],
+    version: u16,
+    writer: &mut Writer<impl Write>,
+) -> Result<()> {
+    let expiry: &[u8] = if knows_expiry {
+        b"PEXPIRETIME"
+    } else {
+        b"PTTL"
+    };
+    let mut asked = Vec::new();
+    for name in names {
+        asked.extend(command(&[expiry, name]));
+        asked.extend(command(&[b"DUMP", name]));
     }
+    connection.send(&asked)?;
+    for name in names {
+        let expires = connection.reply()?;
+        let now = u64::try_from(Utc::now().timestamp_millis()).unwrap_or(0);
+        let dump = match connection.reply()? {
+            // Gone since it was listed.
+            Reply::Bulk(None) => continue,
+            Reply::Bulk(Some(dump)) if dump.len() > FOOTER_BYTES => dump,
+            Reply::Error(text) => return Err(connection.refused("DUMP", &text)),
+            _ => return Err(connection.unexpected("DUMP")),
+        };
+        rdb::check_payload(&dump)?;
+        if rdb::payload_version(&dump).is_some_and(|found| found > version) {
+            return Err(Error::data(
+                "redis_protocol",
+                "the server's dumps are of several versions",
+            ));
+        }
+        let expires = match expires {
+            Reply::Integer(at) => u64::try_from(at).ok(),
+            Reply::Error(text) => return Err(connection.refused("PEXPIRETIME", &text)),
+            _ => return Err(connection.unexpected("PEXPIRETIME")),
+        };
+        let at = expires.map(|ms| if knows_expiry { ms } else { now + ms });
+        writer.key(db, name, at, &dump)?;
+    }
+    Ok(())
 }

@@ -90,11 +90,43 @@ impl Selection {
     /// Whether this key is meant.
     #[must_use]
     pub(super) fn takes(&self, key: &Head) -> bool {
+        self.takes_name(key.db, &key.name)
+    }
+
+    /// Whether the key of this name is meant.
+    #[must_use]
+    pub(super) fn takes_name(&self, db: u32, name: &[u8]) -> bool {
         self.patterns.is_empty()
             || self.patterns.iter().any(|pattern| {
-                pattern.db.is_none_or(|db| db == key.db)
-                    && pattern.glob.as_ref().is_none_or(|g| matches(g, &key.name))
+                pattern.db.is_none_or(|own| own == db)
+                    && pattern.glob.as_ref().is_none_or(|g| matches(g, name))
             })
+    }
+
+    /// What every name begins with that is meant, where one pattern says so: `document:` of `document:*`.
+    /// Empty for a pattern that is a whole name.
+    #[must_use]
+    pub(super) fn stem(&self) -> Vec<u8> {
+        let [
+            Pattern {
+                glob: Some(glob), ..
+            },
+        ] = self.patterns.as_slice()
+        else {
+            return Vec::new();
+        };
+        let mut stem = Vec::new();
+        let mut rest = glob.as_slice();
+        loop {
+            match rest {
+                [] => return Vec::new(),
+                [b'*' | b'?' | b'[', ..] => return stem,
+                [b'\\', literal, after @ ..] | [literal, after @ ..] => {
+                    stem.push(*literal);
+                    rest = after;
+                }
+            }
+        }
     }
 
     /// What the key is called afterwards.
@@ -232,6 +264,25 @@ mod tests {
         // Many stars over a long name: in no time.
         assert!(!matches(&b"*a".repeat(50), &[b'a'; 49]));
         assert!(matches(&b"*a".repeat(50), &[b'a'; 5000]));
+    }
+
+    #[test]
+    fn what_every_selected_name_begins_with() {
+        for (pattern, stem) in [
+            ("document:*", "document:"),
+            ("db=2,document:*:text", "document:"),
+            ("a\\*b?c", "a*b"),
+            ("a[bc]d", "a"),
+            ("*", ""),
+            ("document:7", ""),
+            ("db=2", ""),
+            ("a\\", ""),
+        ] {
+            let selection = Selection::parse(&[pattern.to_owned()], &[]).unwrap();
+            assert_eq!(selection.stem(), stem.as_bytes(), "{pattern}");
+        }
+        let several = ["a*".to_owned(), "b*".to_owned()];
+        assert_eq!(Selection::parse(&several, &[]).unwrap().stem(), b"");
     }
 
     #[test]
