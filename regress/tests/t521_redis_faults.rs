@@ -4,11 +4,87 @@
 use crate::component::{Bench, text};
 use crate::t520_redis::{driver, empty_server, fill, overwrite, own_digest, select};
 use pgark_archiver::component::memory::{MemorySink, MemorySource};
-use pgark_archiver::component::{Consistency, Request, Sink, Source};
+use pgark_archiver::component::{Consistency, Entry, Point, Request, Sink, Source, Stored};
+use pgark_archiver::error::Result;
 use pgark_regress::process::{self, wait_until};
 use pgark_regress::redis_server::{Make, RedisServer};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+/// A repository that takes its time before it takes anything.
+struct Slow(MemorySink);
+
+const SLOW: Duration = Duration::from_secs(3);
+
+impl Sink for Slow {
+    fn entry(&self, entry: Entry) -> Result<()> {
+        self.0.entry(entry)
+    }
+
+    fn file(&self, entry: Entry, content: &mut dyn std::io::Read) -> Result<Stored> {
+        std::thread::sleep(SLOW);
+        self.0.file(entry, content)
+    }
+
+    fn unchanged(&self, entry: &Entry) -> Result<bool> {
+        self.0.unchanged(entry)
+    }
+
+    fn parent(&self) -> Option<&Point> {
+        self.0.parent()
+    }
+}
+
+/// What is written while the snapshot is on its way is not in it: `until` says when it was taken, not when
+/// it had come.
+#[test]
+fn a_snapshot_that_takes_long_to_come_is_of_before() {
+    let bench = Bench::new("redis-slow-transfer");
+    let server = empty_server(&bench.directory, "server");
+    // More than what buffers on the way hold.
+    for n in 0..16 {
+        server.ask(&[
+            "SET",
+            &format!("ballast:{n}"),
+            &"0123456789abcdef".repeat(200_000),
+        ]);
+    }
+    let (stop, sent) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+    let (backup, ended) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut client = server.client();
+            while !stop.load(Ordering::SeqCst) {
+                let at = chrono::Utc::now();
+                let n: usize = client.ask(&["INCR", "counter"]).parse().unwrap();
+                let mut sent = sent.lock().unwrap();
+                sent.push(at);
+                assert_eq!(sent.len(), n);
+            }
+        });
+        wait_until("the writer is at work", Duration::from_secs(60), || {
+            sent.lock().unwrap().len() > 100
+        });
+        let sink = Slow(MemorySink::new());
+        let point = driver(&server, "").capture(&bench.context(), &sink);
+        let ended = chrono::Utc::now();
+        stop.store(true, Ordering::SeqCst);
+        (sink.0.finish(point.unwrap()), ended)
+    });
+    let target = empty_server(&bench.directory, "target");
+    bench.restore(driver(&target, "").as_ref(), &backup, &Request::default());
+    let n: usize = target.ask(&["GET", "counter"]).parse().unwrap();
+    let (point, sent) = (backup.point(), sent.into_inner().unwrap());
+    assert!(point.from < point.until, "{point:?}");
+    assert!(
+        sent[n - 1] <= point.until,
+        "the last write in it was sent before"
+    );
+    // So many writes differ from where the server was in the end, and the point says as much.
+    assert!(sent.len() > n + 100, "{n} of {}", sent.len());
+    let late = (ended - point.until).to_std().unwrap();
+    assert!(late >= SLOW, "{late:?}");
+}
 
 #[test]
 fn what_cannot_work_is_refused_before_anything_changes() {

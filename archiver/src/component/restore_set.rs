@@ -7,7 +7,7 @@
 mod choice;
 mod run;
 
-pub use choice::{Candidate, Choice};
+pub use choice::{Candidate, Choice, Drift};
 pub use run::{ClusterReport, ClusterRestore, ComponentReport, Execution, Report, run};
 
 use super::{Driver, Stage};
@@ -62,9 +62,9 @@ pub struct Step {
     /// The backup.
     pub choice: Choice,
     /// How much later than the moment the backup is, in seconds; negative: earlier.
-    pub drift_seconds: f64,
+    pub drift_seconds: Drift<f64>,
     /// The same in bytes of WAL, where both positions are known.
-    pub drift_wal_bytes: Option<i128>,
+    pub drift_wal_bytes: Option<Drift<i128>>,
 }
 
 /// Everything that repositories hold, as far as a plan needs it.
@@ -230,7 +230,7 @@ pub fn plan(
                 Stage::Derived => ORDER_DERIVED,
                 Stage::Blob => ORDER_BLOB,
             }),
-            drift_seconds: choice.drift_seconds(stage, at),
+            drift_seconds: choice.drift_seconds(at),
             drift_wal_bytes: None,
             choice,
         });
@@ -254,7 +254,7 @@ impl Plan {
     pub fn set_lsn(&mut self, lsn: Lsn) {
         self.lsn = Some(lsn);
         for step in &mut self.steps {
-            step.drift_wal_bytes = step.choice.drift_wal_bytes(step.stage, lsn);
+            step.drift_wal_bytes = step.choice.drift_wal_bytes(lsn);
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::cluster::Cluster;
 use crate::commands::output::{human_bytes, on_one_line, print_json, print_text};
 use crate::component::Evidence;
-use crate::component::restore_set::{ComponentReport, Plan, Report, Step};
+use crate::component::restore_set::{ComponentReport, Drift, Plan, Report, Step};
 use crate::repository::sets::SetStage;
 use serde_json::{Value, json};
 
@@ -50,18 +50,32 @@ pub(super) fn print_plan(plan: &Plan, cluster: Option<&Cluster<'_>>) {
     }
 }
 
+/// Between what the backup is of, and the most WAL that may be in one of the two alone.
 fn drift(step: &Step) -> String {
-    let seconds = step.drift_seconds;
-    let side = if seconds > 0.0 { "later" } else { "earlier" };
-    let mut text = format!("{:.1} s {side}", seconds.abs());
+    let mut text = span(step.drift_seconds);
     if let Some(bytes) = step.drift_wal_bytes {
-        let size = u64::try_from(bytes.unsigned_abs()).unwrap_or(u64::MAX);
-        text += &format!(" ({} of WAL)", human_bytes(size));
+        let most = bytes.min.unsigned_abs().max(bytes.max.unsigned_abs());
+        let size = u64::try_from(most).unwrap_or(u64::MAX);
+        text += &format!(" (at most {} of WAL)", human_bytes(size));
     }
     if step.choice.of_set {
         text += ", member of the set";
     }
     text
+}
+
+fn span(seconds: Drift<f64>) -> String {
+    let side = |seconds: f64| if seconds > 0.0 { "later" } else { "earlier" };
+    let (min, max) = (seconds.min.abs(), seconds.max.abs());
+    if side(seconds.min) != side(seconds.max) {
+        return format!("{min:.1} s earlier to {max:.1} s later");
+    }
+    let (near, far) = (min.min(max), min.max(max));
+    let text = match (format!("{near:.1}"), format!("{far:.1}")) {
+        (near, far) if near == far => far,
+        (near, far) => format!("{near} to {far}"),
+    };
+    format!("{text} s {}", side(seconds.min))
 }
 
 fn plan_json(plan: &Plan, cluster: Option<&Cluster<'_>>) -> Value {
@@ -78,7 +92,7 @@ fn plan_json(plan: &Plan, cluster: Option<&Cluster<'_>>) -> Value {
         })
     });
     let steps = plan.steps.iter().map(|step| {
-        let backup = &step.choice.backup;
+        let (backup, wal) = (&step.choice.backup, step.drift_wal_bytes);
         json!({
             "component": step.component,
             "kind": step.kind,
@@ -89,8 +103,10 @@ fn plan_json(plan: &Plan, cluster: Option<&Cluster<'_>>) -> Value {
             "consistency": backup.consistency,
             "from": backup.from,
             "until": backup.until,
-            "drift_seconds": step.drift_seconds,
-            "drift_wal_bytes": step.drift_wal_bytes.and_then(|bytes| i64::try_from(bytes).ok()),
+            "drift_seconds_min": step.drift_seconds.min,
+            "drift_seconds_max": step.drift_seconds.max,
+            "drift_wal_bytes_min": wal.and_then(|wal| i64::try_from(wal.min).ok()),
+            "drift_wal_bytes_max": wal.and_then(|wal| i64::try_from(wal.max).ok()),
             "flag": step.choice.flag,
         })
     });
@@ -240,5 +256,21 @@ fn shortened(text: &str) -> String {
     match text.char_indices().nth(CHARS_MAX) {
         Some((at, _)) => format!("{}…", text.get(..at).unwrap_or_default()),
         None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_edges_of_a_drift_are_told() {
+        let span = |min, max| span(Drift { min, max });
+        assert_eq!(span(-60.0, -0.01), "0.0 to 60.0 s earlier");
+        assert_eq!(span(-8.01, -8.0), "8.0 s earlier");
+        assert_eq!(span(8.0, 12.0), "8.0 to 12.0 s later");
+        assert_eq!(span(-1.0, 2.0), "1.0 s earlier to 2.0 s later");
+        assert_eq!(span(-2.0, 0.0), "0.0 to 2.0 s earlier");
+        assert_eq!(span(0.0, 2.0), "0.0 s earlier to 2.0 s later");
     }
 }

@@ -1,7 +1,7 @@
 //! Which backup of a component belongs to a moment.
 
 use crate::component::{Consistency, Stage};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use pgark_types::{BackupLabel, Lsn};
 
 /// A backup of a component.
@@ -11,9 +11,9 @@ pub struct Candidate {
     pub label: BackupLabel,
     /// The kind of component that it is of.
     pub kind: String,
-    /// Before its first byte was captured.
+    /// It holds everything that was there then.
     pub from: DateTime<Utc>,
-    /// After its last byte.
+    /// It holds nothing that came after.
     pub until: DateTime<Utc>,
     /// How exact it is.
     pub consistency: Consistency,
@@ -73,27 +73,37 @@ impl Choice {
         })
     }
 
-    /// How much later than `at` it is.
+    /// How much later than `at` it is, in seconds: from its first byte to its last. Whatever the cluster and
+    /// the backup do not have in common happened between the farther edge and `at`.
     #[must_use]
-    pub fn drift_seconds(&self, stage: Stage, at: DateTime<Utc>) -> f64 {
-        let own = match stage {
-            Stage::Derived => self.backup.until,
-            // The blob that is flagged ended before.
-            Stage::Blob if self.flag.is_some() => self.backup.until,
-            Stage::Blob => self.backup.from,
+    pub fn drift_seconds(&self, at: DateTime<Utc>) -> Drift<f64> {
+        let drift = |own: DateTime<Utc>| {
+            let micros = (own - at).num_microseconds().unwrap_or(i64::MAX);
+            micros as f64 / 1e6
         };
-        let drift: TimeDelta = own - at;
-        drift.num_milliseconds() as f64 / 1000.0
+        Drift {
+            min: drift(self.backup.from),
+            max: drift(self.backup.until),
+        }
     }
 
     /// The same in bytes of WAL.
     #[must_use]
-    pub fn drift_wal_bytes(&self, stage: Stage, lsn: Lsn) -> Option<i128> {
-        let own = match stage {
-            Stage::Derived => self.backup.lsn_until?,
-            Stage::Blob if self.flag.is_some() => self.backup.lsn_until?,
-            Stage::Blob => self.backup.lsn_from?,
-        };
-        Some(i128::from(own.0) - i128::from(lsn.0))
+    pub fn drift_wal_bytes(&self, lsn: Lsn) -> Option<Drift<i128>> {
+        let drift = |own: Lsn| i128::from(own.0) - i128::from(lsn.0);
+        Some(Drift {
+            min: drift(self.backup.lsn_from?),
+            max: drift(self.backup.lsn_until?),
+        })
     }
+}
+
+/// How far a backup is from a moment, in time or in WAL; negative: it is earlier. What it holds is of
+/// between the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drift<T> {
+    /// Where its capture began.
+    pub min: T,
+    /// Where it ended.
+    pub max: T,
 }

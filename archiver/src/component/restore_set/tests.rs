@@ -25,45 +25,51 @@ fn candidate(n: u32, from: u32, until: u32) -> Candidate {
     }
 }
 
-fn chosen(stage: Stage, second: u32) -> Option<(BackupLabel, bool, f64)> {
+fn chosen(stage: Stage, second: u32) -> Option<(BackupLabel, bool, (f64, f64))> {
     let all = [
         candidate(1, 1, 3),
         candidate(2, 10, 14),
         candidate(3, 20, 22),
     ];
     let choice = Choice::nearest(stage, at(second), &all)?;
-    let drift = choice.drift_seconds(stage, at(second));
-    Some((choice.backup.label.clone(), choice.flag.is_some(), drift))
+    let drift = choice.drift_seconds(at(second));
+    let label = choice.backup.label.clone();
+    Some((label, choice.flag.is_some(), (drift.min, drift.max)))
 }
 
 #[test]
 fn what_is_derived_is_never_newer_than_the_moment() {
-    assert_eq!(chosen(Stage::Derived, 2), None);
-    assert_eq!(chosen(Stage::Derived, 3), Some((label(1), false, 0.0)));
+    let chosen = |second| chosen(Stage::Derived, second);
+    assert_eq!(chosen(2), None);
+    assert_eq!(chosen(3), Some((label(1), false, (-2.0, 0.0))));
     // The second one was under way: it may hold what came after.
-    assert_eq!(chosen(Stage::Derived, 12), Some((label(1), false, -9.0)));
-    assert_eq!(chosen(Stage::Derived, 14), Some((label(2), false, 0.0)));
-    assert_eq!(chosen(Stage::Derived, 59), Some((label(3), false, -37.0)));
+    assert_eq!(chosen(12), Some((label(1), false, (-11.0, -9.0))));
+    // What was written since it began may be missing in it.
+    assert_eq!(chosen(14), Some((label(2), false, (-4.0, 0.0))));
+    assert_eq!(chosen(59), Some((label(3), false, (-39.0, -37.0))));
 }
 
 #[test]
 fn blobs_are_not_older_than_the_moment_and_flagged_when_they_are() {
-    assert_eq!(chosen(Stage::Blob, 1), Some((label(1), false, 0.0)));
-    assert_eq!(chosen(Stage::Blob, 2), Some((label(2), false, 8.0)));
-    assert_eq!(chosen(Stage::Blob, 12), Some((label(3), false, 8.0)));
-    assert_eq!(chosen(Stage::Blob, 21), Some((label(3), true, 1.0)));
-    assert_eq!(chosen(Stage::Blob, 30), Some((label(3), true, -8.0)));
+    let chosen = |second| chosen(Stage::Blob, second);
+    // What was written until it ended may be in it.
+    assert_eq!(chosen(1), Some((label(1), false, (0.0, 2.0))));
+    assert_eq!(chosen(2), Some((label(2), false, (8.0, 12.0))));
+    assert_eq!(chosen(12), Some((label(3), false, (8.0, 10.0))));
+    assert_eq!(chosen(21), Some((label(3), true, (-1.0, 1.0))));
+    assert_eq!(chosen(30), Some((label(3), true, (-10.0, -8.0))));
     assert_eq!(Choice::nearest(Stage::Blob, at(1), &[]), None);
 }
 
 #[test]
 fn drift_in_wal_is_told_where_positions_are_known() {
     let choice = Choice::of_set(&candidate(1, 1, 3));
-    assert_eq!(choice.drift_wal_bytes(Stage::Derived, Lsn(500)), Some(-200));
-    assert_eq!(choice.drift_wal_bytes(Stage::Blob, Lsn(50)), Some(50));
-    let mut unknown = choice;
+    let drift = |lsn| choice.drift_wal_bytes(Lsn(lsn)).map(|d| (d.min, d.max));
+    assert_eq!(drift(500), Some((-400, -200)));
+    assert_eq!(drift(50), Some((50, 250)));
+    let mut unknown = choice.clone();
     unknown.backup.lsn_until = None;
-    assert_eq!(unknown.drift_wal_bytes(Stage::Derived, Lsn(500)), None);
+    assert_eq!(unknown.drift_wal_bytes(Lsn(500)), None);
 }
 
 fn mark(name: &str, second: u32) -> Mark {
@@ -154,5 +160,6 @@ fn an_instant_within_a_set_is_the_sets_and_any_other_is_by_time() {
     let before = planned(&Moment::Time(at(5))).unwrap();
     assert!(before.set.is_none());
     assert_eq!(before.steps[0].choice.backup.label, label(2));
-    assert_eq!(before.steps[0].drift_seconds, 5.0);
+    let drift = before.steps[0].drift_seconds;
+    assert_eq!((drift.min, drift.max), (5.0, 9.0));
 }

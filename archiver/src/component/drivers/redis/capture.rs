@@ -69,7 +69,9 @@ pub(super) fn capture(
             point.notes.push(format!(
                 "taken key by key: keys are of different instants ({why})"
             ));
-            by_key(settings, context, sink, &server)?
+            let summary = by_key(settings, context, sink, &server)?;
+            point.until = Utc::now();
+            summary
         }
     };
     describe(&summary, &server, &mut point)?;
@@ -80,7 +82,6 @@ pub(super) fn capture(
         };
         point.notes.push(note);
     }
-    point.until = Utc::now();
     Ok(point)
 }
 
@@ -106,7 +107,9 @@ fn exact(
     mut transfer: Transfer<'_>,
     point: &mut Point,
 ) -> Result<Summary> {
-    let by = Utc::now();
+    let by = transfer.instant_until;
+    // Not when the last byte has come: what is written while it comes is not in it.
+    point.until = by;
     let position = &mut point.position;
     position.insert("method".to_owned(), json!("psync"));
     position.insert("replication_id".to_owned(), json!(transfer.replication_id));

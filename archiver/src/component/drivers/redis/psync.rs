@@ -6,6 +6,7 @@
 
 use super::connection::{Connection, Reply};
 use crate::{Error, Result};
+use chrono::{DateTime, Utc};
 use std::io::Read;
 
 const MARK_BYTES: usize = 40;
@@ -27,6 +28,8 @@ pub(super) struct Transfer<'a> {
     pub(super) replication_id: String,
     /// Where the snapshot stands in it, exactly.
     pub(super) offset: u64,
+    /// Nothing that was written later is in it, by our clock.
+    pub(super) instant_until: DateTime<Utc>,
     /// Whether the server wrote the snapshot to its own disk first.
     pub(super) through_disk: bool,
 }
@@ -63,6 +66,8 @@ pub(super) fn begin(mut connection: Connection<'_>) -> Result<Answer<'_>> {
         return Err(connection.unexpected("PSYNC"));
     };
     let replication_id = id.to_owned();
+    // The server says so when it forks, and serves nobody in between; or later, when it is at it already.
+    let instant_until = Utc::now();
     let header = answer_line(&mut connection)?;
     let announced = header.strip_prefix('$');
     let frame = match announced.and_then(|text| text.strip_prefix("EOF:")) {
@@ -86,6 +91,7 @@ pub(super) fn begin(mut connection: Connection<'_>) -> Result<Answer<'_>> {
         piece: Vec::new(),
         replication_id,
         offset,
+        instant_until,
     })))
 }
 
