@@ -52,6 +52,7 @@ mod t452_sftp_full;
 mod t460_places;
 mod t500_files;
 mod t510_sets;
+mod t511_restore_set;
 mod t520_redis;
 mod t521_redis_faults;
 mod t525_qdrant;

@@ -240,6 +240,9 @@ fn quiesced_sets_bring_everything_back_to_one_moment() {
         let documents = &report["components"][0];
         assert_eq!(documents["evidence"]["ok"], true, "{report:#}");
         assert!(documents["safety_backup"].is_string(), "{report:#}");
+        let compared = &documents["reconcile"];
+        assert_eq!(compared["missing"]["count"], 0, "{report:#}");
+        assert_eq!(compared["orphaned"]["count"], 0, "{report:#}");
         assert_eq!(report["plan"]["components"][0]["of_set"], true);
 
         let rows = ids(&cluster.psql(ROWS));

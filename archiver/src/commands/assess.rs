@@ -141,7 +141,7 @@ fn repositories(config: &Config) -> Result<(Vec<Place>, Vec<Repository>)> {
     Ok((places, opened))
 }
 
-/// The newest backup of each component; what cannot be read is told and left out.
+/// The newest backup of each component to go back to; what cannot be read is told and left out.
 fn newest(repositories: &[Repository], components: &[String]) -> BTreeMap<String, Newest> {
     let mut newest: BTreeMap<String, Newest> = BTreeMap::new();
     for repository in repositories {
@@ -153,7 +153,8 @@ fn newest(repositories: &[Repository], components: &[String]) -> BTreeMap<String
                     continue;
                 }
             };
-            for record in records {
+            // What a restore replaced is what somebody wanted to get rid of.
+            for record in records.into_iter().filter(|r| !r.is_safety()) {
                 let known = newest.get(component);
                 if known.is_none_or(|known| known.stopped_at < record.stopped_at()) {
                     newest.insert(

@@ -16,7 +16,7 @@ use crate::{Error, Result, exit_code};
 use chrono::Utc;
 use cluster::Cluster;
 use pgark_types::{BackupLabel, RecoveryTarget, TargetTimeline};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -56,9 +56,13 @@ pub struct Args {
     /// Only this repository [default: the required ones, then the others; the first that can serve]
     #[arg(long, value_name = "NAME")]
     pub repository: Option<String>,
-    /// Replace what is there without a backup of it.
+    /// Replace what is there without a backup of it: of this component, may be repeated; without a name
+    /// of all.
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
+    pub no_safety_backup: Vec<String>,
+    /// Do not compare ids with Postgres afterwards (component.NAME.reconcile).
     #[arg(long)]
-    pub no_safety_backup: bool,
+    pub no_reconcile: bool,
     /// Print the plan and change nothing.
     #[arg(long)]
     pub dry_run: bool,
@@ -68,7 +72,7 @@ pub struct Args {
 }
 
 /// Plans, prints the plan, asks, and carries it out. The exit code: 0; 3 when something that was restored
-/// does not agree with its backup; else that of the first failure.
+/// does not agree with its backup, or lacks ids that Postgres has; else that of the first failure.
 ///
 /// # Errors
 /// Whatever is known before the first change.
@@ -80,6 +84,7 @@ pub fn run(
     cancel: &CancelToken,
 ) -> Result<u8> {
     let components = config.select_components(&args.component, &args.group)?;
+    let without_safety = without_safety(args, &components)?;
     let drivers = host::open_drivers(config, &components)?;
     let moment = moment(args)?;
     let (mut open, failed) = Repositories::open(config)?.in_order();
@@ -153,7 +158,8 @@ pub fn run(
         plan: &plan,
         drivers: &drivers,
         sources: &sources,
-        safety: !args.no_safety_backup,
+        without_safety,
+        reconcile: !args.no_reconcile,
         clock: &clock,
         cancel,
     };
@@ -168,6 +174,24 @@ pub fn run(
         Output::Text => render::print_report(cluster.as_ref(), &report),
     }
     Ok(exit(&report))
+}
+
+/// The components of which nothing is saved.
+fn without_safety(args: &Args, components: &[String]) -> Result<BTreeSet<String>> {
+    // The flag without a name.
+    if args.no_safety_backup.iter().any(String::is_empty) {
+        return Ok(components.iter().cloned().collect());
+    }
+    for name in &args.no_safety_backup {
+        if !components.contains(name) {
+            return Err(Error::invalid(
+                "component_unknown",
+                format!("--no-safety-backup: \"{name}\" is not restored"),
+            )
+            .with_hint(format!("What is restored: {}.", components.join(", "))));
+        }
+    }
+    Ok(args.no_safety_backup.iter().cloned().collect())
 }
 
 fn moment(args: &Args) -> Result<Moment> {
@@ -218,12 +242,22 @@ fn confirm(args: &Args, output: Output) -> Result<()> {
 fn exit(report: &Report) -> u8 {
     let cluster = report.cluster.iter().filter_map(|c| c.error.as_ref());
     let components = report.components.iter().filter_map(|c| c.error.as_ref());
-    if let Some(error) = cluster.chain(components).next() {
+    let compared = || {
+        report
+            .components
+            .iter()
+            .filter_map(|c| c.reconcile.as_ref())
+    };
+    let not_compared = compared().filter_map(|compared| compared.as_ref().err());
+    if let Some(error) = cluster.chain(components).chain(not_compared).next() {
         return exit_code::of(error);
     }
     let cluster = report.cluster.iter().filter_map(|c| c.evidence.as_ref());
     let components = report.components.iter().filter_map(|c| c.evidence.as_ref());
-    match cluster.chain(components).all(|evidence| evidence.ok) {
+    let same = cluster.chain(components).all(|evidence| evidence.ok);
+    // Ids that no row stands for are no finding: blobs may be newer than Postgres.
+    let missing = compared().flatten().any(|found| found.missing.count > 0);
+    match same && !missing {
         true => exit_code::DONE,
         false => exit_code::FINDINGS,
     }

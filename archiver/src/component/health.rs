@@ -2,9 +2,13 @@
 
 use super::scratch::Scratch;
 use super::{CheckLine, Context, Driver};
-use crate::Result;
 use crate::cancel::CancelToken;
+use crate::clock::deadline;
 use crate::config::Config;
+use crate::{Error, Result};
+use std::time::{Duration, Instant};
+
+const POLL: Duration = Duration::from_millis(500);
 
 /// What the driver says about its store.
 ///
@@ -22,4 +26,38 @@ pub fn check(
         cancel,
         scratch: scratch.path(),
     })
+}
+
+/// Waits until nothing is wrong with a store that was restored and started.
+///
+/// # Errors
+/// Kind Unavailable: `not_ready`, `cancelled`.
+pub fn wait(
+    config: &Config,
+    component: &str,
+    driver: &dyn Driver,
+    timeout: Duration,
+    cancel: &CancelToken,
+) -> Result<()> {
+    let end = deadline(timeout);
+    loop {
+        cancel.check()?;
+        let why = match check(config, component, driver, cancel) {
+            Ok(lines) => match lines.into_iter().find(|line| !line.ok) {
+                None => return Ok(()),
+                Some(line) => format!("{}: {}", line.name, line.detail),
+            },
+            Err(error) => error.to_string(),
+        };
+        if Instant::now() >= end {
+            return Err(Error::unavailable(
+                "not_ready",
+                format!(
+                    "\"{component}\" is restored, and does not get ready within {} s: {why}",
+                    timeout.as_secs()
+                ),
+            ));
+        }
+        std::thread::sleep(POLL);
+    }
 }

@@ -6,9 +6,11 @@
 
 mod choice;
 mod run;
+mod services;
 
 pub use choice::{Candidate, Choice, Drift};
 pub use run::{ClusterReport, ClusterRestore, ComponentReport, Execution, Report, run};
+pub use services::StillStopped;
 
 use super::{Driver, Stage};
 use crate::config::Config;

@@ -6,13 +6,13 @@ use crate::clock::{SharedClock, SystemClock};
 use crate::component::hooks::Hook;
 use crate::component::restore::{self, Options, Restored};
 use crate::component::source::{self, OpenSource};
-use crate::component::{Driver, Evidence, Request, drivers};
+use crate::component::{Driver, Evidence, Request, drivers, health};
 use crate::config::Config;
 use crate::{Error, Result, exit_code};
 use serde_json::{Value, json};
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What only components beside the cluster have.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -131,25 +131,31 @@ pub(super) fn run(
     let driver = driver.as_ref();
     let safety = restore::save(config, name, driver, &source, &options, &clock, cancel)?;
     let in_place = options.request.to.is_none();
-    let hook = |what, argv| -> Result<()> {
+    let common = &section.common;
+    let hook = |what, argv, cancel| -> Result<()> {
         match in_place {
             true => Hook {
                 what,
                 component: Some(name),
                 argv,
-                timeout: section.common.hook_timeout(),
+                timeout: common.hook_timeout(),
                 environment: Vec::new(),
             }
-            .run(Some(cancel)),
+            .run(cancel),
             false => Ok(()),
         }
     };
-    hook("before_restore", &section.common.before_restore)?;
-    let put = restore::put(config, name, driver, &source, &options.request, cancel);
-    // What was stopped is started again, whatever became of it.
-    let started = hook("after_restore", &section.common.after_restore);
+    let stopped = hook("before_restore", &common.before_restore, Some(cancel));
+    let request = &options.request;
+    let put = stopped.and_then(|()| restore::put(config, name, driver, &source, request, cancel));
+    // What was stopped is started again, whatever became of it, and nobody cancels that.
+    let started = hook("after_restore", &common.after_restore, None);
     let notes = put?;
     started?;
+    if in_place && !common.after_restore.is_empty() {
+        let timeout = Duration::from_secs(common.ready_timeout_seconds);
+        health::wait(config, name, driver, timeout, cancel)?;
+    }
     let evidence = evidence(config, name, driver, &source, &options, cancel)?;
     let restored = Restored {
         notes,

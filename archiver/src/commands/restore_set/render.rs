@@ -1,8 +1,10 @@
 //! The plan and the evidence, for people and programs.
 
 use super::cluster::Cluster;
+use crate::Result;
 use crate::commands::output::{human_bytes, on_one_line, print_json, print_text};
 use crate::component::Evidence;
+use crate::component::reconcile::{Difference, Side};
 use crate::component::restore_set::{ComponentReport, Drift, Plan, Report, Step};
 use crate::repository::sets::SetStage;
 use serde_json::{Value, json};
@@ -144,6 +146,7 @@ pub(super) fn print_report_json(plan: &Plan, cluster: Option<&Cluster<'_>>, repo
             "safety_backup": one.safety,
             "notes": one.notes,
             "evidence": one.evidence,
+            "reconcile": one.reconcile.as_ref().map(reconcile_json),
             "code": one.error.as_ref().map(crate::Error::code),
             "detail": one.error.as_ref().map(ToString::to_string),
         })
@@ -152,7 +155,30 @@ pub(super) fn print_report_json(plan: &Plan, cluster: Option<&Cluster<'_>>, repo
         "plan": plan_json(plan, cluster),
         "cluster": cluster_report,
         "components": components.collect::<Vec<_>>(),
+        "stopped": report.stopped.iter().map(|one| {
+            json!({"component": one.component, "reason": one.reason})
+        }).collect::<Vec<_>>(),
     }));
+}
+
+fn reconcile_json(compared: &Result<Difference>) -> Value {
+    match compared {
+        Ok(found) => {
+            let side = |side: &Side| json!({"count": side.count, "ids": side.ids});
+            json!({
+                "outcome": "compared",
+                "postgres": found.wanted,
+                "store": found.found,
+                "missing": side(&found.missing),
+                "orphaned": side(&found.orphaned),
+            })
+        }
+        Err(error) => json!({
+            "outcome": "failed",
+            "code": error.code(),
+            "detail": error.to_string(),
+        }),
+    }
 }
 
 /// What was restored, and the table of evidence.
@@ -183,7 +209,40 @@ pub(super) fn print_report(cluster: Option<&Cluster<'_>>, report: &Report) {
     for one in &report.components {
         print_component(one);
     }
+    for one in &report.stopped {
+        print_text(format_args!(
+            "STOPPED STILL: {}: {}",
+            one.component,
+            on_one_line(&one.reason)
+        ));
+    }
     print_evidence(cluster, report);
+    for one in &report.components {
+        print_reconcile(one);
+    }
+}
+
+fn print_reconcile(one: &ComponentReport) {
+    let name = &one.component;
+    match &one.reconcile {
+        None => {}
+        Some(Ok(found)) => {
+            let (missing, orphaned) = (found.missing.count, found.orphaned.count);
+            print_text(format_args!(
+                "{name}: {} ids by Postgres, {missing} of them missing; {orphaned} in the store alone",
+                found.wanted
+            ));
+            if missing + orphaned > 0 {
+                print_text(format_args!(
+                    "  pgark reconcile --component {name} lists them"
+                ));
+            }
+        }
+        Some(Err(error)) => print_text(format_args!(
+            "{name}: NOT COMPARED WITH POSTGRES: {error} (code {})",
+            error.code()
+        )),
+    }
 }
 
 fn print_component(one: &ComponentReport) {

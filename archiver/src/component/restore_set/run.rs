@@ -1,21 +1,23 @@
 //! A restore across components: safety backups while everything still runs, applications stopped,
 //! databases first, each waited for, applications last.
 
+use super::services::{Services, StillStopped};
 use super::{Plan, Step};
 use crate::cancel::CancelToken;
-use crate::clock::{SharedClock, deadline};
-use crate::component::hooks::Hook;
+use crate::clock::SharedClock;
+use crate::component::reconcile::{self, Difference};
 use crate::component::source::OpenSource;
 use crate::component::{Driver, Evidence, Request, health, restore};
 use crate::config::Config;
-use crate::config::component::Common;
+use crate::config::component::{Common, Reconcile};
 use crate::{Error, Result};
 use pgark_types::BackupLabel;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-const POLL: Duration = Duration::from_millis(500);
+/// Ids of each side that a report lists.
+const RECONCILE_IDS: i64 = 100;
 
 /// How the cluster is restored, and waited for.
 pub trait ClusterRestore {
@@ -45,8 +47,10 @@ pub struct Execution<'a> {
     pub drivers: &'a BTreeMap<String, Box<dyn Driver>>,
     /// The components' backups, opened and pinned.
     pub sources: &'a BTreeMap<String, OpenSource>,
-    /// What is there is backed up first.
-    pub safety: bool,
+    /// Of all others what is there is backed up first.
+    pub without_safety: BTreeSet<String>,
+    /// Whether ids are compared with Postgres afterwards.
+    pub reconcile: bool,
     /// This host's clock.
     pub clock: &'a SharedClock,
     /// The user.
@@ -60,6 +64,8 @@ pub struct Report {
     pub cluster: Option<ClusterReport>,
     /// The components, in order.
     pub components: Vec<ComponentReport>,
+    /// What was stopped for the restore, and does not run again.
+    pub stopped: Vec<StillStopped>,
 }
 
 /// What became of the cluster.
@@ -86,25 +92,31 @@ pub struct ComponentReport {
     pub notes: Vec<String>,
     /// Whether the store is what the backup says.
     pub evidence: Option<Evidence>,
+    /// How its ids agree with Postgres's rows, where the configuration says how to tell, and both run.
+    pub reconcile: Option<Result<Difference>>,
     /// Why it failed.
     pub error: Option<Error>,
 }
 
 /// Restores. What fails is in the report and keeps later components from nothing, except the cluster:
-/// without it nothing else is touched.
+/// without it nothing else is touched. What was stopped is started again, whatever became of it.
 ///
 /// # Errors
 /// Whatever happens before the first change: a safety backup that fails, a hook that stops nothing.
 pub fn run(execution: &Execution<'_>, cluster: Option<&mut dyn ClusterRestore>) -> Result<Report> {
     let mut report = Report::default();
     let mut safety = execution.safety_backups()?;
-    execution.before(cluster.as_ref().map(|cluster| cluster.target_dir()))?;
+    let mut services = Services::new(execution);
+    if let Err(error) = services.stop(cluster.as_ref().map(|cluster| cluster.target_dir())) {
+        return Err(services.give_up(error));
+    }
     crate::fault::point("restore_set:stopped");
     if let Some(cluster) = cluster {
-        let outcome = execution.cluster(cluster);
+        let outcome = execution.cluster(cluster, &mut services);
         let failed = outcome.error.is_some();
         report.cluster = Some(outcome);
         if failed {
+            report.stopped = services.finish();
             return Ok(report);
         }
     }
@@ -115,9 +127,10 @@ pub fn run(execution: &Execution<'_>, cluster: Option<&mut dyn ClusterRestore>) 
             safety: safety.remove(&step.component),
             notes: Vec::new(),
             evidence: None,
+            reconcile: None,
             error: None,
         };
-        if let Err(error) = execution.component(step, &mut one) {
+        if let Err(error) = execution.component(step, &mut one, &mut services) {
             tracing::error!(
                 alert = "restore_component_failed",
                 code = error.code(),
@@ -129,11 +142,15 @@ pub fn run(execution: &Execution<'_>, cluster: Option<&mut dyn ClusterRestore>) 
         report.components.push(one);
         crate::fault::point("restore_set:component");
     }
+    report.stopped = services.finish();
+    if execution.reconcile {
+        execution.reconcile(&mut report);
+    }
     Ok(report)
 }
 
 impl Execution<'_> {
-    fn common(&self, component: &str) -> Option<&Common> {
+    pub(super) fn common(&self, component: &str) -> Option<&Common> {
         self.config.component.get(component).map(|c| &c.common)
     }
 
@@ -154,14 +171,12 @@ impl Execution<'_> {
     /// While services still run: a store that is stopped cannot be captured.
     fn safety_backups(&self) -> Result<BTreeMap<String, BackupLabel>> {
         let mut taken = BTreeMap::new();
-        if !self.safety {
-            return Ok(taken);
-        }
         for step in &self.plan.steps {
             self.cancel.check()?;
             let name = &step.component;
             let source = self.source(name)?;
-            let (driver, options) = (self.driver(name)?, in_place(false));
+            let options = in_place(self.without_safety.contains(name));
+            let driver = self.driver(name)?;
             let saved = restore::save(
                 self.config,
                 name,
@@ -170,63 +185,23 @@ impl Execution<'_> {
                 &options,
                 self.clock,
                 self.cancel,
-            )?;
+            );
+            let saved = saved.map_err(|error| match error.code() {
+                "safety_backup_failed" => error.with_hint(format!(
+                    "Mend that, or go without it: --no-safety-backup {name}."
+                )),
+                _ => error,
+            })?;
             taken.extend(saved.map(|label| (name.clone(), label)));
         }
         Ok(taken)
     }
 
-    /// Applications first: whoever is restored last is stopped first.
-    fn before(&self, target_dir: Option<&Path>) -> Result<()> {
-        for step in self.plan.steps.iter().rev() {
-            self.cancel.check()?;
-            if let Some(common) = self.common(&step.component) {
-                self.hook(
-                    "before_restore",
-                    &step.component,
-                    &common.before_restore,
-                    common.hook_timeout(),
-                )
-                .run(Some(self.cancel))?;
-            }
-        }
-        if let (Some(target), Some(section)) = (target_dir, &self.config.cluster) {
-            let timeout = Duration::from_secs(section.hook_timeout_seconds);
-            let mut hook = self.hook(
-                "before_restore",
-                &section.name,
-                &section.before_restore,
-                timeout,
-            );
-            hook.environment
-                .push(("PGARK_TARGET_DIR", target.display().to_string()));
-            hook.run(Some(self.cancel))?;
-        }
-        Ok(())
-    }
-
-    fn hook<'a>(
+    fn cluster(
         &self,
-        what: &'a str,
-        component: &'a str,
-        argv: &'a [String],
-        timeout: Duration,
-    ) -> Hook<'a> {
-        let set = self
-            .plan
-            .set
-            .as_ref()
-            .map_or_else(String::new, |s| s.label.to_string());
-        Hook {
-            what,
-            component: Some(component),
-            argv,
-            timeout,
-            environment: vec![("PGARK_SET", set)],
-        }
-    }
-
-    fn cluster(&self, cluster: &mut dyn ClusterRestore) -> ClusterReport {
+        cluster: &mut dyn ClusterRestore,
+        services: &mut Services<'_>,
+    ) -> ClusterReport {
         let mut report = ClusterReport {
             started: false,
             evidence: None,
@@ -234,22 +209,9 @@ impl Execution<'_> {
         };
         let mut restore = || -> Result<()> {
             cluster.restore()?;
-            let Some(section) = &self.config.cluster else {
-                return Ok(());
-            };
-            if section.after_restore.is_empty() {
+            if !services.start_cluster(cluster.target_dir())? {
                 return Ok(());
             }
-            let timeout = Duration::from_secs(section.hook_timeout_seconds);
-            let mut hook = self.hook(
-                "after_restore",
-                &section.name,
-                &section.after_restore,
-                timeout,
-            );
-            let target = cluster.target_dir().display().to_string();
-            hook.environment.push(("PGARK_TARGET_DIR", target));
-            hook.run(Some(self.cancel))?;
             report.started = true;
             report.evidence = Some(cluster.wait()?);
             Ok(())
@@ -259,69 +221,70 @@ impl Execution<'_> {
         report
     }
 
-    fn component(&self, step: &Step, report: &mut ComponentReport) -> Result<()> {
+    fn component(
+        &self,
+        step: &Step,
+        report: &mut ComponentReport,
+        services: &mut Services<'_>,
+    ) -> Result<()> {
         self.cancel.check()?;
         let name = &step.component;
         let driver = self.driver(name)?;
         let source = self.source(name)?;
-        // The safety backup was taken when services still ran.
-        let options = in_place(true);
+        let request = in_place(true).request;
         tracing::info!(component = name, backup = %step.choice.backup.label, "restore begins");
-        let restored = restore::run(
-            self.config,
-            name,
-            driver,
-            source,
-            &options,
-            self.clock,
-            self.cancel,
-        )?;
-        report.notes = restored.notes;
-        report.evidence = Some(restored.evidence);
-        if let Some(common) = self.common(name) {
-            let hook = self.hook(
-                "after_restore",
-                name,
-                &common.after_restore,
-                common.hook_timeout(),
-            );
-            hook.run(Some(self.cancel))?;
-            self.wait(
-                name,
-                driver,
-                Duration::from_secs(common.ready_timeout_seconds),
-            )?;
-        }
-        Ok(())
-    }
-
-    /// Whoever comes next may need it.
-    fn wait(&self, name: &str, driver: &dyn Driver, timeout: Duration) -> Result<()> {
-        let end = deadline(timeout);
-        loop {
-            self.cancel.check()?;
-            let why = match self.check(name, driver) {
-                Ok(None) => return Ok(()),
-                Ok(Some(why)) => why,
-                Err(error) => error.to_string(),
-            };
-            if Instant::now() >= end {
-                return Err(Error::unavailable(
-                    "not_ready",
-                    format!(
-                        "\"{name}\" is restored, and does not get ready within {} s: {why}",
-                        timeout.as_secs()
-                    ),
-                ));
+        // The safety backup was taken when services still ran.
+        let put = restore::put(self.config, name, driver, source, &request, self.cancel);
+        // A service that is down helps nobody, whatever became of its store.
+        let started = services.start(name);
+        report.notes = put?;
+        started?;
+        let ready = match self.common(name) {
+            Some(common) => {
+                // Whoever comes next may need it.
+                let timeout = Duration::from_secs(common.ready_timeout_seconds);
+                health::wait(self.config, name, driver, timeout, self.cancel)
             }
-            std::thread::sleep(POLL);
+            None => Ok(()),
+        };
+        // Of the store as it runs: what its server loaded counts.
+        match restore::evidence(self.config, name, driver, source, &request, self.cancel) {
+            Ok(evidence) => report.evidence = Some(evidence),
+            Err(error) if ready.is_ok() => return Err(error),
+            Err(_) => {}
+        }
+        ready
+    }
+
+    /// Compares what was restored with Postgres, which has to run for it.
+    fn reconcile(&self, report: &mut Report) {
+        if report.cluster.as_ref().is_some_and(|own| !own.started) {
+            return;
+        }
+        for one in report.components.iter_mut().filter(|c| c.error.is_none()) {
+            let name = one.component.as_str();
+            let rule = self.common(name).and_then(|c| c.reconcile.as_ref());
+            let Some(rule) = rule else { continue };
+            let compared = self.compare(name, rule);
+            if let Err(error) = &compared {
+                tracing::error!(
+                    alert = "reconcile_failed",
+                    code = error.code(),
+                    "\"{name}\" was not compared with Postgres: {error}"
+                );
+            }
+            one.reconcile = Some(compared);
         }
     }
 
-    fn check(&self, name: &str, driver: &dyn Driver) -> Result<Option<String>> {
-        let lines = health::check(self.config, name, driver, self.cancel)?;
-        let bad = lines.into_iter().find(|line| !line.ok);
-        Ok(bad.map(|line| format!("{}: {}", line.name, line.detail)))
+    fn compare(&self, name: &str, rule: &Reconcile) -> Result<Difference> {
+        let options = reconcile::Options {
+            limit: RECONCILE_IDS,
+            into_table: None,
+        };
+        let driver = self.driver(name)?;
+        self.cancel.check()?;
+        reconcile::run(self.config, name, driver, rule, &options, self.cancel)
     }
 }
 

@@ -378,8 +378,14 @@ impl Record {
     pub fn is_good(&self) -> bool {
         match self {
             Self::Postgres(label) => label.corrupt_page_count == 0,
-            Self::Component(label) => !label.safety,
+            Self::Component(_) => !self.is_safety(),
         }
+    }
+
+    /// Whether it is of what a restore replaced.
+    #[must_use]
+    pub fn is_safety(&self) -> bool {
+        matches!(self, Self::Component(label) if label.safety)
     }
 
     /// That of a Postgres cluster.
