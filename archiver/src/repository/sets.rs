@@ -57,6 +57,10 @@ pub struct SetQuiesce {
     pub asked: Quiesce,
     /// What held from the first capture to the last one; `none` where the time was over before.
     pub achieved: Quiesce,
+    /// With `stores`: members derived from Postgres that are of no one instant, and whose writers nothing
+    /// held back, for their stores have nothing that could, or it failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_held: Vec<String>,
     /// For how long writers were held back, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_seconds: Option<f64>,
@@ -204,6 +208,7 @@ impl Set {
             quiesce: SetQuiesce {
                 asked,
                 achieved: asked,
+                not_held: Vec::new(),
                 held_seconds: None,
             },
             postgres: None,

@@ -231,6 +231,12 @@ fn print_quiesce(outcome: &Outcome) {
             word(quiesce.asked)
         ));
     }
+    if !quiesce.not_held.is_empty() {
+        print_text(format_args!(
+            "  WARNING: of no one instant, for nothing held back who writes to them: {}",
+            quiesce.not_held.join(", ")
+        ));
+    }
 }
 
 /// Prints what would be taken.

@@ -7,6 +7,7 @@ use crate::component::{Consistency, Stage};
 use crate::config::component::Quiesce;
 use crate::repository::sets::SetMember;
 use crate::{Error, Result};
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 
@@ -29,9 +30,10 @@ impl Run<'_> {
             return;
         }
         let levers = self.spec.quiesce == Quiesce::Stores;
-        if levers {
-            self.hold(&members, brake);
-        }
+        let held = match levers {
+            true => self.hold(&members, brake),
+            false => BTreeSet::new(),
+        };
         let threads = members.len().min(PARALLEL_MAX);
         // Taken from the end.
         members.reverse();
@@ -51,7 +53,11 @@ impl Run<'_> {
             }
         });
         for one in taken.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            let name = one.member.name.clone();
             self.taken(one);
+            if levers && stage == Stage::Derived && !held.contains(&name) {
+                self.not_held(&name);
+            }
         }
         if levers {
             brake.release(|undo| matches!(undo, Undo::Lever { .. }));
@@ -59,8 +65,9 @@ impl Run<'_> {
         crate::fault::point("set:stage_captured");
     }
 
-    /// All of them before the first capture, so that they stand still together.
-    fn hold(&mut self, members: &[Member], brake: &Brake<'_>) {
+    /// All of them before the first capture, so that they stand still together. Those that do.
+    fn hold(&mut self, members: &[Member], brake: &Brake<'_>) -> BTreeSet<String> {
+        let mut held = BTreeSet::new();
         for member in members {
             let Some(lever) = &member.lever else { continue };
             let undo = Undo::Lever {
@@ -68,11 +75,28 @@ impl Run<'_> {
                 lever: lever.clone(),
             };
             let pulled = self.tools.cancel.check().and_then(|()| brake.pull(undo));
-            if let Err(error) = pulled {
-                let error = error.context(format_args!("component \"{}\"", member.name));
-                self.not_quiesced(&error);
+            match pulled {
+                Ok(()) => drop(held.insert(member.name.clone())),
+                Err(error) => {
+                    let error = error.context(format_args!("component \"{}\"", member.name));
+                    self.not_quiesced(&error);
+                }
             }
         }
+        held
+    }
+
+    /// Says so, unless the capture of a member is of one instant by itself.
+    fn not_held(&mut self, component: &str) {
+        let is_fuzzy = |m: &SetMember| m.consistency == Some(Consistency::Fuzzy);
+        if !self.outcome.set.member(component).is_some_and(is_fuzzy) {
+            return;
+        }
+        self.note(format!(
+            "\"{component}\" was written to while it was captured: nothing held its writers back"
+        ));
+        let component = component.to_owned();
+        self.outcome.set.quiesce.not_held.push(component);
     }
 
     fn one(&self, member: Member, anchor: Option<&dyn Anchor>, brake: &Brake<'_>) -> Taken {

@@ -100,6 +100,31 @@ fn held_stores_stand_still_together() {
     nothing_held(&world);
 }
 
+/// A store without a lever whose capture is of many instants must not pass for one that stood still.
+#[test]
+fn stores_that_nothing_holds_are_named() {
+    let mut world = World::new(&[
+        ("cache", Stage::Derived),
+        ("exact", Stage::Derived),
+        ("vectors", Stage::Derived),
+        ("docs", Stage::Blob),
+    ]);
+    world.leverless = [
+        ("exact", Consistency::PointInTime),
+        ("vectors", Consistency::Fuzzy),
+        ("docs", Consistency::Fuzzy),
+    ]
+    .into();
+    let set = world.take(Quiesce::Stores).set;
+    assert_eq!(set.quiesce.not_held, ["vectors"]);
+    assert_eq!(set.quiesce.achieved, Quiesce::Stores);
+    assert_eq!(set.notes.len(), 1, "{:?}", set.notes);
+    assert!(set.notes[0].contains("\"vectors\""), "{:?}", set.notes);
+    for other in [Quiesce::None, Quiesce::App] {
+        assert!(world.take(other).set.quiesce.not_held.is_empty());
+    }
+}
+
 #[test]
 fn a_member_that_fails_fails_the_set_and_nobody_else() {
     for quiesce in [Quiesce::None, Quiesce::Stores, Quiesce::App] {

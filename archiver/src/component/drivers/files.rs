@@ -191,7 +191,7 @@ impl Driver for Files {
         part: &str,
         visit: &mut dyn FnMut(String) -> Result<()>,
     ) -> Result<bool> {
-        ids::list(&self.paths, context, part, visit).map(|()| true)
+        ids::list(&self.paths, &self.rules, context, part, visit).map(|()| true)
     }
 
     fn lever(&self, _seconds: u64) -> Option<Lever> {

@@ -56,6 +56,8 @@ pub(super) struct World {
     pub(super) cancels: Option<&'static str>,
     pub(super) hooks: bool,
     pub(super) own_levers: bool,
+    /// Stores that nothing holds back, and how exact their captures are.
+    pub(super) leverless: BTreeMap<&'static str, Consistency>,
     pub(super) without_cluster: bool,
     pub(super) limit: Duration,
     pub(super) slow: Duration,
@@ -87,6 +89,7 @@ impl World {
             cancels: None,
             hooks: false,
             own_levers: false,
+            leverless: BTreeMap::new(),
             without_cluster: false,
             limit: Duration::from_secs(60),
             slow: Duration::from_millis(20),
@@ -103,7 +106,10 @@ impl World {
             name: (*name).to_owned(),
             kind: "fake".to_owned(),
             stage: *stage,
-            lever: (quiesce == Quiesce::Stores && *stage == Stage::Derived).then(|| Lever {
+            lever: (quiesce == Quiesce::Stores
+                && *stage == Stage::Derived
+                && !self.leverless.contains_key(name))
+            .then(|| Lever {
                 undo: BTreeMap::new(),
                 expires_seconds: None,
             }),
@@ -301,7 +307,11 @@ impl Engine for World {
         Ok(Captured {
             label: BackupLabel::new(Utc::now(), 2),
             point: Point {
-                consistency: Consistency::PointInTime,
+                consistency: self
+                    .leverless
+                    .get(member.name.as_str())
+                    .copied()
+                    .unwrap_or(Consistency::PointInTime),
                 from,
                 until: Utc::now(),
                 clock_skew_seconds: None,

@@ -236,7 +236,8 @@ pub(super) fn ids(
         below => root.join(below),
     };
     let path = path.to_str().unwrap_or_default();
-    super::super::files::ids::list(std::slice::from_ref(&root), context, path, visit)
+    let rules = driver.rules(&root.to_string_lossy())?;
+    super::super::files::ids::list(std::slice::from_ref(&root), &rules, context, path, visit)
 }
 
 /// Whether something is mounted over the volume's directory while a container runs: then the directory
