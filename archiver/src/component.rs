@@ -148,6 +148,16 @@ pub trait Sink: Sync {
     /// As [`Sink::entry`].
     fn unchanged(&self, entry: &Entry) -> Result<bool>;
 
+    /// As [`Sink::unchanged`], for an entry whose extended attributes were not read: they are the parent's too.
+    /// For drivers whose token tells that these did not change either.
+    ///
+    /// # Errors
+    /// As [`Sink::entry`].
+    fn unchanged_with_attributes(&self, entry: &Entry) -> Result<bool> {
+        let _ = entry;
+        Ok(false)
+    }
+
     /// The entry that the parent backup has under `path`: for drivers that keep in it what they would have to
     /// ask the store for again. `None` as well when the parent cannot be read.
     fn before(&self, path: &[u8]) -> Option<Entry> {

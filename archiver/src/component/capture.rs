@@ -7,7 +7,7 @@ mod parent;
 mod store;
 mod table;
 
-use self::lane::Lane;
+use self::lane::{Attributes, Lane};
 use super::{Entry, EntryKind, Point, Sink, Stored, fill};
 use crate::cancel::CancelToken;
 use crate::repository::component::check_path;
@@ -137,6 +137,27 @@ impl Sink for Capture<'_> {
     }
 
     fn unchanged(&self, entry: &Entry) -> Result<bool> {
+        self.share(entry, Attributes::Own)
+    }
+
+    fn unchanged_with_attributes(&self, entry: &Entry) -> Result<bool> {
+        self.share(entry, Attributes::Parents)
+    }
+
+    fn before(&self, path: &[u8]) -> Option<Entry> {
+        // Of any repository: whether the others have the same is for `unchanged` to see.
+        let lane = self.lanes.iter().find(|lane| !lane.is_lost())?;
+        lane.before(path)
+    }
+
+    fn parent(&self) -> Option<&Point> {
+        self.parent.as_ref()
+    }
+}
+
+impl Capture<'_> {
+    /// Adds a file with the parent's content, when that is the same in every lane.
+    fn share(&self, entry: &Entry, attributes: Attributes) -> Result<bool> {
         check(entry)?;
         if entry.token.is_empty() || entry.kind != EntryKind::File {
             return Ok(false);
@@ -150,7 +171,7 @@ impl Sink for Capture<'_> {
         }
         let mut added = false;
         for (lane, line) in found {
-            match lane.add_unchanged(entry, line) {
+            match lane.add_unchanged(entry, line, attributes) {
                 Ok(()) => added = true,
                 Err(error) => lane.lose(error),
             }
@@ -159,15 +180,5 @@ impl Sink for Capture<'_> {
             true => Ok(true),
             false => Err(lane::first_failure(self.lanes)),
         }
-    }
-
-    fn before(&self, path: &[u8]) -> Option<Entry> {
-        // Of any repository: whether the others have the same is for `unchanged` to see.
-        let lane = self.lanes.iter().find(|lane| !lane.is_lost())?;
-        lane.before(path)
-    }
-
-    fn parent(&self) -> Option<&Point> {
-        self.parent.as_ref()
     }
 }

@@ -3,7 +3,7 @@
 
 use super::chunker::{self, Chunker, Cut};
 use super::parent::{self, Parent};
-use super::store::{Finished, Store, line_of};
+use super::store::{Finished, Store, Text, line_of};
 use super::table::{self, Sorter};
 use crate::backup::{PackStore, object_use, put_manifest, put_record};
 use crate::clock::SharedClock;
@@ -56,6 +56,13 @@ pub(in crate::component) struct Lane {
     lost: AtomicBool,
     failure: Mutex<Option<Error>>,
     alone: bool,
+}
+
+/// Whose extended attributes an unchanged file gets.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Attributes {
+    Own,
+    Parents,
 }
 
 /// A file under way.
@@ -159,7 +166,8 @@ impl Lane {
 
     /// Adds an entry without content.
     pub(super) fn entry(&self, entry: &Entry) -> Result<()> {
-        self.store()?.get()?.line(line_of(entry))
+        let text = Text::of(&line_of(entry))?;
+        self.store()?.get()?.text(text)
     }
 
     pub(super) fn begin_file(&self) -> FileUnderWay {
@@ -210,7 +218,8 @@ impl Lane {
         };
         if let Some(bytes) = small {
             if bytes.is_empty() {
-                self.store()?.get()?.line(line)?;
+                let text = Text::of(&line)?;
+                self.store()?.get()?.text(text)?;
             } else {
                 self.load();
                 self.store()?
@@ -226,7 +235,8 @@ impl Lane {
             own.clear();
         }
         line.chunks = file.chunks;
-        self.store()?.get()?.line(line)?;
+        let text = Text::of(&line)?;
+        self.store()?.get()?.text(text)?;
         Ok(digest.to_hex().to_string())
     }
 
@@ -271,15 +281,26 @@ impl Lane {
     }
 
     /// Adds `entry` with the content of the parent's line.
-    pub(super) fn add_unchanged(&self, entry: &Entry, line: EntryLine) -> Result<()> {
+    pub(super) fn add_unchanged(
+        &self,
+        entry: &Entry,
+        line: EntryLine,
+        attributes: Attributes,
+    ) -> Result<()> {
+        let own = line_of(entry);
         let line = EntryLine {
+            xattrs: match attributes {
+                Attributes::Own => own.xattrs,
+                Attributes::Parents => line.xattrs,
+            },
             size: line.size,
             chunks: line.chunks,
             digest: line.digest,
             crc32c: line.crc32c,
-            ..line_of(entry)
+            ..own
         };
-        self.store()?.get()?.shared_line(line)
+        let text = Text::of(&line)?;
+        self.store()?.get()?.shared(&line, text)
     }
 
     /// Writes everything but manifest and label.

@@ -217,37 +217,28 @@ impl Store {
         Ok(())
     }
 
-    /// Adds a file with the parent's content.
-    pub(super) fn shared_line(&mut self, line: EntryLine) -> Result<()> {
+    /// Adds a file with the parent's content; `text` is of `line`.
+    pub(super) fn shared(&mut self, line: &EntryLine, text: Text) -> Result<()> {
         for chunk in &line.chunks {
             if let Chunk::Stored { frame, .. } = chunk {
                 self.uses(*frame);
             }
         }
-        self.line(line)
+        self.text(text)
+    }
+
+    fn line(&mut self, line: EntryLine) -> Result<()> {
+        self.text(Text::of(&line)?)
     }
 
     /// Adds a line that is complete.
-    pub(super) fn line(&mut self, line: EntryLine) -> Result<()> {
+    pub(super) fn text(&mut self, text: Text) -> Result<()> {
         self.totals.entries += 1;
-        if line.kind == LineKind::File {
+        if let Some(size) = text.file_size {
             self.totals.files += 1;
-            self.totals.bytes = self.totals.bytes.saturating_add(line.size);
+            self.totals.bytes = self.totals.bytes.saturating_add(size);
         }
-        let path = line.path.bytes().unwrap_or_default();
-        let mut text = serde_json::to_vec(&line).map_err(|e| {
-            Error::internal("serialize", "could not serialize an entry").with_source(e)
-        })?;
-        text.push(b'\n');
-        if text.len() > crate::repository::format::FRAME_PLAIN_BYTES_MAX {
-            return Err(Error::invalid(
-                "entry_too_large",
-                format!("\"{}\" is larger than a backup can hold", line.path.0),
-            )
-            .with_detail("A file may have about 80000 chunks, which is some 90 GB.")
-            .with_hint("Split it, or exclude it."));
-        }
-        self.table.add(path, text)
+        self.table.add(text.path, text.bytes)
     }
 
     pub(super) fn finish(mut self) -> Result<Finished> {
@@ -257,6 +248,39 @@ impl Store {
             used: self.used,
             table: self.table,
             totals: self.totals,
+        })
+    }
+}
+
+/// A line as the table has it: made before the store is asked for, where several threads meet.
+pub(super) struct Text {
+    path: Vec<u8>,
+    bytes: Vec<u8>,
+    file_size: Option<u64>,
+}
+
+impl Text {
+    /// Of a line that is complete.
+    ///
+    /// # Errors
+    /// Kind Invalid, `entry_too_large`.
+    pub(super) fn of(line: &EntryLine) -> Result<Self> {
+        let mut bytes = serde_json::to_vec(line).map_err(|e| {
+            Error::internal("serialize", "could not serialize an entry").with_source(e)
+        })?;
+        bytes.push(b'\n');
+        if bytes.len() > crate::repository::format::FRAME_PLAIN_BYTES_MAX {
+            return Err(Error::invalid(
+                "entry_too_large",
+                format!("\"{}\" is larger than a backup can hold", line.path.0),
+            )
+            .with_detail("A file may have about 80000 chunks, which is some 90 GB.")
+            .with_hint("Split it, or exclude it."));
+        }
+        Ok(Self {
+            path: line.path.bytes().unwrap_or_default(),
+            bytes,
+            file_size: (line.kind == LineKind::File).then_some(line.size),
         })
     }
 }

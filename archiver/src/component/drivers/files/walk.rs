@@ -2,8 +2,10 @@
 //! who moves things about while it runs can lead it elsewhere.
 
 mod content;
+mod probe;
 
 use self::content::Guarded;
+pub(super) use self::probe::probe;
 use super::notes::Notes;
 use super::place::{stat_in, xattrs};
 use super::rules::Where;
@@ -31,45 +33,11 @@ const NAMES_AT_ONCE: usize = 256;
 /// The largest file whose values are masked.
 const REDACT_BYTES_MAX: u64 = 16 << 20;
 
-/// What is at a configured path.
-///
-/// # Errors
-/// Kind Invalid: `path_missing`, `path_is_symlink`; that of the file system.
-pub(super) fn probe(path: &Path) -> Result<&'static str> {
-    let (parent, name) = parts(path);
-    let failed = |e: Errno| unreadable(within(path), e);
-    let missing = || {
-        Error::invalid(
-            "path_missing",
-            format!("there is no \"{}\"", path.display()),
-        )
-        .with_hint("Correct paths in [component.NAME], or make the path.")
-    };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let parent = match rustix::fs::openat(CWD, parent, flags, Mode::empty()) {
-        Err(Errno::NOENT | Errno::NOTDIR) => return Err(missing()),
-        other => other.map_err(failed)?,
-    };
-    let stat = stat_in(&parent, name)?.ok_or_else(missing)?;
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Symlink => Err(Error::invalid(
-            "path_is_symlink",
-            format!(
-                "\"{}\" is a symbolic link, which is not followed",
-                path.display()
-            ),
-        )
-        .with_hint("Name the path that it leads to.")),
-        FileType::Directory | FileType::RegularFile => {
-            rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(failed)?;
-            Ok("readable")
-        }
-        _ => Err(Error::invalid(
-            "path_special",
-            format!("\"{}\" is neither a directory nor a file", path.display()),
-        )),
-    }
+/// The user that the backup was taken by, in its position.
+const USER: &str = "uid";
+
+fn user() -> serde_json::Value {
+    rustix::process::geteuid().as_raw().into()
 }
 
 fn parts(path: &Path) -> (&Path, &OsStr) {
@@ -125,9 +93,13 @@ struct Walk<'a> {
     /// Files of several names: where the first was seen, and how many are still to come.
     links: Mutex<Links>,
     now_seconds: i64,
+    /// Whether the parent backup was taken by the user that we are.
+    same_user: bool,
     entries: AtomicU64,
     read: AtomicU64,
     unchanged: AtomicU64,
+    /// Of these: those whose extended attributes are the parent's.
+    kept: AtomicU64,
 }
 
 pub(super) fn capture(files: &Files, context: &Context<'_>, sink: &dyn Sink) -> Result<Point> {
@@ -141,9 +113,13 @@ pub(super) fn capture(files: &Files, context: &Context<'_>, sink: &dyn Sink) -> 
         wake: Condvar::new(),
         links: Mutex::default(),
         now_seconds: from.timestamp(),
+        same_user: sink
+            .parent()
+            .is_some_and(|parent| parent.position.get(USER) == Some(&user())),
         entries: AtomicU64::new(0),
         read: AtomicU64::new(0),
         unchanged: AtomicU64::new(0),
+        kept: AtomicU64::new(0),
     };
     walk.roots()?;
     std::thread::scope(|scope| {
@@ -213,6 +189,8 @@ impl Walk<'_> {
             position: BTreeMap::from([
                 ("files_read".to_owned(), count(self.read)),
                 ("files_unchanged".to_owned(), count(self.unchanged)),
+                ("attributes_kept".to_owned(), count(self.kept)),
+                (USER.to_owned(), user()),
             ]),
             evidence: BTreeMap::from([("entries".to_owned(), count(self.entries))]),
             notes: self.notes.lines(),
@@ -331,27 +309,63 @@ impl Walk<'_> {
                 return Ok(());
             }
         };
-        let xattrs = match xattrs(&directory.fd, os_name) {
-            Ok(xattrs) => xattrs,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                self.notes.add(VANISHED, &path);
-                return Ok(());
-            }
-            Err(e) => {
-                let path = String::from_utf8_lossy(&path);
-                let what = format!("could not read the extended attributes of \"/{path}\"");
-                return Err(Error::io(what, e));
-            }
-        };
         let entry = Entry {
             kind: entry_kind,
-            xattrs,
             ..self.entry(path, &stat)
+        };
+        if kind == FileType::RegularFile
+            && stat.st_nlink < 2
+            && self.is_as_before(directory, &entry)?
+        {
+            return Ok(());
+        }
+        let Some(entry) = self.with_xattrs(directory, os_name, entry)? else {
+            return Ok(());
         };
         match kind {
             FileType::Directory => self.directory(directory, os_name, entry, &stat),
             FileType::RegularFile => self.file(directory, os_name, entry, &stat),
             _ => self.add(entry),
+        }
+    }
+
+    /// Whether the parent backup has a file as it is: then that was added, and its attributes were not read.
+    /// A change of these moves the ctime in the token. What another user may not see would be missing.
+    fn is_as_before(&self, directory: &Directory, entry: &Entry) -> Result<bool> {
+        let at = Where {
+            path: &entry.path,
+            root_len: directory.root_len,
+        };
+        if !self.same_user || self.files.rules.redacts(at) {
+            return Ok(false);
+        }
+        let added = self.sink.unchanged_with_attributes(entry)?;
+        if added {
+            self.entries.fetch_add(1, Ordering::Relaxed);
+            self.unchanged.fetch_add(1, Ordering::Relaxed);
+            self.kept.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(added)
+    }
+
+    /// `None`: it is gone.
+    fn with_xattrs(
+        &self,
+        directory: &Directory,
+        name: &OsStr,
+        entry: Entry,
+    ) -> Result<Option<Entry>> {
+        match xattrs(&directory.fd, name) {
+            Ok(xattrs) => Ok(Some(Entry { xattrs, ..entry })),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                self.notes.add(VANISHED, &entry.path);
+                Ok(None)
+            }
+            Err(e) => {
+                let path = String::from_utf8_lossy(&entry.path);
+                let what = format!("could not read the extended attributes of \"/{path}\"");
+                Err(Error::io(what, e))
+            }
         }
     }
 
