@@ -14,7 +14,7 @@ use crate::repository::backups::{self, Found};
 use crate::repository::crypto::removal;
 use crate::repository::format::component::Record;
 use crate::repository::format::manifest::ObjectUse;
-use crate::repository::{Repository, audit, layout};
+use crate::repository::{Repository, audit, layout, tombs};
 use crate::storage::bucket::{Bucket, LockMode, ObjectLock, ObjectState, look_at};
 use crate::storage::{Key, ObjectMeta};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -111,7 +111,7 @@ pub fn survey(
     let count = needed.len() as u64;
     needed.sort_by_key(|(object, _)| object.modified);
     needed.truncate(objects_max);
-    let found = Mutex::new(Locks::none(lock, run.settings, count));
+    let found = Mutex::new(Locks::none(lock, count));
     look_at(bucket, &keys(&needed), cancel, |_, state| {
         note(&found, &run, state, false);
         Ok(())
@@ -127,17 +127,17 @@ const BETWEEN_RUNS: TimeDelta = TimeDelta::days(1);
 /// The fewest days of a lock that make sense. A lock is renewed when less than half of it is left, so that
 /// half of it is what is sure; that must outlast a pause of gc and the time in which an expired backup can
 /// be undeleted, because whoever may put can expire backups.
-fn days_min(settings: &Settings) -> u16 {
-    let sure = settings.undo_window + BETWEEN_RUNS;
+fn days_min() -> u16 {
+    let sure = tombs::UNDO_WINDOW + BETWEEN_RUNS;
     u16::try_from(sure.num_days() * 2).unwrap_or(u16::MAX)
 }
 
 impl Locks {
-    fn none(lock: ObjectLock, settings: &Settings, needed: u64) -> Self {
+    fn none(lock: ObjectLock, needed: u64) -> Self {
         Self {
             mode: lock.mode,
             days: lock.days,
-            days_min: days_min(settings),
+            days_min: days_min(),
             needed,
             looked_at: 0,
             extended: 0,
@@ -171,7 +171,7 @@ pub(super) fn extended(run: &Run<'_>) -> Result<Option<Locks>> {
     bucket.check_object_lock()?;
     let needed = needed(run)?;
     let whole = TimeDelta::days(lock.days.into());
-    let locks = Mutex::new(Locks::none(lock, run.settings, needed.len() as u64));
+    let locks = Mutex::new(Locks::none(lock, needed.len() as u64));
     let objects = needed.iter();
     let needs: BTreeMap<&Key, Need> = objects.map(|(o, need)| (&o.key, *need)).collect();
     look_at(bucket, &keys(&needed), run.cancel, |key, state| {

@@ -105,13 +105,17 @@ impl World {
     pub(super) fn encrypted(slots: &[NewSlot]) -> Self {
         let clock = HandClock::new(1);
         let memory = MemoryStorage::with_clock(Arc::new(clock.clone()));
-        let storage: SharedStorage = Arc::new(memory);
+        let storage: SharedStorage = Arc::new(memory.clone());
         let id = clock.random();
         crate::repository::create_encrypted(&storage, &clock, &id, slots).unwrap();
         let opened = keys::open(storage.as_ref(), &id, &slots[0].credential).unwrap();
         let mut repository = Repository::open("test", storage).unwrap();
         repository.unlock(Arc::new(opened.keyring));
-        Self { repository, clock }
+        Self {
+            repository,
+            memory,
+            clock,
+        }
     }
 
     pub(super) fn clock(&self) -> &HandClock {
