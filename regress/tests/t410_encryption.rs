@@ -7,11 +7,18 @@
 //! every other test. A search that cannot find anything passes too: each has a control that is found.
 //! Expectation: recovery is as without encryption; a wrong key ends with exit 10 and writes nothing.
 
+use pgark_archiver::repository::Repository;
+use pgark_archiver::repository::crypto::keys;
+use pgark_archiver::repository::crypto::secret::Secret;
+use pgark_archiver::repository::crypto::source::Credential;
+use pgark_archiver::storage::SharedStorage;
+use pgark_archiver::storage::posix::PosixStorage;
 use pgark_regress::recovery::{SHORT_WAITS, archived_encrypted, install_encrypted};
 use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory, account, tools};
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Stands in rows alone, in a table's name too; never compressed to something else whole, for it is
 /// short and the rest of each row is random.
@@ -384,8 +391,26 @@ fn key_bytes(path: &Path) -> Vec<u8> {
         .collect()
 }
 
-/// A core of the agent in mid-work holds neither passphrase nor key. The maps are read as the
-/// kernel and gcore write a core: without what is marked "do not dump".
+/// The master key itself, unwrapped.
+fn master_key(directory: &TestDirectory) -> Vec<u8> {
+    let storage: SharedStorage = Arc::new(PosixStorage::new(directory.join("repository")));
+    let repository = Repository::open("test", Arc::clone(&storage)).unwrap();
+    let key = Secret::of(&key_bytes(&directory.join("local.key"))).unwrap();
+    let opened = keys::open(storage.as_ref(), repository.id(), &Credential::Key(key)).unwrap();
+    opened.master.unwrap().bytes().to_vec()
+}
+
+/// Whether WAL waits for being archived.
+fn is_archiving(cluster: &Cluster<'_>) -> bool {
+    let status = std::fs::read_dir(cluster.data().join("pg_wal/archive_status")).unwrap();
+    let names = status.map(|entry| entry.unwrap().file_name());
+    names
+        .into_iter()
+        .any(|name| name.to_string_lossy().ends_with(".ready"))
+}
+
+/// A core of the agent in mid-work holds neither passphrase, nor key, nor the master key. The maps are read
+/// as the kernel and gcore write a core: without what is marked "do not dump".
 #[test]
 fn a_core_of_the_agent_holds_no_key() {
     let directory = TestDirectory::new("t410_core");
@@ -410,6 +435,7 @@ fn a_core_of_the_agent_holds_no_key() {
     let by_phrase = over(&directory, "by_phrase", Some(&cluster), &phrase);
     by_phrase.run(&["key", "check"]).expect(0);
     cluster.psql("CREATE TABLE t (body text)");
+    let master = master_key(&directory);
     for (installation, secret) in [
         (&pgark, key_bytes(&directory.join("local.key"))),
         (&by_phrase, PASSPHRASE.as_bytes().to_vec()),
@@ -423,22 +449,30 @@ fn a_core_of_the_agent_holds_no_key() {
         cluster.psql("INSERT INTO t SELECT md5(i::text) FROM generate_series(1, 60000) i");
         cluster.archive_all();
         assert!(installation.agent_counter("pushed") > 0);
-        cluster.psql("INSERT INTO t SELECT md5(i::text) FROM generate_series(1, 60000) i");
-        let core = core_of(agent.pid());
-        let found = |needle: &[u8]| core.iter().any(|part| holds(part, needle));
+        // While segments are pushed side by side, and afterwards.
+        cluster.psql("INSERT INTO t SELECT md5(i::text) FROM generate_series(1, 600000) i");
+        assert!(is_archiving(&cluster));
+        let busy = core_of(agent.pid());
+        assert!(
+            is_archiving(&cluster),
+            "the core was to be taken in mid-work"
+        );
+        cluster.archive_all();
         let socket = installation.socket();
-        assert!(
-            found(socket.to_str().unwrap().as_bytes()),
-            "the search finds what is there"
-        );
-        assert!(
-            secret.len() >= 32 && !found(&secret),
-            "a secret in the core"
-        );
-        assert!(
-            !found(&secret[..16]) && !found(&secret[16..32]),
-            "half a secret in the core"
-        );
+        for core in [busy, core_of(agent.pid())] {
+            let found = |needle: &[u8]| core.iter().any(|part| holds(part, needle));
+            assert!(
+                found(socket.to_str().unwrap().as_bytes()),
+                "the search finds what is there"
+            );
+            for secret in [&secret, &master] {
+                assert!(secret.len() >= 32);
+                assert!(
+                    !found(&secret[..16]) && !found(&secret[16..32]),
+                    "half a secret in the core"
+                );
+            }
+        }
         for name in ["cmdline", "environ"] {
             let shown = std::fs::read(format!("/proc/{}/{name}", agent.pid())).unwrap();
             assert!(!holds(&shown, &secret[..16]));
@@ -449,6 +483,7 @@ fn a_core_of_the_agent_holds_no_key() {
     for bytes in files(&directory.join("repository")).values() {
         assert!(!holds(bytes, PASSPHRASE.as_bytes()));
         assert!(!holds(bytes, &key_bytes(&directory.join("local.key"))));
+        assert!(!holds(bytes, &master));
     }
 }
 

@@ -29,23 +29,25 @@ pub(super) fn check(
 
 fn judge(room: Room, limit: u64, down: bool) -> Result<((), String)> {
     let (ready, free) = (room.ready, human_bytes(room.free_bytes));
-    let (code, what) = match down {
-        true => ("archiving_blocked", "a repository"),
-        false => ("archiving_behind", "being archived"),
-    };
-    if !down && !is_short(room, limit) {
-        let detail = format!("{ready} WAL segments wait for {what}, {free} are free");
-        return Ok(((), detail));
-    }
     let until = match room.seconds_left {
         Some(seconds) => format!("pg_wal will be full in about {}", human_seconds(seconds)),
         None => "how long it lasts cannot be told yet".to_owned(),
     };
-    Err(Error::unavailable(
-        code,
-        format!("{ready} WAL segments wait for {what}, {free} are free: {until}"),
-    )
-    .with_hint("See docs/runbooks/repository-unavailable.md."))
+    let error = match (down, is_short(room, limit)) {
+        (true, _) => Error::unavailable(
+            "archiving_blocked",
+            format!("{ready} WAL segments wait for a repository, {free} are free: {until}"),
+        ),
+        (false, true) => Error::unavailable(
+            "archiving_behind",
+            format!("{ready} WAL segments wait for being archived, {free} are free: {until}"),
+        ),
+        (false, false) => {
+            let detail = format!("{ready} WAL segments wait for being archived, {free} are free");
+            return Ok(((), detail));
+        }
+    };
+    Err(error.with_hint("See docs/runbooks/repository-unavailable.md."))
 }
 
 /// Whether the disk is full within `limit` seconds, at the pace of what has waited for long.

@@ -307,5 +307,6 @@ pub(super) fn mark_for_test(
     let listing = Listing::read(storage, id)?;
     let record = listing.slots.iter().find(|record| record.slot == slot);
     let clock = &crate::clock::SystemClock;
-    mark(storage, &opened.keyring, &listing, record.unwrap(), clock)
+    let record = record.ok_or_else(|| Error::invalid("slot_unknown", "there is no key slot"))?;
+    mark(storage, &opened.keyring, &listing, record, clock)
 }
