@@ -14,7 +14,7 @@ use pgark_regress::{Cluster, Major, Pgark, TestDirectory, account};
 use std::time::{Duration, Instant};
 
 /// A segment of what does not compress well takes two seconds.
-const BYTES_PER_SECOND: u64 = 300_000;
+const BYTES_PER_SECOND: u64 = 250_000;
 const LONG: Duration = Duration::from_secs(120);
 
 /// Puts `pg_wal` on a small disk of its own.
