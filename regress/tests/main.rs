@@ -43,6 +43,7 @@ mod t432_s3_bad_input;
 mod t433_object_lock;
 mod t434_lifecycle;
 mod t435_s3_access;
+mod t436_s3_faulty_backup;
 mod t440_several_repositories;
 mod t441_failover;
 mod t442_write_only;
