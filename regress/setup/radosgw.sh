@@ -70,6 +70,8 @@ endpoint="endpoint=127.0.0.1:$port"
 if [ -e "$folder/tls.pem" ]; then
     endpoint="ssl_endpoint=127.0.0.1:$port ssl_certificate=/mnt/tls.pem"
 fi
+# Without it every small answer on a connection that is kept waits 40 ms for the client's delayed ACK.
+endpoint="$endpoint tcp_nodelay=1"
 run radosgw -n client.rgw.b -d --rgw-frontends="beast $endpoint" >"$folder/radosgw.log" 2>&1 </dev/null &
 gateway=$!
 for _ in $(seq 300); do
