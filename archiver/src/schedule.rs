@@ -4,4 +4,4 @@
 
 mod occurrence;
 
-pub use occurrence::{Occurrence, claim, list};
+pub use occurrence::{Occurrence, claim, list, read};

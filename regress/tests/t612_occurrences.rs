@@ -200,3 +200,70 @@ fn while_the_server_is_down() {
     assert_eq!((committed(&pgark), expired(&directory)), (2, 1));
     drop(agent);
 }
+
+/// The agent dies while it runs an occurrence without the server, and the server is back before the agent.
+fn the_agent_dies_without_the_server(name: &str, fault: &str, who_is_first: &str) {
+    let directory = TestDirectory::new(name);
+    let (mut cluster, mut pgark) = installed(&directory, Major::Pg15);
+    let folder = directory.folder("cold");
+    std::fs::write(folder.join("one"), "1").unwrap();
+    pgark.configure(&format!(
+        "[component.cold]\nkind = \"files\"\npaths = [\"{}\"]\n",
+        folder.display()
+    ));
+    cluster.psql("CREATE EXTENSION pgark");
+    let agent = pgark.agent(&[]);
+    cluster.wait_for("SELECT count(*) FROM pgark.component", "2", PATIENCE);
+    cluster.psql("SELECT pgark.schedule('cold', '0 * * * *', 'backup', ARRAY['cold'])");
+    let holds = "SELECT bool_and(in_effect) FROM pgark.schedule";
+    cluster.wait_for(holds, "t", PATIENCE);
+    wait_until("the agent knows the schedule", PATIENCE, || {
+        let state = std::fs::read_to_string(pgark.state().join("schedules.json"));
+        state.is_ok_and(|text| text.contains("cold"))
+    });
+    drop(agent);
+    cluster.psql("UPDATE pgark.config_schedule SET effective_at = now() - interval '1 hour'");
+    cluster.stop(StopMode::Fast);
+    an_hour_ago(&pgark);
+    let agent = pgark.agent(&[("PGARK_FAULT_CRASH", fault)]);
+    wait_until("the agent dies", PATIENCE, || {
+        !pgark_regress::process::is_alive(agent.pid())
+    });
+    drop(agent);
+    assert_eq!(claims(&directory, "cold").len(), 1);
+    assert!(!noted(&pgark, "cold"));
+    let made = committed(&pgark);
+    assert_eq!(made, usize::from(fault == "schedule:ran"));
+
+    cluster.start();
+    if who_is_first == "tick" {
+        assert_eq!(cluster.psql("SELECT pgark.tick()"), "1");
+    }
+    let agent = pgark.agent(&[]);
+    let ended = "SELECT string_agg(state || ' ' || attempts || ' ' || (result ? 'elsewhere'), ', ') FROM pgark.job";
+    let elsewhere = made == 1;
+    cluster.wait_for(ended, &format!("succeeded 1 {elsewhere}"), PATIENCE);
+    let row = "SELECT string_agg(schedule || ' ' || outcome, ', ') FROM pgark.queue_occurrence";
+    assert_eq!(cluster.psql(row), "cold queued");
+    assert_eq!(
+        (committed(&pgark), claims(&directory, "cold").len()),
+        (1, 1)
+    );
+    drop(agent);
+}
+
+#[test]
+fn what_was_made_is_not_made_again() {
+    for first in ["tick", "agent"] {
+        let name = format!("t612_made_{first}");
+        the_agent_dies_without_the_server(&name, "schedule:ran", first);
+    }
+}
+
+#[test]
+fn what_was_begun_is_not_lost() {
+    for first in ["tick", "agent"] {
+        let name = format!("t612_begun_{first}");
+        the_agent_dies_without_the_server(&name, "component:captured", first);
+    }
+}

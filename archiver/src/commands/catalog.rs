@@ -48,7 +48,7 @@ pub fn run(config: &Config, command: &Command, output: Output) -> Result<u8> {
     let mut occurrences = 0;
     for (repository, _) in &repositories.open {
         let now = SystemClock.now();
-        occurrences += connection.learn_occurrences(repository, &section.name, now)?;
+        occurrences += connection.learn_occurrences(repository, &section.name, now, |_| false)?;
     }
     let mut catalog = Catalog::new(&crate::repository::audit::node()).patient();
     let mut mended = catalog.refresh(

@@ -70,6 +70,19 @@ fn claim_in(repository: &Repository, mine: &Occurrence) -> Result<Occurrence> {
     })
 }
 
+/// The claim of an occurrence; `None` when nobody has claimed it.
+///
+/// # Errors
+/// The storage's; kind Data when the claim is damaged.
+pub fn read(
+    repository: &Repository,
+    cluster: &str,
+    schedule: &str,
+    due_at: DateTime<Utc>,
+) -> Result<Option<Occurrence>> {
+    record::read(repository, &layout::occurrence(cluster, schedule, due_at)?)
+}
+
 /// The schedules and due times of all claims of a cluster.
 ///
 /// # Errors

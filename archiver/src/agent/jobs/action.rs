@@ -23,10 +23,14 @@ use pgark_types::job::{self, Action, BackupOptions, JobOptions, SweepOptions, Ve
 use pgark_types::schedule::ScheduleError;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::Duration;
 use ulid::Ulid;
 
 /// Findings that a failed verification names.
 const FINDINGS_TOLD: usize = 5;
+
+/// How often it is looked whether the agent is done with an occurrence that it began without the server.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// The server's clock, which names jobs, may be ahead of this host's by so much.
 const CLOCKS_DIFFER: TimeDelta = TimeDelta::minutes(5);
@@ -95,16 +99,24 @@ impl Work {
             claimed_at: SystemClock.now(),
         };
         let stands = schedule::claim(&repositories, &mine)?;
-        let ours = stands.job == self.job.ulid;
-        if ours || self.fallback.was_interrupted(&stands, &self.node) {
+        if stands.job == self.job.ulid {
             return Ok(None);
         }
-        if let Some(label) = made_by(&repositories, self.config.cluster_name(), stands.job)? {
+        // This agent began it while the server was down: whether it ran is known when that has ended.
+        while self.fallback.is_running(&stands, &self.node) {
+            self.cancel.check()?;
+            SystemClock.sleep(LOOK_EVERY);
+        }
+        // Whoever made it may have died before it said so: first what there is, then who lives.
+        if let Some((label, _)) = self.found(&repositories, stands.job)? {
             let result = json!({"elsewhere": {"job": stands.job.to_string(), "node": stands.node}});
             return Ok(Some(Outcome::Succeeded {
-                label: Some(label.label().clone()),
+                label: Some(label),
                 result,
             }));
+        }
+        if self.fallback.is_unfinished(&stands, &self.node) {
+            return Ok(None);
         }
         let error = Error::conflict(
             "occurrence_taken",
@@ -147,8 +159,8 @@ impl Work {
             .collect())
     }
 
-    fn backup(&self, options: BackupOptions) -> Result<Outcome> {
-        let cluster = self.config.cluster_name();
+    /// What a backup is of.
+    fn components(&self) -> Result<Vec<String>> {
         let (groups, names): (Vec<String>, Vec<String>) = self
             .job
             .components
@@ -156,11 +168,20 @@ impl Work {
             .flatten()
             .cloned()
             .partition(|name| self.config.group.contains_key(name));
-        let components = self.config.select_components(&names, &groups)?;
+        self.config.select_components(&names, &groups)
+    }
+
+    fn backup(&self, options: BackupOptions) -> Result<Outcome> {
+        let cluster = self.config.cluster_name();
+        let components = self.components()?;
         let open = Repositories::open(&self.config)?.open;
         let open: Vec<&Repository> = open.iter().map(|(repository, _)| repository).collect();
-        if let Some(done) = self.found(&open, &components)? {
-            return Ok(done);
+        if let Some((label, result)) = self.found(&open, self.job.ulid)? {
+            tracing::info!(job = %self.job.ulid, "an earlier attempt has made backup {label}");
+            return Ok(Outcome::Succeeded {
+                label: Some(label),
+                result,
+            });
         }
         let mut annotations = options.annotations;
         annotations.retain(|key, _| !key.starts_with(OWN_ANNOTATIONS));
@@ -198,11 +219,14 @@ impl Work {
         })
     }
 
-    /// What an earlier attempt has made.
-    fn found(&self, open: &[&Repository], components: &[String]) -> Result<Option<Outcome>> {
-        let found = match components {
+    /// What an earlier attempt has made, or another job for the same occurrence: `ulid` names it.
+    fn found(&self, open: &[&Repository], ulid: Ulid) -> Result<Option<(BackupLabel, Value)>> {
+        if self.job.action != Action::Backup.as_str() {
+            return Ok(None);
+        }
+        Ok(match self.components()?.as_slice() {
             [component] => {
-                let made = made_by(open, component, self.job.ulid)?;
+                let made = made_by(open, component, ulid)?;
                 made.map(|made| {
                     let result = json!({
                         "bytes_source": made.bytes_source(), "bytes_stored": made.bytes_stored(),
@@ -210,15 +234,8 @@ impl Work {
                     (made.label().clone(), result)
                 })
             }
-            _ => set_made_by(open, self.job.ulid)?.map(|set| (set.label.clone(), members(&set))),
-        };
-        Ok(found.map(|(label, result)| {
-            tracing::info!(job = %self.job.ulid, "an earlier attempt has made backup {label}");
-            Outcome::Succeeded {
-                label: Some(label),
-                result,
-            }
-        }))
+            _ => set_made_by(open, ulid)?.map(|set| (set.label.clone(), members(&set))),
+        })
     }
 
     fn verify(&self, options: &VerifyOptions) -> Result<Outcome> {

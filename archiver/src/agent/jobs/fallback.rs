@@ -116,19 +116,27 @@ impl Fallback {
         state.not_before.get(schedule).is_some_and(|at| *at > now)
     }
 
-    /// Whether a claim is of an agent of this host that died before it was done with the occurrence: a job
-    /// may run it then.
-    pub(super) fn was_interrupted(&self, claim: &Occurrence, node: &str) -> bool {
-        let state = self.state();
-        let this = (claim.schedule.clone(), claim.due_at);
-        claim.node == node
-            && claim.job == ulid(&claim.cluster, &claim.schedule, claim.due_at)
-            && state.running.as_ref() != Some(&this)
-            && state
+    /// Whether an occurrence was begun on this host while the server was down, and nobody knows that it
+    /// ended: unless it is running, its agent died, and whoever claims it next may run it.
+    pub(super) fn is_unfinished(&self, claim: &Occurrence, node: &str) -> bool {
+        is_ours(claim, node)
+            && self
+                .state()
                 .done
                 .get(&claim.schedule)
                 .is_none_or(|done| *done < claim.due_at)
     }
+
+    /// Whether this agent is at it now.
+    pub(super) fn is_running(&self, claim: &Occurrence, node: &str) -> bool {
+        let this = (claim.schedule.clone(), claim.due_at);
+        is_ours(claim, node) && self.state().running.as_ref() == Some(&this)
+    }
+}
+
+/// Whether a claim was made on this host while the server was down.
+fn is_ours(claim: &Occurrence, node: &str) -> bool {
+    claim.node == node && claim.job == ulid(&claim.cluster, &claim.schedule, claim.due_at)
 }
 
 /// The name of an occurrence's job, when the server is not there to give one: always the same, so that
@@ -285,6 +293,7 @@ fn run(shared: &Shared, job: Job) {
         meter: Meter::default(),
     };
     let outcome = work.run();
+    crate::fault::point("schedule:ran");
     let ended = match &outcome {
         Outcome::Succeeded { .. } => "done".to_owned(),
         Outcome::Canceled(error) => {

@@ -6,6 +6,7 @@ use crate::agent::spawn;
 use crate::catalog::policy::{self, Here};
 use crate::catalog::{Connection, Occasion};
 use crate::clock::{Clock as _, SystemClock};
+use crate::schedule::Occurrence;
 use crate::wal::repositories::Repositories;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -125,10 +126,16 @@ impl Keeper {
     /// Before the first tick: what ran while these tables were away, or what they have forgotten, is not
     /// run again.
     fn occurrences(&self, connection: &mut Connection) -> Result<()> {
-        let config = &self.shared.config;
+        let Shared {
+            config,
+            fallback,
+            node,
+            ..
+        } = self.shared.as_ref();
+        let unfinished = |claim: &Occurrence| fallback.is_unfinished(claim, node);
         for (repository, _) in &Repositories::open(config)?.open {
             let now = SystemClock.now();
-            connection.learn_occurrences(repository, config.cluster_name(), now)?;
+            connection.learn_occurrences(repository, config.cluster_name(), now, unfinished)?;
         }
         Ok(())
     }
