@@ -187,14 +187,52 @@ impl Pgark {
         command.output().unwrap().into()
     }
 
+    /// The same installation with folder, socket and state of its own, as on another host: see
+    /// [`Pgark::agent_on`].
+    pub fn beside(&self, directory: &TestDirectory, name: &str) -> Self {
+        let home = directory.folder(name);
+        let pgark = Self {
+            config: home.join("pgark.toml"),
+            cluster_section: self.cluster_section.clone(),
+            agent_lines: self.agent_lines.clone(),
+            more: self.more.clone(),
+            home,
+        };
+        pgark.write();
+        pgark
+    }
+
     /// Starts `pgark agent` and waits until its socket answers connections.
     pub fn agent(&self, environment: &[(&str, &str)]) -> Agent {
+        self.start_agent(self.command(&["agent"]), environment)
+    }
+
+    /// As [`Pgark::agent`], on a host whose name is `node`.
+    pub fn agent_on(&self, node: &str, environment: &[(&str, &str)]) -> Agent {
+        let account = account::account();
+        let mut command = Command::new("unshare");
+        let change = if account.change {
+            format!(
+                "setpriv --reuid {} --regid {} --clear-groups",
+                account.uid, account.gid
+            )
+        } else {
+            command.args(["--user", "--map-current-user", "--keep-caps"]);
+            String::new()
+        };
+        let enter = format!("hostname \"$0\" && exec {change} \"$@\"");
+        command.args(["--uts", "--", "sh", "-c", &enter, node]);
+        command.arg(binary()).arg("--config").arg(&self.config);
+        command.arg("agent").current_dir("/").stdin(Stdio::null());
+        self.start_agent(command, environment)
+    }
+
+    fn start_agent(&self, mut command: Command, environment: &[(&str, &str)]) -> Agent {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.home.join("agent.log"))
             .unwrap();
-        let mut command = self.command(&["agent"]);
         command.envs(environment.iter().copied());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         let mut child = command.spawn().unwrap();

@@ -2,9 +2,10 @@
 //!
 //! What: a user who has nothing but psql makes the extension, schedules, asks for a backup, waits, and looks.
 //! Then the agent is killed in mid-backup and between the repository's commit and SQL's; the server is killed
-//! in mid-job; a job is cancelled. Last, an operator tries to make the agent read, run or reach something.
+//! in mid-job; the agent's whole host is gone, and another one's takes over; a job is cancelled. Last, an
+//! operator tries to make the agent read, run or reach something.
 //! Trap: a retried job takes a second backup of what was committed; a half backup is listed; a job hangs in
-//! "running" for good; a label or a note ends up in a shell.
+//! "running" for good.
 //! Expectation: one committed backup for each job, whatever died; the views show what the repository holds.
 
 use pgark_regress::process::{is_alive, kill, wait_until};
@@ -156,11 +157,8 @@ fn the_agent_is_killed() {
         assert_eq!(committed(&pgark), listed, "{point}");
         let agent = pgark.agent(&[]);
         // Within one lease, and a poll.
-        cluster.wait_for(
-            &format!("SELECT state <> 'running' OR attempts = 2 FROM pgark.job WHERE id = {job}"),
-            "t",
-            Duration::from_secs(20),
-        );
+        let ended = lease_ran_out(&cluster, &job);
+        assert!((6.0..14.0).contains(&ended), "{point}: {ended} s");
         hurry(&cluster);
         assert_eq!(
             cluster.psql(&format!("SELECT pgark.wait({job}, '90 s')")),
@@ -180,6 +178,81 @@ fn the_agent_is_killed() {
     pgark
         .run(&["verify", "--all", "--level", "pages"])
         .expect(0);
+}
+
+/// Waits until the first attempt at the job is given up; how long after its last heartbeat that was, in
+/// seconds, by the server's clock.
+fn lease_ran_out(cluster: &Cluster<'_>, job: &str) -> f64 {
+    let queued = format!(
+        "SELECT state || ' ' || attempts || ' ' || error_code FROM pgark.job WHERE id = {job}"
+    );
+    cluster.wait_for(&queued, "queued 1 lease_expired", PATIENCE);
+    // The second attempt comes half a minute later at the earliest.
+    let since = format!(
+        "SELECT extract(epoch FROM not_before - interval '30 seconds' - heartbeat_at) FROM pgark.queue_job WHERE id = {job}"
+    );
+    cluster.psql(&since).parse().unwrap()
+}
+
+/// The agent's host is gone: that of another host gets the job when the lease is over, and not before.
+#[test]
+fn another_host_takes_over() {
+    let directory = TestDirectory::new("t610_another_host");
+    let builder = Cluster::builder(&directory, Major::Pg15, "a")
+        .setting("shared_preload_libraries = 'pgark'")
+        .setting("pgark.worker_interval = 1")
+        .setting("pgark.job_lease = '6s'");
+    let (mut cluster, mut pgark) = archived(&directory, builder);
+    let log = cluster.log_mut();
+    log.allow("aborting backup due to backend exiting");
+    log.allow("connection to client lost");
+    refresh_each_second(&mut pgark);
+    cluster.psql("CREATE EXTENSION pgark");
+    let slow = [("PGARK_FAULT_SLEEP", "backup:copied=100")];
+    let agent = pgark.agent_on("host-a", &slow);
+    let job = cluster.psql("SELECT pgark.request_backup()");
+    let column =
+        |name: &str| cluster.psql(&format!("SELECT {name} FROM pgark.job WHERE id = {job}"));
+    // It is at it for longer than a lease: each heartbeat prolongs that.
+    let beats = format!(
+        "SELECT heartbeat_at > started_at + interval '7 s' FROM pgark.job WHERE id = {job}"
+    );
+    cluster.wait_for(&beats, "t", PATIENCE);
+    // The other one is there all the time, and has nothing to do.
+    let other = pgark.beside(&directory, "q");
+    let other_agent = other.agent_on("host-b", &[]);
+    let nodes = "SELECT string_agg(node, ' ' ORDER BY node) FROM pgark.queue_agent";
+    cluster.wait_for(nodes, "host-a host-b", PATIENCE);
+    assert_eq!(
+        column("state || ' ' || attempts || ' ' || node"),
+        "running 1 host-a"
+    );
+    kill(agent.pid());
+    drop(agent);
+    let ended = lease_ran_out(&cluster, &job);
+    assert!((6.0..10.0).contains(&ended), "{ended} s for a lease of 6 s");
+    // Nothing of it is listed.
+    assert_eq!(committed(&pgark), 0);
+    assert_eq!(cluster.psql("SELECT count(*) FROM pgark.backup"), "0");
+    hurry(&cluster);
+    cluster.wait_for(
+        &format!("SELECT state FROM pgark.job WHERE id = {job}"),
+        "succeeded",
+        PATIENCE,
+    );
+    assert_eq!(column("attempts || ' ' || node"), "2 host-b");
+    let made = "SELECT b.node || ' ' || (b.label = j.label) FROM pgark.backup AS b, pgark.job AS j WHERE b.job_ulid = j.ulid";
+    assert_eq!(cluster.psql(made), "host-b true");
+    assert_eq!(committed(&pgark), 1);
+    // The first one comes back and has nothing more to say.
+    let agent = pgark.agent_on("host-a", &[]);
+    assert_eq!(done(&cluster, "pgark.request_verify()"), "succeeded");
+    assert_eq!(
+        column("state || ' ' || attempts || ' ' || node"),
+        "succeeded 2 host-b"
+    );
+    assert_eq!(committed(&pgark), 1);
+    drop((agent, other_agent));
 }
 
 #[test]
