@@ -133,7 +133,7 @@ pub const PARTS: &[Part] = &[
     },
     Part {
         name: "jobs",
-        about: "jobs, the catalog, schedules; 100 occurrences through kills of agent and server",
+        about: "jobs, the catalog, schedules; 100 occurrences through kills of agent and server, and 100 by the clock",
         run: Run::EndToEnd(&["t61"]),
     },
     Part {
