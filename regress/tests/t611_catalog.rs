@@ -3,13 +3,19 @@
 //! What: a repository with backups, policy and audit, and an extension that knows nothing of it; rows that
 //! somebody changed or removed; a recovery to the past of the cluster that holds the tables.
 //! Trap: rows that outlive what they tell of; a policy that a rewound table brings back, and an expire that
-//! follows it; a job that runs again because the tables have forgotten that it ran.
+//! follows it; a gc that does; a job that runs again because the tables have forgotten that it ran; a schedule that
+//! never fires again.
 //! Expectation: after "catalog rebuild", or a moment of the agent's, the tables say what the repository says.
 
 use crate::t601_extension_rights::dump;
 use crate::t610_jobs::{committed, done, installed};
+use chrono::TimeDelta;
+use pgark_archiver::repository::format::manifest::Label;
+use pgark_archiver::repository::sealed;
 use pgark_regress::recovery::PATIENCE;
 use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const LONG: Duration = Duration::from_secs(90);
@@ -129,23 +135,80 @@ fn drift(directory: &TestDirectory, cluster: &Cluster<'_>, pgark: &Pgark, before
 
 const GAPS: &str = "SELECT count(*), count(next_first_wal), bool_and(next_first_wal > last_wal) FROM pgark.wal_range";
 
+/// The record of the backup says from now on that it was taken `days` earlier. No agent may run, for it may know the
+/// record already.
+fn taken_days_ago(directory: &TestDirectory, label: &str, days: i64) {
+    let path = directory.join(&format!(
+        "repository/components/main/backups/{label}/label.json"
+    ));
+    let mut record: Label = sealed::open("label.json", &std::fs::read(&path).unwrap()).unwrap();
+    let ago = TimeDelta::days(days);
+    record.started_at -= ago;
+    record.stopped_at -= ago;
+    std::fs::write(&path, sealed::seal(&record).unwrap()).unwrap();
+}
+
+/// Every object of the repository.
+fn objects(folder: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap().is_dir() {
+            true => found.extend(objects(&entry.path())),
+            false => drop(found.insert(entry.path())),
+        }
+    }
+    found
+}
+
+/// A day passes for what is stored.
+fn a_day_later(repository: &Path) {
+    for path in objects(repository) {
+        let file = std::fs::File::options().append(true).open(path).unwrap();
+        let modified = file.metadata().unwrap().modified().unwrap();
+        let day = Duration::from_secs(25 * 3600);
+        file.set_modified(modified - day).unwrap();
+    }
+}
+
+/// Runs gc by job and by hand, with days between them: `before` is all there still.
+fn gc_removes_nothing(there: &Cluster<'_>, pgark: &Pgark, repository: &Path) {
+    let before = objects(repository);
+    for _ in 0..2 {
+        pgark.run(&["gc"]).expect(0);
+        a_day_later(repository);
+        assert_eq!(done(there, "pgark.request_gc()"), "succeeded");
+        a_day_later(repository);
+    }
+    // What sessions leave that are over, the backups' and the restore's, is needed by nobody.
+    let sessions = repository.join("sessions");
+    let after = objects(repository);
+    let gone = before.difference(&after);
+    let gone: Vec<_> = gone
+        .filter(|path| !path.starts_with(&sessions) || path.ends_with("end"))
+        .collect();
+    assert!(gone.is_empty(), "{gone:#?}");
+}
+
 #[test]
 fn a_recovery_to_the_past() {
     let directory = TestDirectory::new("t611_rewound");
+    let repository = directory.join("repository");
     let (mut cluster, mut pgark) = installed(&directory, Major::Pg15);
     cluster.psql("CREATE EXTENSION pgark");
     let agent = pgark.agent(&[]);
     assert_eq!(done(&cluster, "pgark.request_backup()"), "succeeded");
+    let oldest = cluster.psql("SELECT label FROM pgark.backup");
     cluster.psql("SELECT pgark.schedule('nightly', '0 2 * * *', 'backup')");
-    cluster.psql("SELECT pgark.set_retention('main', '{\"keep_last\": 1}')");
-    let holds = |n: u32| {
-        format!("SELECT effective ->> 'keep_last' = '{n}' AND NOT pending FROM pgark.retention")
+    cluster.psql("SELECT pgark.set_retention('main', '{\"keep_within\": \"1d\"}')");
+    let holds = |age: &str| {
+        format!("SELECT effective ->> 'keep_within' = '{age}' AND NOT pending FROM pgark.retention")
     };
-    cluster.wait_for(&holds(1), "t", LONG);
+    cluster.wait_for(&holds("1d"), "t", LONG);
     drop(agent);
     // To this moment it will go back: one job is queued, another will have run by then.
     cluster.psql("SELECT pgark.request_backup()");
-    cluster.psql("SELECT pgark.set_retention('main', '{\"keep_last\": 2}')");
+    cluster.psql("SELECT pgark.set_retention('main', '{\"keep_within\": \"2d\"}')");
     let lsn = cluster.psql("SELECT pg_current_wal_lsn()");
     let agent = pgark.agent(&[]);
     cluster.wait_for(
@@ -153,29 +216,35 @@ fn a_recovery_to_the_past() {
         "2",
         LONG,
     );
-    cluster.psql("SELECT pgark.set_retention('main', '{\"keep_last\": 90}')");
+    cluster.psql("SELECT pgark.set_retention('main', '{\"keep_within\": \"90d\"}')");
     cluster.psql("SELECT pgark.unschedule('nightly'); SELECT pgark.schedule('weekly', '0 2 * * 0', 'backup')");
-    cluster.wait_for(&holds(90), "t", LONG);
+    cluster.wait_for(&holds("90d"), "t", LONG);
     cluster.wait_for(
         "SELECT string_agg(name, ' ') FROM pgark.schedule WHERE in_effect",
         "weekly",
         LONG,
     );
     assert_eq!(committed(&pgark), 2);
+    let younger = cluster.psql(&format!(
+        "SELECT label FROM pgark.backup WHERE label <> '{oldest}'"
+    ));
     drop(agent);
     cluster.archive_all();
     cluster.stop(StopMode::Fast);
+    // By the policy of that moment both would go.
+    taken_days_ago(&directory, &oldest, 40);
+    taken_days_ago(&directory, &younger, 3);
     let mut there = Cluster::over(&directory, Major::Pg15, "b");
     pgark.restore(&there, &["--target-lsn", &lsn, "--archive", "keep"]);
     there.recover();
     assert_eq!(
-        there.psql("SELECT policy ->> 'keep_last', pending FROM pgark.retention"),
-        "2|t"
+        there.psql("SELECT policy ->> 'keep_within', effective ->> 'keep_within', pending FROM pgark.retention"),
+        "2d|1d|t"
     );
     assert_eq!(there.psql("SELECT name FROM pgark.schedule"), "nightly");
     assert_eq!(there.psql("SELECT count(*) FROM pgark.backup"), "1");
     pgark.attach(&there);
-    let _agent = pgark.agent(&[]);
+    let agent = pgark.agent(&[]);
     // The job ran before the recovery: nothing runs twice.
     there.wait_for(
         "SELECT string_agg(state, ' ' ORDER BY id) FROM pgark.job",
@@ -183,7 +252,7 @@ fn a_recovery_to_the_past() {
         LONG,
     );
     // The repository's policy wins over what the tables remember, and over what they thought pending.
-    there.wait_for(&holds(90), "t", LONG);
+    there.wait_for(&holds("90d"), "t", LONG);
     let schedules = "SELECT string_agg(name || in_effect, ' ') FROM pgark.schedule";
     there.wait_for(schedules, "weeklytrue", LONG);
     there.wait_for(
@@ -192,7 +261,7 @@ fn a_recovery_to_the_past() {
         LONG,
     );
     there.archive_all();
-    // Expire suspends itself, and says so where people look.
+    // Expire suspends itself, and says so where people look; so does gc.
     there.wait_for("SELECT count(*) FROM pgark.alert WHERE code = 'timeline_unexplained' AND cleared_at IS NULL", "1", LONG);
     let job = there.psql("SELECT pgark.request_expire()");
     assert_eq!(
@@ -203,27 +272,50 @@ fn a_recovery_to_the_past() {
         "SELECT error_code FROM pgark.job WHERE id = {job}"
     ));
     assert_eq!(code, "timeline_unexplained");
+    let refused = pgark.run(&["expire"]).expect(40).stderr;
+    assert!(refused.contains("timeline_unexplained"), "{refused}");
+    gc_removes_nothing(&there, &pgark, &repository);
+    assert_eq!(committed(&pgark), 2);
     let confirmed = pgark
         .run(&["--output", "json", "expire", "--confirm"])
         .expect(0)
         .json();
     assert_eq!(
-        confirmed["repositories"][0]["expired"]
-            .as_array()
-            .unwrap()
-            .len(),
-        0
+        confirmed["repositories"][0]["expired"],
+        serde_json::json!([])
     );
-    assert_eq!(committed(&pgark), 2);
     assert_eq!(done(&there, "pgark.request_expire()"), "succeeded");
+    gc_removes_nothing(&there, &pgark, &repository);
+    assert_eq!(committed(&pgark), 2);
     there.wait_for("SELECT count(*) FROM pgark.alert WHERE code = 'timeline_unexplained' AND cleared_at IS NULL", "0", PATIENCE);
     // Confirming changed the policy's record, not what it says.
-    assert_eq!(
-        there.psql("SELECT effective ->> 'keep_last' FROM pgark.retention"),
-        "90"
-    );
-    assert_eq!(done(&there, "pgark.request_backup()"), "succeeded");
-    assert_eq!(committed(&pgark), 3);
+    assert_eq!(there.psql(&holds("90d")), "t");
+    schedules_go_on(&there, &pgark);
+    drop(agent);
+
+    // What is older than 90 days goes, and nothing younger.
+    taken_days_ago(&directory, &oldest, 60);
+    let _agent = pgark.agent(&[]);
+    assert_eq!(done(&there, "pgark.request_expire()"), "succeeded");
+    let states = "SELECT string_agg(state, ' ' ORDER BY label) FROM pgark.backup";
+    there.wait_for(states, "expired live live", LONG);
+    let live = format!("SELECT state FROM pgark.backup WHERE label = '{younger}'");
+    assert_eq!(there.psql(&live), "live");
+    assert_eq!(committed(&pgark), 2);
+}
+
+/// The schedule that the repository has brought back fires: its last occurrence is due, and runs once.
+fn schedules_go_on(there: &Cluster<'_>, pgark: &Pgark) {
+    there.psql("UPDATE pgark.config_schedule SET effective_at = now() - interval '8 days'");
+    let tick = "SELECT pgark.tick()";
+    there.psql(tick);
+    let fired = "SELECT string_agg(schedule || ' ' || state, ', ') FROM pgark.job WHERE schedule IS NOT NULL";
+    there.wait_for(fired, "weekly succeeded", LONG);
+    assert_eq!(there.psql(tick), "0");
+    assert_eq!(there.psql(fired), "weekly succeeded");
+    assert_eq!(committed(pgark), 3);
+    let made = "SELECT count(*) FROM pgark.backup AS b JOIN pgark.job AS j ON j.ulid = b.job_ulid WHERE j.schedule = 'weekly' AND b.state = 'live'";
+    assert_eq!(there.psql(made), "1");
 }
 
 /// Restored to the end of WAL: the history file looks like that of a promotion, and what was left of the
