@@ -6,11 +6,13 @@
 //! Trap: a schedule that fires and ends in a job that nobody runs; a backup that the views show and the
 //! repository has not; two that fire the same minute; a command that only looks right.
 //! Expectation: one backup for the due minute, by whom it should be; nothing in `health()` to look at; the
-//! restored cluster holds the rows.
+//! restored cluster holds the rows of its target, and no others.
 
+use crate::t610_jobs::refresh_each_second;
+use pgark_regress::process::wait_until;
 use pgark_regress::recovery::archived;
 use pgark_regress::{Cluster, Major, StopMode, TestDirectory, account};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 const PATIENCE: Duration = Duration::from_secs(100);
 
@@ -50,7 +52,11 @@ fn walk(name: &str, major: Major, settings: &[&str], before: &str, source: &str)
     for setting in settings {
         builder = builder.setting(*setting);
     }
-    let (mut cluster, pgark) = archived(&directory, builder);
+    let (mut cluster, mut pgark) = archived(&directory, builder);
+    // News of WAL alone are told after five refreshes: not of a minute each.
+    refresh_each_second(&mut pgark);
+    let beyond = "the recovery target lies beyond the stored WAL";
+    cluster.log_mut().allow(beyond);
     off_the_minute();
     let _agent = pgark.agent(&[]);
     let said = cluster.psql_script("postgres", &format!("{before}{WALK}"));
@@ -82,6 +88,8 @@ fn walk(name: &str, major: Major, settings: &[&str], before: &str, source: &str)
     );
     alice("SELECT pgark.unschedule('often')");
 
+    let targets = targets(&cluster);
+
     // What a user looks at then.
     cluster.archive_all();
     let unwell = "SELECT coalesce(string_agg(name || ': ' || detail, '; '), 'well') FROM pgark.health() WHERE NOT ok";
@@ -90,22 +98,66 @@ fn walk(name: &str, major: Major, settings: &[&str], before: &str, source: &str)
         (SELECT count(*) FROM pgark.recovery_window), (SELECT state FROM pgark.stat_repository),
         (SELECT bool_and(complete) FROM pgark.restore_plan())";
     assert_eq!(alice(seen), "t|1|ok|t");
-    let mut restored = Cluster::over(&directory, major, "restored");
-    let line = alice(&format!(
-        "SELECT pgark.restore_command(target_dir => '{}')",
-        restored.data().display()
-    ));
-    let verb = line.strip_prefix("pgark ").unwrap();
+    let mut lines = Vec::new();
+    for (name, target, rows) in targets {
+        // Up to which moment the stored WAL reaches is known from samples of the clock, and what is archived after
+        // them.
+        let plan =
+            format!("SET ROLE alice; SELECT bool_and(complete) FROM pgark.restore_plan({target})");
+        let mut switched = Instant::now();
+        wait_until(&plan, PATIENCE, || {
+            if switched.elapsed() > Duration::from_secs(3) {
+                cluster.archive_all();
+                switched = Instant::now();
+            }
+            cluster
+                .try_psql("postgres", &plan)
+                .is_ok_and(|told| told == "t")
+        });
+        let restored = Cluster::over(&directory, major, name);
+        let comma = if target.is_empty() { "" } else { ", " };
+        let line = alice(&format!(
+            "SELECT pgark.restore_command({target}{comma}target_dir => '{}')",
+            restored.data().display()
+        ));
+        lines.push((line, restored, rows));
+    }
     cluster.stop(StopMode::Fast);
-    let mut shell = account::command("/bin/sh");
-    let done = shell.args(["-c", &pgark.shell(verb)]).output().unwrap();
-    assert!(done.status.success(), "{line}: {done:?}");
-    restored.recover();
-    assert_eq!(
-        restored.psql("SELECT count(*), sum(id) FROM document"),
-        "1000|500500"
-    );
-    restored.stop(StopMode::Fast);
+    for (line, mut restored, rows) in lines {
+        let verb = line.strip_prefix("pgark ").unwrap();
+        let mut shell = account::command("/bin/sh");
+        let done = shell.args(["-c", &pgark.shell(verb)]).output().unwrap();
+        assert!(done.status.success(), "{line}: {done:?}");
+        restored.recover();
+        let found = restored.psql("SELECT count(*), sum(id) FROM document");
+        assert_eq!(found, format!("{rows}|{}", rows * (rows + 1) / 2), "{line}");
+        restored.stop(StopMode::Fast);
+    }
+}
+
+/// Moments with more and more rows, and last the newest one: a short name, the arguments of `restore_command`
+/// that mean it, and how many rows there were.
+fn targets(cluster: &Cluster<'_>) -> [(&'static str, String, u32); 4] {
+    let alice = |sql: &str| cluster.psql(&format!("SET ROLE alice; {sql}"));
+    let more = |rows: u32| {
+        let insert = "INSERT INTO document SELECT generate_series";
+        cluster.psql(&format!("{insert}({}, {rows})", rows - 499));
+    };
+    // What a shell could take for something else.
+    let point = "three o'clock $(false) \"`false`";
+    let quoted = point.replace('\'', "''");
+    alice(&format!("SELECT pgark.mark('{quoted}')"));
+    more(1500);
+    let lsn = cluster.psql("SELECT pg_current_wal_insert_lsn()");
+    more(2000);
+    let time = cluster.psql("SELECT clock_timestamp()");
+    more(2500);
+    [
+        ("n", format!("target_name => '{quoted}'"), 1000),
+        ("l", format!("target_lsn => '{lsn}'"), 1500),
+        ("t", format!("target_time => '{time}'"), 2000),
+        ("latest", String::new(), 2500),
+    ]
 }
 
 /// Side by side: what takes time is the clock.
