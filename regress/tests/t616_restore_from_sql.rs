@@ -7,6 +7,7 @@
 //! Expectation: nothing without the key; with it a directory for each job, which holds what the backup held.
 
 use crate::t610_jobs::{done, installed};
+use pgark_regress::chroma_server::ChromaServer;
 use pgark_regress::process::{is_alive, wait_until};
 use pgark_regress::redis_server::{Make, RedisServer};
 use pgark_regress::{Cluster, Major, TestDirectory, account};
@@ -266,5 +267,87 @@ fn into_another_server() {
     cold.again(&[]);
     assert_eq!(cold.ask(&["DBSIZE"]), "51");
     assert_eq!(cold.ask(&["GET", "session:1"]), "v1");
+    drop(agent);
+}
+
+/// A collection of the default database.
+const COLLECTION: &str = "
+status, made = call('POST', D + '/collections', {'name': 'docs'})
+assert status in (200, 201), made
+ids = ['id%02d' % n for n in range(20)]
+status, added = call('POST', D + '/collections/' + made['id'] + '/add',
+    {'ids': ids, 'embeddings': [vector(n) for n in range(20)], 'documents': ids})
+assert status in (200, 201), added
+";
+
+/// One record less.
+const ONE_LESS: &str = "
+_, found = call('GET', D + '/collections/docs')
+status, gone = call('POST', D + '/collections/' + found['id'] + '/delete', {'ids': ['id00']})
+assert status == 200, gone
+";
+
+/// Prints what the collection holds.
+const RECORDS: &str = "
+_, found = call('GET', D + '/collections/docs')
+_, got = call('POST', D + '/collections/' + found['id'] + '/get', {'include': ['embeddings', 'documents']})
+print(json.dumps(sorted(zip(got['ids'], got['documents'], got['embeddings']))))
+";
+
+/// A dump of a database and a collection of vectors, each into another server than it comes from.
+#[test]
+fn into_servers_of_other_kinds() {
+    let directory = TestDirectory::new("t616_servers");
+    let (cluster, mut pgark) = installed(&directory, Major::Pg15);
+    let other = Cluster::builder(&directory, Major::Pg15, "c").start();
+    let vectors = ChromaServer::start(&directory, &directory.folder("vectors"));
+    let copies = ChromaServer::start(&directory, &directory.folder("copies"));
+    vectors.python(COLLECTION);
+    cluster.psql("CREATE DATABASE shop");
+    let rows = "SELECT count(*), sum(id) FROM docs";
+    cluster.psql_in(
+        "shop",
+        "CREATE TABLE docs AS SELECT n AS id FROM generate_series(1, 100) AS n",
+    );
+    pgark.configure(&format!(
+        "[component.shop]\nkind = \"postgres_dump\"\nhost = \"{}\"\ndatabases = [\"shop\"]\nrestore_requests_to = \"{}\"\n\
+         [component.vectors]\nkind = \"chroma\"\nurl = \"{}\"\nrestore_requests_to = \"{}\"\n",
+        cluster.sockets().display(),
+        other.sockets().display(),
+        vectors.url(),
+        copies.url()
+    ));
+    cluster.psql("CREATE EXTENSION pgark");
+    let agent = pgark.agent(&[]);
+    cluster.wait_for("SELECT count(*) FROM pgark.component", "3", PATIENCE);
+    for name in ["shop", "vectors"] {
+        let backup = format!("pgark.request_backup(ARRAY['{name}'])");
+        assert_eq!(done(&cluster, &backup), "succeeded", "{name}");
+    }
+    let records = vectors.python(RECORDS);
+    vectors.python(ONE_LESS);
+    cluster.psql_in("shop", "INSERT INTO docs VALUES (101)");
+
+    let restore = |name: &str| done(&cluster, &format!("pgark.request_restore('{name}')"));
+    for name in ["shop", "vectors"] {
+        assert_eq!(restore(name), "succeeded", "{name}: {}", outcome(&cluster));
+    }
+    assert_eq!(other.psql_in("shop", rows), "100|5050");
+    assert_eq!(copies.python(RECORDS), records);
+    // What is in use is as it was, and what is there stays.
+    assert_eq!(cluster.psql_in("shop", rows), "101|5151");
+    assert_ne!(vectors.python(RECORDS), records);
+    copies.python(ONE_LESS);
+    let fewer = copies.python(RECORDS);
+    other.psql_in("shop", "DELETE FROM docs WHERE id > 50");
+    for (name, code) in [
+        ("shop", "dump_database_exists"),
+        ("vectors", "chroma_collection_exists"),
+    ] {
+        assert_eq!(restore(name), "failed", "{name}");
+        assert_eq!(outcome(&cluster), format!("failed 1 {code}"));
+    }
+    assert_eq!(other.psql_in("shop", rows), "50|1275");
+    assert_eq!(copies.python(RECORDS), fewer);
     drop(agent);
 }
