@@ -82,6 +82,7 @@ mod t614_sets_from_sql;
 mod t615_restore_points;
 mod t616_restore_from_sql;
 mod t617_by_the_clock;
+mod t618_operator;
 // A part of the full tier of its own.
 #[cfg(feature = "pg18")]
 mod t400_postgres_18;

@@ -2,8 +2,7 @@
 //!
 //! What: a user who has nothing but psql makes the extension, schedules, asks for a backup, waits, and looks.
 //! Then the agent is killed in mid-backup and between the repository's commit and SQL's; the server is killed
-//! in mid-job; the agent's whole host is gone, and another one's takes over; a job is cancelled. Last, an
-//! operator tries to make the agent read, run or reach something.
+//! in mid-job; the agent's whole host is gone, and another one's takes over; a job is cancelled.
 //! Trap: a retried job takes a second backup of what was committed; a half backup is listed; a job hangs in
 //! "running" for good.
 //! Expectation: one committed backup for each job, whatever died; the views show what the repository holds.
@@ -340,70 +339,6 @@ fn a_job_is_cancelled() {
     assert_eq!(committed(&pgark), 0);
     // The server is not left in backup mode, and the next job runs.
     assert_eq!(done(&cluster, "pgark.request_backup()"), "succeeded");
-}
-
-#[test]
-fn an_operator_reaches_nothing() {
-    let directory = TestDirectory::new("t610_operator");
-    let (mut cluster, pgark) = installed(&directory, Major::Pg15);
-    cluster.psql("CREATE EXTENSION pgark; CREATE ROLE mallory IN ROLE pgark_operator");
-    cluster.log_mut().allow("ERROR:  ");
-    let _agent = pgark.agent(&[]);
-    cluster.wait_for(
-        "SELECT count(*) FROM pgark.catalog_component",
-        "1",
-        PATIENCE,
-    );
-    let trap = directory.join("sprung");
-    let bait = format!("$(touch {})`touch {}`", trap.display(), trap.display());
-    let mallory = |sql: &str| cluster.try_psql("postgres", &format!("SET ROLE mallory; {sql}"));
-    for sql in [
-        format!("SELECT pgark.request_backup(ARRAY['{bait}'])"),
-        format!("SELECT pgark.request_backup(repository => '{bait}')"),
-        "SELECT pgark.request_backup(repository => '/etc')".to_owned(),
-        "SELECT pgark.request_backup(repository => 's3://example.com/bucket')".to_owned(),
-        format!("SELECT pgark.schedule('{bait}', '* * * * *', 'backup')"),
-        format!("SELECT pgark.schedule('a', '* * * * *', '{bait}')"),
-        "SELECT pgark.schedule('a', '* * * * *', 'backup', options => '{\"data_directory\": \"/etc\"}')".to_owned(),
-        "SELECT pgark.schedule('a', '* * * * *', 'backup', options => '{\"hook\": \"reboot\"}')".to_owned(),
-        "SELECT pgark.request_verify(backup => '../../../etc/passwd')".to_owned(),
-        "SELECT * FROM pgark.claim_job('mallory')".to_owned(),
-        "INSERT INTO pgark.queue_job (ulid) VALUES ('x')".to_owned(),
-        "UPDATE pgark.queue_job SET action = 'gc'".to_owned(),
-        "INSERT INTO pgark.catalog_component VALUES ('x', 'files', 'blob', 'x')".to_owned(),
-        "COPY (SELECT 1) TO PROGRAM 'true'".to_owned(),
-        "SELECT pg_read_file('/etc/passwd')".to_owned(),
-    ] {
-        assert!(mallory(&sql).is_err(), "{sql}");
-    }
-    // What is allowed as a note stays one: it is stored and shown, and nothing else.
-    let noted = format!(
-        "SELECT pgark.schedule('noted', '* * * * *', 'backup', options => '{{\"annotations\": {{\"why\": \"{bait}\", \"pgark.job\": \"x\"}}}}')"
-    );
-    mallory(&noted).unwrap();
-    cluster.wait_for(
-        "SELECT bool_and(in_effect) FROM pgark.schedule",
-        "t",
-        PATIENCE,
-    );
-    cluster.psql("UPDATE pgark.config_schedule SET effective_at = now() - interval '2 minutes'; SELECT pgark.tick()");
-    cluster.wait_for("SELECT state FROM pgark.job", "succeeded", PATIENCE);
-    let stored = cluster.psql(
-        "SELECT annotations ->> 'why', job_ulid = (SELECT ulid FROM pgark.job) FROM pgark.backup",
-    );
-    assert_eq!(stored, format!("{bait}|t"));
-    assert!(pgark.run(&["info"]).expect(0).stdout.contains("touch"));
-    assert!(!trap.exists());
-    mallory("SELECT pgark.unschedule('noted')").unwrap();
-    cluster.wait_for("SELECT count(*) FROM pgark.schedule", "0", PATIENCE);
-    // A name of a job that is in the queue past all checks is still no more than a name.
-    cluster.psql(&format!("UPDATE pgark.queue_job SET state = 'queued', finished_at = NULL, schedule = NULL, due_at = NULL, attempts_max = 9, components = ARRAY['{bait}'], ulid = pgark.new_ulid()"));
-    cluster.wait_for(
-        "SELECT state, error_code FROM pgark.job",
-        "failed|component_unknown",
-        PATIENCE,
-    );
-    assert!(!trap.exists());
 }
 
 /// A job survives a failover in the queue; one that ran is tried again by the new primary's agent.
