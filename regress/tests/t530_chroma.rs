@@ -10,7 +10,9 @@
 
 use pgark_archiver::cancel::CancelToken;
 use pgark_archiver::component::memory::{MemorySink, MemorySource};
-use pgark_archiver::component::{Consistency, Context, Driver, Evidence, Request, Source, drivers};
+use pgark_archiver::component::{
+    Consistency, Context, Driver, Evidence, EvidenceLine, Request, Source, drivers,
+};
 use pgark_archiver::config::Config;
 use pgark_archiver::error::{Error, ErrorKind};
 use pgark_regress::chroma_server::ChromaServer;
@@ -245,6 +247,16 @@ fn a_data_directory_comes_back_whole_and_in_part() {
     );
     let server = ChromaServer::start(&setting.directory, &data);
     assert_eq!(server.python(&format!("{SHOW}{SHOW_ALL}")), before);
+    // Once it runs, what it loaded is compared.
+    let data_dir = data.display();
+    let both = driver(&format!(
+        "data_dir = \"{data_dir}\"\nurl = \"{}\"",
+        server.url()
+    ));
+    let found = setting.evidence(&*both, &backup, &request);
+    assert_agrees(&found);
+    let asked = |line: &EvidenceLine| line.what.starts_with("a query of");
+    assert!(found.lines.iter().any(asked), "{found:#?}");
 }
 
 /// The writer adds batches of 37 and prints each number that was acknowledged.

@@ -140,6 +140,14 @@ impl Chroma {
         })
     }
 
+    /// The server of our own data directory, when it has an address and answers.
+    fn running(&self, request: &Request) -> Result<Option<Remote>> {
+        let url = self.settings.url.as_ref().filter(|_| request.to.is_none());
+        let Some(url) = url else { return Ok(None) };
+        let remote = self.remote(url)?;
+        Ok(remote.version().is_ok().then_some(remote))
+    }
+
     fn limits(&self) -> LockLimits {
         LockLimits {
             wait_seconds: self.settings.lock_wait_seconds,
@@ -382,7 +390,13 @@ impl Driver for Chroma {
                 let remote = self.remote(&url)?;
                 restore::compare_server(context, &remote, &manifest, source, request)
             }
-            Target::Folder(folder) => restore::compare_folder(context, &manifest, &folder),
+            Target::Folder(folder) => match self.running(request)? {
+                // What its server loaded counts.
+                Some(remote) => {
+                    restore::compare_server(context, &remote, &manifest, source, request)
+                }
+                None => restore::compare_folder(context, &manifest, &folder),
+            },
         }
     }
 

@@ -142,9 +142,9 @@ impl<'e> Services<'e> {
     /// As [`Services::finish`], when nothing was restored: `error` says so, and what stays stopped.
     pub(super) fn give_up(mut self, error: Error) -> Error {
         let still = self.finish();
-        let mut detail = error
-            .detail()
-            .map_or_else(String::new, |own| format!("{}. ", own.trim_end_matches('.')));
+        let mut detail = error.detail().map_or_else(String::new, |own| {
+            format!("{}. ", own.trim_end_matches('.'))
+        });
         detail += "Nothing was restored";
         if still.is_empty() {
             detail += ", and what was stopped was started again.";
