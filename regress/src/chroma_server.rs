@@ -3,7 +3,9 @@
 
 use crate::account;
 use crate::directory::TestDirectory;
+use crate::http;
 use crate::process::{self, wait_until};
+use serde_json::Value;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -70,6 +72,27 @@ impl ChromaServer {
     /// Where its files are.
     pub fn data(&self) -> &Path {
         &self.data
+    }
+
+    /// A request below the default database and its answer, which must be one of success.
+    #[track_caller]
+    pub fn ask(&self, method: &str, path: &str, body: &Value) -> Value {
+        const DATABASE: &str = "/api/v2/tenants/default_tenant/databases/default_database";
+        let body = match body {
+            Value::Null => String::new(),
+            body => body.to_string(),
+        };
+        let request = http::request(
+            method,
+            &format!("{DATABASE}{path}"),
+            "Content-Type: application/json\r\n",
+            &body,
+        );
+        let answer = http::exchange(self.port, &request).unwrap();
+        let (status, content) = http::read(&answer).unwrap();
+        let text = String::from_utf8_lossy(&content);
+        assert!(status < 300, "{method} {path}: {status} {text}");
+        serde_json::from_slice(&content).unwrap_or(Value::Null)
     }
 
     /// Runs Python with `call(method, path, body)`, which returns status and answer, and `D`, the path

@@ -22,6 +22,7 @@ pub mod fake_agent;
 pub mod fake_docker;
 pub mod fake_grafana;
 pub mod fuzz;
+mod http;
 pub mod ledger;
 pub mod major;
 pub mod minio_server;

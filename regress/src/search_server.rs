@@ -3,6 +3,7 @@
 
 use crate::account;
 use crate::directory::TestDirectory;
+use crate::http;
 use crate::process::{self, wait_until};
 use crate::redis_server::free_port;
 use serde_json::Value;
@@ -231,12 +232,12 @@ impl SearchServer {
 
     /// The same; `None`: it does not answer.
     pub fn try_ask(&self, method: &str, path: &str, body: Option<&str>) -> Option<(u16, Value)> {
+        let request = self.request(method, path, body);
         let answer = match &self.tls {
-            None => self.exchange(method, path, body).ok()?,
-            Some(tls) => self.exchange_tls(tls, method, path, body)?,
+            None => http::exchange(self.port, &request).ok()?,
+            Some(tls) => self.exchange_tls(tls, &request)?,
         };
-        let (head, content) = split(&answer)?;
-        let status = head.split(' ').nth(1)?.parse().ok()?;
+        let (status, content) = http::read(&answer)?;
         let value = serde_json::from_slice(&content).unwrap_or(Value::Null);
         Some((status, value))
     }
@@ -251,31 +252,16 @@ impl SearchServer {
             true => format!("Authorization: Basic {}\r\n", basic()),
             false => String::new(),
         };
-        format!(
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: {kind}\r\n\
-             {user}Content-Length: {}\r\n\r\n{body}",
-            body.len()
+        http::request(
+            method,
+            path,
+            &format!("Content-Type: {kind}\r\n{user}"),
+            body,
         )
-        .into_bytes()
-    }
-
-    fn exchange(&self, method: &str, path: &str, body: Option<&str>) -> std::io::Result<Vec<u8>> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        stream.write_all(&self.request(method, path, body))?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        Ok(answer)
     }
 
     /// Through `openssl s_client`, which looks at the certificate.
-    fn exchange_tls(
-        &self,
-        tls: &Tls,
-        method: &str,
-        path: &str,
-        body: Option<&str>,
-    ) -> Option<Vec<u8>> {
+    fn exchange_tls(&self, tls: &Tls, request: &[u8]) -> Option<Vec<u8>> {
         let mut child = Command::new("openssl")
             .args(["s_client", "-quiet", "-verify_return_error", "-CAfile"])
             .arg(&tls.certificate)
@@ -287,7 +273,7 @@ impl SearchServer {
             .unwrap();
         // Held open until the answer is here: its end would end the connection.
         let mut input = child.stdin.take().unwrap();
-        let sent = input.write_all(&self.request(method, path, body));
+        let sent = input.write_all(request);
         let mut answer = Vec::new();
         let read = child.stdout.take().unwrap().read_to_end(&mut answer);
         drop(input);
@@ -328,25 +314,4 @@ impl Drop for SearchServer {
 /// `pgark:pgark-secret` in base64.
 fn basic() -> &'static str {
     "cGdhcms6cGdhcmstc2VjcmV0"
-}
-
-/// Head and content of an answer.
-fn split(answer: &[u8]) -> Option<(String, Vec<u8>)> {
-    let at = answer.windows(4).position(|four| four == b"\r\n\r\n")?;
-    let head = String::from_utf8_lossy(&answer[..at]).into_owned();
-    let mut rest = &answer[at + 4..];
-    if !head.to_lowercase().contains("transfer-encoding: chunked") {
-        return Some((head, rest.to_vec()));
-    }
-    let mut content = Vec::new();
-    loop {
-        let end = rest.windows(2).position(|two| two == b"\r\n")?;
-        let size =
-            usize::from_str_radix(std::str::from_utf8(&rest[..end]).ok()?.trim(), 16).ok()?;
-        if size == 0 {
-            return Some((head, content));
-        }
-        content.extend(rest.get(end + 2..end + 2 + size)?);
-        rest = rest.get(end + 4 + size..)?;
-    }
 }
