@@ -124,7 +124,7 @@ pub const PARTS: &[Part] = &[
     Part {
         name: "files",
         about: "files, and backup sets of several components: capture, quiesce, restore to one moment",
-        run: Run::EndToEnd(&["t50", "t51"]),
+        run: Run::EndToEnd(&["t50", "t510", "t513"]),
     },
     Part {
         name: "sftp",
@@ -145,6 +145,11 @@ pub const PARTS: &[Part] = &[
         name: "conformance",
         about: "the storage conformance suite on memory, a directory, sshd, moto and radosgw",
         run: Run::Conformance,
+    },
+    Part {
+        name: "moment",
+        about: "50 sets of Postgres, Chroma, Redis, OpenSearch and files, each restored; agents killed while all is held",
+        run: Run::EndToEnd(&["t511", "t512"]),
     },
 ];
 

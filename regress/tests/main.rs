@@ -5,6 +5,7 @@
 
 mod archive;
 mod component;
+mod stack;
 mod t000_smoke;
 mod t010_extension;
 mod t011_demo;
@@ -53,7 +54,9 @@ mod t452_sftp_full;
 mod t460_places;
 mod t500_files;
 mod t510_sets;
-mod t511_restore_set;
+mod t511_moment;
+mod t512_blocked;
+mod t513_restore_set;
 mod t520_redis;
 mod t521_redis_faults;
 mod t525_qdrant;

@@ -15,49 +15,56 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The application's hooks talk to it by files, so that it is known whether it was stopped.
-struct Application {
-    folder: PathBuf,
-    documents: PathBuf,
+pub(crate) struct Application {
+    pub(crate) folder: PathBuf,
+    pub(crate) documents: PathBuf,
 }
 
 impl Application {
-    fn new(directory: &TestDirectory) -> Self {
+    pub(crate) fn new(directory: &TestDirectory) -> Self {
         Self {
             folder: directory.folder("app"),
             documents: directory.folder("documents"),
         }
     }
 
-    fn stop_file(&self) -> PathBuf {
+    pub(crate) fn stop_file(&self) -> PathBuf {
         self.folder.join("stop")
     }
 
-    /// The section that stops and drains it, and lets it go on.
-    fn section(&self) -> String {
-        let script = |name: &str, text: &str| {
-            let path = self.folder.join(name);
-            std::fs::write(&path, text).unwrap();
-            account::give(&path);
-            format!(
-                "[\"/bin/sh\", \"{}\", \"{}\"]",
-                path.display(),
-                self.folder.display()
-            )
-        };
+    /// A script of its own as a hook, which gets the folder as its argument.
+    pub(crate) fn script(&self, name: &str, text: &str) -> String {
+        let path = self.folder.join(name);
+        std::fs::write(&path, text).unwrap();
+        account::give(&path);
+        format!(
+            "[\"/bin/sh\", \"{}\", \"{}\"]",
+            path.display(),
+            self.folder.display()
+        )
+    }
+
+    /// The hooks that stop and drain it, and let it go on.
+    pub(crate) fn hooks(&self) -> [String; 2] {
         // A token, so that an answer to an earlier question is not taken for one to this.
-        let quiesce = script(
-            "quiesce.sh",
-            "echo $$ > $1/new && mv $1/new $1/stop\n\
-             until [ \"$(cat $1/idle 2>/dev/null)\" = $$ ]; do sleep 0.01; done\n",
-        );
-        let release = script("release.sh", "rm -f $1/stop\n");
+        let quiesce = "echo $$ > $1/new && mv $1/new $1/stop\n\
+             until [ \"$(cat $1/idle 2>/dev/null)\" = $$ ]; do sleep 0.01; done\n";
+        [
+            self.script("quiesce.sh", quiesce),
+            self.script("release.sh", "rm -f $1/stop\n"),
+        ]
+    }
+
+    /// The section that stops and drains it, and lets it go on.
+    pub(crate) fn section(&self) -> String {
+        let [quiesce, release] = self.hooks();
         format!(
             "[backup_set]\nquiesce = \"app\"\napp_quiesce = {quiesce}\napp_release = {release}\n\
              hook_timeout_seconds = 60\nquiesce_seconds_max = 120\n"
         )
     }
 
-    fn component(&self) -> String {
+    pub(crate) fn component(&self) -> String {
         format!(
             "[component.documents]\nkind = \"files\"\npaths = [\"{}\"]\n\
              [component.documents.reconcile]\nquery = \"SELECT id FROM public.document\"\n",
@@ -65,17 +72,22 @@ impl Application {
         )
     }
 
+    /// While it is to stand still: says that it does, and waits. Whoever calls this writes nothing meanwhile.
+    pub(crate) fn stand_still(&self, end: &AtomicBool) {
+        while let Ok(token) = std::fs::read_to_string(self.stop_file()) {
+            std::fs::write(self.folder.join("idle"), token).unwrap();
+            if end.load(Ordering::SeqCst) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Writes documents until `end`: the row first, then the file. `count` are done.
-    fn run(&self, cluster: &Cluster<'_>, end: &AtomicBool, count: &AtomicU64) {
+    pub(crate) fn run(&self, cluster: &Cluster<'_>, end: &AtomicBool, count: &AtomicU64) {
         let mut session = cluster.session("postgres");
         for id in 1.. {
-            while let Ok(token) = std::fs::read_to_string(self.stop_file()) {
-                std::fs::write(self.folder.join("idle"), token).unwrap();
-                if end.load(Ordering::SeqCst) {
-                    return;
-                }
-                std::thread::sleep(Duration::from_millis(5));
-            }
+            self.stand_still(end);
             if end.load(Ordering::SeqCst) {
                 return;
             }
@@ -103,7 +115,7 @@ impl Application {
 }
 
 /// Ends the application when the test is over, or has failed.
-struct End<'a>(&'a AtomicBool);
+pub(crate) struct End<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for End<'_> {
     fn drop(&mut self) {
@@ -129,18 +141,18 @@ fn ids(rows: &str) -> Vec<String> {
         .collect()
 }
 
-fn member<'a>(set: &'a Value, name: &str) -> &'a Value {
+pub(crate) fn member<'a>(set: &'a Value, name: &str) -> &'a Value {
     let members = set["members"].as_array().unwrap();
     members.iter().find(|m| m["component"] == name).unwrap()
 }
 
-fn ledgers(pgark: &Pgark) -> Vec<PathBuf> {
+pub(crate) fn ledgers(pgark: &Pgark) -> Vec<PathBuf> {
     let listing = std::fs::read_dir(pgark.state().join("quiesce"));
     listing.map_or_else(|_| Vec::new(), |l| l.map(|e| e.unwrap().path()).collect())
 }
 
 /// A script for `[cluster] after_restore` that starts what was restored where the original was.
-fn start_hook(directory: &TestDirectory, cluster: &Cluster<'_>) -> String {
+pub(crate) fn start_hook(directory: &TestDirectory, cluster: &Cluster<'_>) -> String {
     let path = directory.join("start.sh");
     let text = format!(
         "exec {}/pg_ctl start -s -w -D \"$PGARK_TARGET_DIR\" -l {} -o \"-c listen_addresses='' \
@@ -154,7 +166,7 @@ fn start_hook(directory: &TestDirectory, cluster: &Cluster<'_>) -> String {
     format!("after_restore = [\"/bin/sh\", \"{}\"]", path.display())
 }
 
-fn stop_restored(target: &Path) {
+pub(crate) fn stop_restored(target: &Path) {
     let mut stop = account::command("/usr/lib/postgresql/15/bin/pg_ctl");
     stop.args(["stop", "-s", "-w", "-m", "immediate", "-D"])
         .arg(target);

@@ -139,7 +139,7 @@ fn component<'a>(report: &'a Value, name: &str) -> &'a Value {
 
 #[test]
 fn who_was_stopped_is_started_again_when_nothing_was_restored() {
-    let stack = Stack::new("t511_not_stopped");
+    let stack = Stack::new("t513_not_stopped");
     let pgark = stack.alone();
     stack.wreck();
     stack.file("fail-before_restore-one", "");
@@ -187,7 +187,7 @@ fn who_was_stopped_is_started_again_when_nothing_was_restored() {
 
 #[test]
 fn who_cancels_finds_everything_started_again() {
-    let stack = Stack::new("t511_cancelled");
+    let stack = Stack::new("t513_cancelled");
     let pgark = stack.alone();
     for hangs in ["before_restore-one", "before_restore-three"] {
         stack.wreck();
@@ -227,7 +227,7 @@ fn who_cancels_finds_everything_started_again() {
 
 #[test]
 fn a_component_that_fails_is_started_again_and_keeps_nobody_else() {
-    let stack = Stack::new("t511_one_fails");
+    let stack = Stack::new("t513_one_fails");
     let pgark = stack.alone();
     stack.wreck();
     stack.file("block-before_restore-two", "");
@@ -269,7 +269,7 @@ fn a_component_that_fails_is_started_again_and_keeps_nobody_else() {
 /// What a service makes of its store when it starts is what counts.
 #[test]
 fn evidence_is_of_the_store_as_it_runs() {
-    let stack = Stack::new("t511_evidence");
+    let stack = Stack::new("t513_evidence");
     let pgark = stack.alone();
     stack.wreck();
     let report = restore(&pgark, &[]).expect(0).json();
@@ -301,7 +301,7 @@ fn evidence_is_of_the_store_as_it_runs() {
 /// safety backup; and no safety backup is a place to go back to.
 #[test]
 fn one_store_may_go_without_its_safety_backup() {
-    let stack = Stack::new("t511_safety");
+    let stack = Stack::new("t513_safety");
     let pgark = stack.alone();
     let info = pgark.run(&["--output", "json", "info"]).expect(0).json();
     let newest = |value: &Value, name: &str| {
@@ -368,7 +368,7 @@ fn one_store_may_go_without_its_safety_backup() {
 /// started is what the others are compared with.
 #[test]
 fn around_a_cluster() {
-    let stack = Stack::new("t511_cluster");
+    let stack = Stack::new("t513_cluster");
     let builder = Cluster::builder(&stack.directory, Major::Pg15, "c").wal_segment_mib(1);
     let (mut cluster, mut pgark) = archived(&stack.directory, builder);
     cluster.psql("CREATE TABLE document (id text); INSERT INTO document VALUES ('text'), ('lost')");
