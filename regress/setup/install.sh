@@ -19,7 +19,7 @@ test)
     ;;
 conformance) packages="$packages debootstrap python3-venv openssh-server openssh-client" ;;
 bench)
-    packages="$packages postgresql-server-dev-15 libclang-14-dev binutils pgbackrest"
+    packages="$packages postgresql-server-dev-15 libclang-14-dev binutils pgbackrest restic"
     packages="$packages debootstrap python3-venv openssl"
     ;;
 *)

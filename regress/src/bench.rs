@@ -1,7 +1,8 @@
 //! `make bench`: full backup, restore, archive-push and archive-get of pgark and pgBackRest, on one
 //! generated cluster, in one run, by the fairness rules of DESIGN 15.
 //!
-//! `pgbench` stands for itself: a server with the extension against one without.
+//! `pgbench` stands for itself: a server with the extension against one without. So do `files_first`,
+//! `files_unchanged` and `files_restore`: a million small files, against restic.
 //!
 //! The order within a run: backups, each into a new repository; restores of the last of them; then
 //! a load writes WAL, which is archived into new repositories; then WAL is fetched from the
@@ -11,6 +12,7 @@
 mod dataset;
 mod digest;
 mod extension;
+mod files;
 mod measure;
 mod record;
 mod s3;
@@ -46,7 +48,12 @@ pub fn run(settings: &Settings) {
         Vec::new()
     };
     let mut data_bytes = 0;
-    if settings.only != [extension::OPERATION] {
+    if files::OPERATIONS.iter().any(|one| settings.wants(one)) {
+        found.extend(files::runs(settings));
+    }
+    let of_their_own =
+        |one: &String| one == extension::OPERATION || files::OPERATIONS.contains(&one.as_str());
+    if settings.only.is_empty() || !settings.only.iter().all(of_their_own) {
         let (runs, bytes) = on_the_dataset(settings);
         found.extend(runs);
         data_bytes = bytes;

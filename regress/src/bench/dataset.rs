@@ -169,10 +169,10 @@ fn load(cluster: &Cluster<'_>, table: &str, write: impl FnOnce(&mut dyn Write)) 
 
 /// splitmix64: seeded, and the same everywhere.
 #[derive(Debug)]
-struct Random(u64);
+pub(super) struct Random(u64);
 
 impl Random {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -184,7 +184,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
@@ -203,7 +203,7 @@ impl Random {
     }
 }
 
-fn words(random: &mut Random, count: u64) -> String {
+pub(super) fn words(random: &mut Random, count: u64) -> String {
     let mut text = String::new();
     for n in 0..count {
         if n > 0 {

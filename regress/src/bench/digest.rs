@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// What the digests in `bench.json` are of.
-pub(super) const MEANING: &str = "full_backup, restore: BLAKE3 over the lines that b3sum prints for the files below base/ and global/, in order, without pg_control and pg_internal.init (full_backup: of the source). archive_push, archive_get: BLAKE3 over the segments in order (archive_push: of the source). archive_get_recovery: BLAKE3 of counts and sums over all tables at the target.";
+pub(super) const MEANING: &str = "full_backup, restore: BLAKE3 over the lines that b3sum prints for the files below base/ and global/, in order, without pg_control and pg_internal.init (full_backup: of the source). archive_push, archive_get: BLAKE3 over the segments in order (archive_push: of the source). archive_get_recovery: BLAKE3 of counts and sums over all tables at the target. files_*: BLAKE3 over the entries of the tree in order, each with path, owner, mode, time of change and content (files_first, files_unchanged: of the source).";
 
 /// The relation files of a data directory, each with its BLAKE3.
 #[derive(Debug, Clone, PartialEq, Eq)]

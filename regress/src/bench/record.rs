@@ -77,7 +77,8 @@ impl Record {
         std::fs::write(path, text).unwrap();
     }
 
-    /// Medians of each operation, and their ratio to pgBackRest's at each of its levels.
+    /// Medians of each operation, and their ratio to that of the others: pgBackRest's at each of its levels,
+    /// restic's.
     pub(super) fn table(&self) -> String {
         let mut groups: BTreeMap<(&str, &str, &str), Vec<&Run>> = BTreeMap::new();
         for run in &self.runs {
@@ -110,7 +111,7 @@ impl Record {
                 median(runs.iter().map(|run| mib(run.stored_bytes))),
             );
         }
-        text + "ratio: pgark's median over this one's; at most 1.05 is not slower. rss: the largest of the runs.\n"
+        text + "ratio: pgark's median over this one's; at most 1.05 is not slower; files_unchanged is to be at most 0.20, within 256 MiB. rss: the largest of the runs.\n"
     }
 }
 

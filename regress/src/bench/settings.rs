@@ -17,6 +17,8 @@ pub struct Settings {
     pub long_segments: u32,
     /// `PGARK_BENCH_TRANSACTIONS`: of each of pgbench's two clients in one run; 50000.
     pub transactions: u32,
+    /// `PGARK_BENCH_FILES`: small files that are backed up as a component; 1000000.
+    pub files: u32,
     /// `PGARK_BENCH_ONLY`: a comma-separated list of operations; empty for all.
     pub only: Vec<String>,
     /// `PGARK_BENCH_SEED`: seeds the generated data; 20240229.
@@ -39,6 +41,7 @@ impl Settings {
             recovery_segments: number("PGARK_BENCH_RECOVERY_SEGMENTS", 100),
             long_segments: number("PGARK_BENCH_LONG_SEGMENTS", 1000),
             transactions: number("PGARK_BENCH_TRANSACTIONS", 50_000),
+            files: number("PGARK_BENCH_FILES", 1_000_000),
             only: variable("PGARK_BENCH_ONLY")
                 .map(|list| list.split(',').map(str::to_owned).collect())
                 .unwrap_or_default(),
@@ -65,6 +68,7 @@ impl Settings {
             && self.segments >= 250
             && self.long_segments >= 1000
             && self.transactions >= 50_000
+            && self.files >= 1_000_000
     }
 }
 

@@ -385,7 +385,7 @@ impl Tool for PgBackRest {
 }
 
 /// The disk space of everything below `path`, as du has it.
-fn disk_bytes(path: &Path) -> u64 {
+pub(super) fn disk_bytes(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let Ok(metadata) = std::fs::symlink_metadata(path) else {
         return 0;
