@@ -95,7 +95,7 @@ impl Operation {
 pub(crate) fn lsn(text: &str) -> u64 {
     let (high, low) = text.split_once('/').unwrap();
     let part = |text| u64::from_str_radix(text, 16).unwrap();
-    part(high) << 32 | part(low)
+    (part(high) << 32) | part(low)
 }
 
 const POSITION: &str = "SELECT pg_current_wal_insert_lsn();";
@@ -232,13 +232,13 @@ impl<'a> Stack<'a> {
         let mut cache = self.redis.client();
         let collection = self.collection();
         let mut own: Vec<(u64, u32)> = Vec::new();
-        let mut number = 0;
+        let mut number: u64 = 0;
         while !end.load(Ordering::SeqCst) {
             let pass = self.gate.read().unwrap();
             number += 1;
-            let (id, version) = if number % 7 == 0 {
+            let (id, version) = if number.is_multiple_of(7) {
                 (own.remove(0).0, None)
-            } else if number % 3 == 0 {
+            } else if number.is_multiple_of(3) {
                 let middle = own.len() / 2;
                 own[middle].1 += 1;
                 (own[middle].0, Some(own[middle].1))

@@ -262,7 +262,7 @@ fn fill(root: &Path, settings: &Settings) {
     let is_root = rustix::process::geteuid().is_root();
     let mut folder = PathBuf::new();
     for n in 0..settings.files {
-        if n % FILES_IN_A_FOLDER == 0 {
+        if n.is_multiple_of(FILES_IN_A_FOLDER) {
             folder = root.join(format!("{:04}", n / FILES_IN_A_FOLDER));
             std::fs::create_dir_all(&folder).unwrap();
         }
@@ -314,9 +314,10 @@ fn tree(root: &Path) -> String {
                 about.mtime_nsec()
             );
             hasher.update(line.as_bytes());
-            match about.is_dir() {
-                true => pending.push(path),
-                false => drop(hasher.update(&std::fs::read(&path).unwrap())),
+            if about.is_dir() {
+                pending.push(path);
+            } else {
+                hasher.update(&std::fs::read(&path).unwrap());
             }
         }
     }
