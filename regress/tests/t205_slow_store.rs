@@ -9,8 +9,8 @@ use crate::archive::counter;
 use pgark_regress::process::wait_until;
 use pgark_regress::recovery::archived;
 use pgark_regress::s3_server::{S3Server, section};
-use pgark_regress::tmpfs::{Tmpfs, is_root};
-use pgark_regress::{Cluster, Major, Pgark, TestDirectory, account};
+use pgark_regress::tmpfs::Tmpfs;
+use pgark_regress::{Cluster, Major, Pgark, TestDirectory, account, tier};
 use std::time::{Duration, Instant};
 
 /// A segment of what does not compress well takes two seconds.
@@ -46,7 +46,7 @@ fn failures(cluster: &Cluster<'_>, directory: &TestDirectory, pgark: &Pgark) -> 
 
 #[test]
 fn the_backlog_behind_a_slow_store_is_an_alert() {
-    if !is_root() {
+    if !tier::needs_root() {
         return;
     }
     let directory = TestDirectory::new("t205_slow");

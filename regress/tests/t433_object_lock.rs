@@ -505,7 +505,7 @@ fn a_removed_key_slot_closes_at_once() {
 
 #[test]
 fn a_removed_key_slot_closes_at_once_on_radosgw() {
-    if !full() {
+    if !tier::needs_full() {
         return;
     }
     let directory = TestDirectory::new("t433_keys_radosgw");

@@ -11,7 +11,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use pgark_regress::process::wait_until;
 use pgark_regress::recovery::archived;
-use pgark_regress::{Agent, Cluster, Major, Pgark, TestDirectory, account};
+use pgark_regress::{Agent, Cluster, Major, Pgark, TestDirectory, account, tier};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -53,10 +53,6 @@ const LATE: [&str; 2] = ["run", "skip"];
 /// The lease is 6 s, and the agent polls each 5 s: an attempt that was killed begins again in time.
 const SETTLED: Duration = Duration::from_secs(50);
 const PATIENCE: Duration = Duration::from_secs(100);
-
-fn full() -> bool {
-    std::env::var_os("PGARK_TEST_TIER").is_some_and(|tier| tier == "full")
-}
 
 /// Numbers from 0 to `below`, the same in each run; the clock adds chance enough.
 struct Chance(u64);
@@ -406,7 +402,7 @@ fn account_for(scene: &Scene<'_>, minutes: &[DateTime<Utc>], missed: &[DateTime<
 #[test]
 fn once_whoever_is_killed() {
     let directory = TestDirectory::new("t617_clock");
-    let (kills, count) = match full() {
+    let (kills, count) = match tier::is_full() {
         true => (&FULL[..], 10),
         false => (&SHORT[..], 4),
     };

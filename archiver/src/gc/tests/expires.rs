@@ -63,7 +63,7 @@ fn two() -> (World, [BackupLabel; 2]) {
 fn a_backup_without_its_wal_takes_no_place() {
     let (world, [a, b]) = two();
     remove_segment(&world, 13);
-    assert_eq!(good(&world), [a.clone()]);
+    assert_eq!(good(&world), std::slice::from_ref(&a));
     refused(&world, &by_name(&a), "last_good_backup");
     // The one that is not good may go.
     expire(&world, &by_name(&b)).unwrap();
@@ -184,7 +184,7 @@ fn at_once(
         let Some(actor) = waiting.get(dice % waiting.len().max(1)) else {
             break;
         };
-        gate.go(*actor, crashes && (dice >> 8) % 40 == 0);
+        gate.go(*actor, crashes && (dice >> 8).is_multiple_of(40));
     }
     let mut done = threads.into_iter().map(|thread| thread.join().unwrap());
     let done = [done.next().unwrap(), done.next().unwrap()];

@@ -188,7 +188,7 @@ fn a_backup_that_was_removed_there_is_not_called_copied() {
     let old = scene.day(false);
     let new = scene.day(false);
     scene.policy(&scene.spare, keep_last(1));
-    assert_eq!(scene.expire(&scene.spare), [old.clone()]);
+    assert_eq!(scene.expire(&scene.spare), std::slice::from_ref(&old));
     let note = Note::Annotate {
         key: "why".to_owned(),
         value: Some("audit".to_owned()),
@@ -235,7 +235,7 @@ fn an_undeleted_backup_is_there() {
     let old = scene.day(false);
     scene.day(false);
     scene.policy(&scene.spare, keep_last(1));
-    assert_eq!(scene.expire(&scene.spare), [old.clone()]);
+    assert_eq!(scene.expire(&scene.spare), std::slice::from_ref(&old));
     tombs::undo(&scene.spare, &scene.hands, COMPONENT, &old).unwrap();
     let report = scene.copy(&named(&old));
     assert!(report.findings.is_empty(), "{report:?}");

@@ -19,6 +19,9 @@ pub(super) fn select(connection: &mut Connection<'_>, db: u32) -> Result<()> {
     Ok(())
 }
 
+/// What is done with some keys.
+type Page<'a, 'p> = dyn FnMut(&mut Connection<'a>, &[Vec<u8>]) -> Result<()> + 'p;
+
 /// Gives every key of a database that is to be taken to `page`, once, some at a time. Memory: 16 bytes for
 /// each of them, since `SCAN` may repeat itself.
 ///
@@ -29,7 +32,7 @@ pub(super) fn pages<'a>(
     cancel: &CancelToken,
     db: u32,
     take: &dyn Fn(&[u8]) -> bool,
-    page: &mut dyn FnMut(&mut Connection<'a>, &[Vec<u8>]) -> Result<()>,
+    page: &mut Page<'a, '_>,
 ) -> Result<()> {
     select(connection, db)?;
     let mut seen: HashSet<[u8; 16]> = HashSet::new();
