@@ -24,6 +24,7 @@ use crate::repository::format::manifest::{
     FileEntry, FileKind, FrameRef, Label, Manifest, ObjectUse,
 };
 use crate::repository::pack::Sealed;
+use crate::repository::reader::KeptFrame;
 use crate::repository::session::{Session, WalPin};
 use crate::repository::{Repository, layout};
 use crate::wal::inventory::Inventory;
@@ -273,6 +274,7 @@ struct Copier<'a> {
     written: HashMap<FrameRef, FrameRef>,
     order: VecDeque<FrameRef>,
     plain: Vec<u8>,
+    records: KeptFrame,
     /// The frame whose plain bytes `chunk` holds: small files share frames.
     held: Option<FrameRef>,
     chunk: Vec<u8>,
@@ -292,6 +294,7 @@ impl<'a> Copier<'a> {
             written: HashMap::new(),
             order: VecDeque::new(),
             plain: Vec::new(),
+            records: KeptFrame::default(),
             held: None,
             chunk: Vec::new(),
         })
@@ -301,7 +304,7 @@ impl<'a> Copier<'a> {
         let of = |e: Error, entry: &FileEntry| e.context(format_args!("file \"{}\"", entry.path.0));
         let mut pending = Vec::with_capacity(entry.layers.len());
         for slice in std::mem::take(&mut entry.layers) {
-            let layer = self.source.layer(slice, &mut self.plain)?;
+            let layer = self.source.layer(slice, &mut self.records)?;
             let layer = self.layer(layer).map_err(|e| of(e, &entry))?;
             let mut record = Vec::new();
             layer.encode_into(&mut record);

@@ -4,7 +4,9 @@ use super::format::component::{AnyManifest, Record};
 use super::format::layer::Layer;
 use super::format::manifest::{FileEntry, FrameRef, Label, Manifest, Slice};
 use super::format::{FrameClass, ObjectKind};
-use super::reader::{FrameRun, ObjectTable, check_named, decode_all, fetch_frame, fetch_run};
+use super::reader::{
+    FrameRun, KeptFrame, ObjectTable, check_named, decode_all, fetch_frame, fetch_run,
+};
 use super::session::{End, read_end};
 use super::{Repository, layout, open::SEALED_BYTES_MAX, sealed, tombs};
 use crate::storage::Key;
@@ -433,19 +435,14 @@ impl Backup {
         Ok(())
     }
 
-    /// Reads one layer record. `plain` is a buffer to reuse.
+    /// Reads one layer record. `kept` is for this backup alone.
     ///
     /// # Errors
     /// Kind Data when it is damaged, or the storage's.
-    pub fn layer(&self, slice: Slice, plain: &mut Vec<u8>) -> Result<Layer> {
+    pub fn layer(&self, slice: Slice, kept: &mut KeptFrame) -> Result<Layer> {
         self.check_meta(slice.frame.object)?;
-        fetch_frame(
-            &self.repository,
-            &self.objects,
-            slice.frame,
-            FrameClass::Layers,
-            plain,
-        )?;
+        let (repository, class) = (&self.repository, FrameClass::Layers);
+        let plain = kept.fetch(repository, &self.objects, slice.frame, class)?;
         Layer::decode(cut(plain, slice)?)
     }
 

@@ -84,6 +84,36 @@ pub fn fetch_frame(
     fetch_run(repository, objects, reference, reference)?.decode(reference, class, plain)
 }
 
+/// A frame's plain bytes, kept until another one is asked for: records that follow one another share frames,
+/// and each fetch may cost a journey.
+#[derive(Debug, Default)]
+pub struct KeptFrame {
+    of: Option<FrameRef>,
+    plain: Vec<u8>,
+}
+
+impl KeptFrame {
+    /// The plain bytes of a frame.
+    ///
+    /// # Errors
+    /// As [`fetch_frame`].
+    pub fn fetch(
+        &mut self,
+        repository: &Repository,
+        objects: &ObjectTable,
+        reference: FrameRef,
+        class: FrameClass,
+    ) -> Result<&[u8]> {
+        if self.of != Some(reference) {
+            // What a failure leaves behind is nobody's.
+            self.of = None;
+            fetch_frame(repository, objects, reference, class, &mut self.plain)?;
+            self.of = Some(reference);
+        }
+        Ok(&self.plain)
+    }
+}
+
 /// Stored frames that follow one another in an object, read at once.
 #[derive(Debug)]
 pub struct FrameRun<'a> {

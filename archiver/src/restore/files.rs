@@ -5,6 +5,7 @@ use super::destination::Destination;
 use crate::repository::backups::Backup;
 use crate::repository::format::manifest::{FileEntry, FileKind, FrameRef, Slice};
 use crate::repository::layer::{PageSource, resolve};
+use crate::repository::reader::KeptFrame;
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -76,7 +77,7 @@ impl Batch {
         backup: &Backup,
         destination: &Destination,
         entry: FileEntry,
-        buffer: &mut Vec<u8>,
+        kept: &mut KeptFrame,
     ) -> Result<()> {
         let number = u32::try_from(self.targets.len()).unwrap_or(u32::MAX);
         let path = match entry.kind {
@@ -92,7 +93,7 @@ impl Batch {
             tail: Vec::new(),
         };
         if entry.kind == FileKind::Relation {
-            self.relation(backup, number, &entry, &mut target, buffer)
+            self.relation(backup, number, &entry, &mut target, kept)
                 .map_err(|e| e.context(format_args!("file \"{}\"", entry.path.0)))?;
         } else {
             let length: u64 = entry.chunks.iter().map(|slice| u64::from(slice.len)).sum();
@@ -122,11 +123,11 @@ impl Batch {
         number: u32,
         entry: &FileEntry,
         target: &mut Target,
-        buffer: &mut Vec<u8>,
+        kept: &mut KeptFrame,
     ) -> Result<()> {
         let mut layers = Vec::with_capacity(entry.layers.len());
         for slice in &entry.layers {
-            layers.push(backup.layer(*slice, buffer)?);
+            layers.push(backup.layer(*slice, kept)?);
         }
         let sources = resolve(&layers)?;
         let newest = layers

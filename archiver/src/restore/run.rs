@@ -15,6 +15,7 @@ use crate::crashsafe::{SharedFs, write_durable};
 use crate::progress::Progress;
 use crate::repository::backups::Backup;
 use crate::repository::format::manifest::{FileEntry, FileKind};
+use crate::repository::reader::KeptFrame;
 use crate::repository::sealed;
 use crate::{Error, Result};
 use pgark_types::{BackupLabel, SystemId, TargetAction, TargetTimeline};
@@ -207,7 +208,7 @@ impl Job<'_> {
             bytes_written: AtomicU64::new(0),
         };
         let mut batch = Batch::default();
-        let mut buffer = Vec::new();
+        let mut records = KeptFrame::default();
         let mut listed = Vec::new();
         self.backup.for_each_file(&mut |entry| {
             self.cancel.check()?;
@@ -233,7 +234,7 @@ impl Job<'_> {
                 let path = self.execution.destination.config_path(&entry.path)?;
                 self.config_parents(&path, kept)?;
             }
-            batch.add(self.backup, self.execution.destination, entry, &mut buffer)?;
+            batch.add(self.backup, self.execution.destination, entry, &mut records)?;
             if let Some(target) = batch.targets.last() {
                 kept.insert(target.path.clone());
             }

@@ -7,6 +7,7 @@ use crate::repository::format::FrameClass;
 use crate::repository::format::component::Record;
 use crate::repository::format::manifest::{FileEntry, FileKind, Label, ObjectUse};
 use crate::repository::layer::{PageSource, resolve};
+use crate::repository::reader::KeptFrame;
 use crate::repository::session::{End, read_end};
 use crate::repository::{layout, tombs};
 use crate::storage::Key;
@@ -54,7 +55,7 @@ impl Verification<'_> {
         }
         let mut pages = Pages {
             backup: &backup,
-            record: Vec::new(),
+            records: KeptFrame::default(),
             frame: Vec::new(),
         };
         let mut problems = Vec::new();
@@ -165,7 +166,7 @@ impl Verification<'_> {
 /// Decodes a backup's files without writing them.
 struct Pages<'a> {
     backup: &'a Backup,
-    record: Vec<u8>,
+    records: KeptFrame,
     frame: Vec<u8>,
 }
 
@@ -181,7 +182,7 @@ impl Pages<'_> {
     fn relation(&mut self, entry: &FileEntry) -> Result<()> {
         let mut layers = Vec::new();
         for slice in &entry.layers {
-            layers.push(self.backup.layer(*slice, &mut self.record)?);
+            layers.push(self.backup.layer(*slice, &mut self.records)?);
         }
         let sources = resolve(&layers)?;
         let mut wanted: Vec<Vec<(u32, u32)>> = vec![Vec::new(); layers.len()];

@@ -7,6 +7,7 @@ use crate::repository::format::manifest::*;
 use crate::repository::format::{FrameClass, ObjectKind};
 use crate::repository::frame::FrameEncoder;
 use crate::repository::pack::{ObjectBuilder, Sealed};
+use crate::repository::reader::KeptFrame;
 use crate::repository::session::Session;
 use crate::repository::{Repository, create, layer, layout, sealed};
 use crate::storage::memory::MemoryStorage;
@@ -298,6 +299,7 @@ pub(super) fn read_files(
     })?;
     let damaged = |why: &'static str| Error::data("test", why);
     let (mut files, mut plain) = (Vec::new(), Vec::new());
+    let mut records = KeptFrame::default();
     for entry in entries {
         let mut content = Vec::new();
         for slice in &entry.chunks {
@@ -305,7 +307,7 @@ pub(super) fn read_files(
             content.extend_from_slice(crate::repository::backups::cut(&plain, *slice)?);
         }
         for slice in &entry.layers {
-            let layer = backup.layer(*slice, &mut plain)?;
+            let layer = backup.layer(*slice, &mut records)?;
             let run = layer.runs.first().ok_or_else(|| damaged("no run"))?;
             let frame = FrameRef {
                 object: run.object,
