@@ -976,6 +976,8 @@ CREATE FUNCTION pgark.policy_import(document jsonb, reference jsonb, discard_pen
         GET DIAGNOSTICS changed = ROW_COUNT;
         DELETE FROM pgark.config_retention AS r
             WHERE r.version <= overtaken AND (all_of_them OR document -> 'recorded' ? r.component)
+                -- Of a repository that could not be asked, and of all in general, nothing was told then.
+                AND (NOT document ? 'covered' OR coalesce(document -> 'covered' ? r.repository, false))
                 AND NOT EXISTS (SELECT FROM jsonb_array_elements(document -> 'retention') AS d
                     WHERE d ->> 'component' = r.component AND d ->> 'repository' IS NOT DISTINCT FROM r.repository);
         GET DIAGNOSTICS n = ROW_COUNT;

@@ -86,6 +86,7 @@ mod t615_restore_points;
 mod t616_restore_from_sql;
 mod t617_by_the_clock;
 mod t618_operator;
+mod t619_policies;
 // A part of the full tier of its own.
 #[cfg(feature = "pg18")]
 mod t400_postgres_18;

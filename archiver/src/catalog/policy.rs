@@ -29,6 +29,10 @@ struct Document {
     recorded: BTreeSet<String>,
     #[serde(default)]
     schedules_recorded: bool,
+    /// From the repositories, when one is away or behind: those that this tells of. What the tables say of
+    /// others, or of all in general, stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    covered: Option<BTreeSet<String>>,
 }
 
 /// Whose retention, and where; without a repository: in every one that has no entry of its own.
@@ -143,6 +147,7 @@ pub fn sync(
         connection,
         component,
         open: repositories.open.iter().map(|(r, _)| r).collect(),
+        all_open: repositories.failed.is_empty(),
         clock,
     };
     let mut synced = Synced::default();
@@ -158,13 +163,31 @@ pub fn sync(
         Some(known) => known.get(name) != Some(numbers) && !numbers.is_empty(),
         None => !numbers.is_empty(),
     };
+    let required_away = || {
+        let away = repositories.failed.iter().find(|failed| failed.required);
+        away.map_or(Ok(()), |away| Err(away.to_error()))
+    };
+    // Nobody has the policy: what rewound tables say is all there is of it, and not to be thrown away.
+    let nowhere = records.values().all(BTreeMap::is_empty);
+    if synced.rewound {
+        // Whoever is away may have the newest policy.
+        required_away()?;
+        if sync.open.is_empty() {
+            return Ok(synced);
+        }
+    }
     let new = Reference {
         system_identifier: here.system_id.0,
         timeline: here.timeline.0,
-        records: known.cloned().unwrap_or_default(),
+        records: match known {
+            // What one that is away has is news when it comes back.
+            Some(known) if !synced.rewound => known.clone(),
+            _ => BTreeMap::new(),
+        },
         behind,
     };
-    if synced.rewound || records.iter().any(|(name, numbers)| news(name, numbers)) {
+    let has_news = records.iter().any(|(name, numbers)| news(name, numbers));
+    if synced.rewound && !nowhere || has_news {
         let document = sync.stored_document(&new.behind)?;
         let new = new.clone().with(records.clone());
         synced.imported = sync.import(&document, &new, synced.rewound)?;
@@ -174,16 +197,14 @@ pub fn sync(
         .open
         .iter()
         .any(|repository| new.behind.contains(repository.name()));
-    if pending.is_none() && !behind {
+    if pending.is_none() && !behind && !(synced.rewound && nowhere) {
         return Ok(synced);
     }
-    if let Some(away) = repositories.failed.iter().find(|failed| failed.required) {
-        return Err(away.to_error());
-    }
+    required_away()?;
     let (version, document) = match pending {
         Some(pending) => pending,
-        // Nothing was asked for: one that was away gets what the others have.
-        None => (0, sync.stored_document(&new.behind)?),
+        // Nothing was asked for: one that was away, or is new, gets what holds.
+        None => (0, sync.effective()?),
     };
     sync.put(&document)?;
     records = sync.numbers()?;
@@ -231,12 +252,25 @@ struct Sync<'a> {
     component: &'a str,
     /// The required ones first.
     open: Vec<&'a Repository>,
+    /// Whether that are all that the configuration has.
+    all_open: bool,
     clock: &'a dyn Clock,
 }
 
 fn json<T: Serialize>(value: &T) -> Result<String> {
     serde_json::to_string(value)
         .map_err(|e| Error::internal("serialize", "could not serialize a policy").with_source(e))
+}
+
+fn document(text: &str) -> Result<Document> {
+    serde_json::from_str(text).map_err(|e| {
+        Error::data(
+            "policy_malformed",
+            "the tables of the extension hold a policy that this pgark does not know",
+        )
+        .with_source(e)
+        .with_hint("Upgrade pgark on this host to the version of the extension.")
+    })
 }
 
 impl Sync<'_> {
@@ -271,15 +305,21 @@ impl Sync<'_> {
         let Some(row) = rows.first() else {
             return Ok(None);
         };
-        let document = serde_json::from_str(column(row, 1)?).map_err(|e| {
-            Error::data(
-                "policy_malformed",
-                "the tables of the extension hold a policy that this pgark does not know",
-            )
-            .with_source(e)
-            .with_hint("Upgrade pgark on this host to the version of the extension.")
-        })?;
-        Ok(Some((column(row, 0)?, document)))
+        Ok(Some((column(row, 0)?, document(column(row, 1)?)?)))
+    }
+
+    /// What holds by the tables, when nothing is pending.
+    fn effective(&mut self) -> Result<Document> {
+        let row = self.connection.sql.query_one(
+            "SELECT jsonb_build_object('format', 1,
+                'schedules', (SELECT coalesce(jsonb_agg(s.definition ORDER BY s.name), '[]')
+                    FROM pgark.config_schedule AS s WHERE NOT s.dropped),
+                'retention', (SELECT coalesce(jsonb_agg(jsonb_build_object('component', r.component,
+                        'repository', r.repository, 'policy', r.policy) ORDER BY r.component, r.repository), '[]')
+                    FROM pgark.config_retention AS r))::text",
+            &[],
+        )?;
+        document(column(&row, 0)?)
     }
 
     fn import(&mut self, document: &Document, new: &Reference, rewound: bool) -> Result<i32> {
@@ -308,11 +348,16 @@ impl Sync<'_> {
             retention: Vec::new(),
             recorded: BTreeSet::new(),
             schedules_recorded: false,
+            covered: None,
         };
         let mut schedules: Option<Vec<Value>> = None;
         let mut by_component: BTreeMap<String, Vec<(&str, RetentionPolicy)>> = BTreeMap::new();
         let current = |r: &&&Repository| !behind.contains(r.name());
         let repositories: Vec<&&Repository> = self.open.iter().filter(current).collect();
+        if !self.all_open || repositories.len() < self.open.len() {
+            let names = repositories.iter().map(|r| r.name().to_owned());
+            document.covered = Some(names.collect());
+        }
         for repository in &repositories {
             for component in retention::numbers(repository)?.into_keys() {
                 by_component.entry(component).or_default();
@@ -334,7 +379,11 @@ impl Sync<'_> {
         document.schedules = schedules.unwrap_or_default();
         document.recorded = by_component.keys().cloned().collect();
         for (component, policies) in by_component {
-            document.retention.extend(entries(&component, &policies));
+            let entries = match document.covered {
+                None => entries(&component, &policies),
+                Some(_) => entries_apart(&component, &policies),
+            };
+            document.retention.extend(entries);
         }
         Ok(document)
     }
@@ -382,13 +431,24 @@ impl Sync<'_> {
     }
 }
 
-/// One entry for all repositories when they agree, else one for each. A policy without rules is none.
-fn entries(component: &str, policies: &[(&str, RetentionPolicy)]) -> Vec<Entry> {
-    let entry = |repository: Option<&str>, policy: RetentionPolicy| Entry {
+/// One entry for each of some repositories, without rules too: what holds in general must not come there.
+fn entries_apart(component: &str, policies: &[(&str, RetentionPolicy)]) -> Vec<Entry> {
+    let each = policies.iter();
+    each.map(|(name, policy)| entry(component, Some(name), *policy))
+        .collect()
+}
+
+fn entry(component: &str, repository: Option<&str>, policy: RetentionPolicy) -> Entry {
+    Entry {
         component: component.to_owned(),
         repository: repository.map(str::to_owned),
         policy,
-    };
+    }
+}
+
+/// One entry for all repositories when they agree, else one for each. A policy without rules is none.
+fn entries(component: &str, policies: &[(&str, RetentionPolicy)]) -> Vec<Entry> {
+    let entry = |repository, policy| entry(component, repository, policy);
     let Some((_, first)) = policies.first() else {
         return Vec::new();
     };
