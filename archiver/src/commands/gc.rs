@@ -1,6 +1,6 @@
 //! `pgark gc`.
 
-use super::output::{Output, each_repository, human_bytes, print_json, print_text};
+use super::output::{Output, each_unlocked_repository, human_bytes, print_json, print_text};
 use crate::cancel::CancelToken;
 use crate::clock::SystemClock;
 use crate::config::Config;
@@ -30,7 +30,7 @@ pub struct Args {
 pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -> Result<()> {
     let mut found = Vec::new();
     let settings = Settings::default();
-    let result = each_repository(config, args.repository.as_deref(), |repository| {
+    let result = each_unlocked_repository(config, args.repository.as_deref(), |repository| {
         let report = match args.dry_run {
             true => gc::dry_run(repository, &SystemClock, &settings, cancel)?,
             false => gc::run(repository, &SystemClock, &settings, cancel)?,

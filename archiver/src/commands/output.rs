@@ -3,7 +3,7 @@
 use crate::config::{Config, RepositoryConfig};
 use crate::repository::Repository;
 use crate::storage::SharedStorage;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -135,6 +135,43 @@ pub(super) fn choose_repository(
 pub(super) fn each_repository(
     config: &Config,
     name: Option<&str>,
+    action: impl FnMut(&Repository) -> Result<()>,
+) -> Result<()> {
+    let keyless = |name: &str, _: &RepositoryConfig, storage| -> Result<Repository> {
+        Repository::open(name, storage)
+    };
+    each(config, name, keyless, action)
+}
+
+/// As [`each_repository`], with the configured key. Where it is of no use, less can be told, and that is all.
+///
+/// # Errors
+/// As [`each_repository`].
+pub(super) fn each_unlocked_repository(
+    config: &Config,
+    name: Option<&str>,
+    action: impl FnMut(&Repository) -> Result<()>,
+) -> Result<()> {
+    let unlocked = |name: &str, section: &RepositoryConfig, storage: SharedStorage| match section
+        .open(name, SharedStorage::clone(&storage))
+    {
+        Err(error) if error.kind() == ErrorKind::Invalid => {
+            let repository = Repository::open(name, storage)?;
+            tracing::warn!(
+                code = error.code(),
+                "repository \"{name}\" is looked at without a key: {error}"
+            );
+            Ok(repository)
+        }
+        opened => opened,
+    };
+    each(config, name, unlocked, action)
+}
+
+fn each(
+    config: &Config,
+    name: Option<&str>,
+    open: impl Fn(&str, &RepositoryConfig, SharedStorage) -> Result<Repository>,
     mut action: impl FnMut(&Repository) -> Result<()>,
 ) -> Result<()> {
     let storages = config.storages()?;
@@ -144,11 +181,11 @@ pub(super) fn each_repository(
         return Err(repository_unknown(wanted));
     }
     let mut failure = None;
-    for (of, _, storage) in storages {
+    for (of, section, storage) in storages {
         if name.is_some_and(|wanted| wanted != of) {
             continue;
         }
-        let done = Repository::open(&of, storage).and_then(|repository| action(&repository));
+        let done = open(&of, &section, storage).and_then(|repository| action(&repository));
         if let Err(error) = done {
             let error = error.context(format!("repository \"{of}\""));
             if failure.is_some() {

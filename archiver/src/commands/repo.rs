@@ -5,7 +5,7 @@ mod objects;
 
 use super::gc::locks_text;
 use super::output::{
-    Output, each_repository, human_bytes, open_repository, print_json, print_text,
+    Output, each_unlocked_repository, human_bytes, open_repository, print_json, print_text,
 };
 use crate::cancel::CancelToken;
 use crate::clock::{SharedClock, SystemClock};
@@ -109,7 +109,7 @@ pub fn run(config: &Config, args: &Args, output: Output, cancel: &CancelToken) -
 
 fn locks(config: &Config, args: &LockArgs, output: Output, cancel: &CancelToken) -> Result<()> {
     let mut found = Vec::new();
-    let result = each_repository(config, args.repository.as_deref(), |repository| {
+    let result = each_unlocked_repository(config, args.repository.as_deref(), |repository| {
         let locks = match args.dry_run {
             true => lock::survey(repository, &SystemClock, cancel, usize::MAX)?,
             false => lock::extend(repository, &SystemClock, cancel)?,

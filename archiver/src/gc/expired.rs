@@ -7,6 +7,7 @@ use crate::{ErrorKind, Result, retention};
 use chrono::{DateTime, Utc};
 use pgark_types::BackupLabel;
 use pgark_types::retention::{BackupState, History, last_of};
+use std::collections::BTreeSet;
 
 /// An expired backup.
 #[derive(Debug)]
@@ -71,6 +72,16 @@ pub(super) fn list(run: &Run<'_>, component: &str) -> Result<Vec<Expired>> {
         keep_what_must_stay(run, component, &mut found)?;
     }
     Ok(found)
+}
+
+/// The expired backups of `component` that stay: what they need stays with them.
+///
+/// # Errors
+/// As [`list`].
+pub(super) fn staying(run: &Run<'_>, component: &str) -> Result<BTreeSet<BackupLabel>> {
+    let list = list(run, component)?.into_iter();
+    let stays = list.filter(|e| matches!(e.standing, Standing::Stays(_)));
+    Ok(stays.map(|e| e.label).collect())
 }
 
 /// How somebody settles what gc leaves alone.
@@ -198,6 +209,19 @@ pub(super) fn spare_last(
         let of = condemned.iter().filter(|c| c.component == component);
         let labels: Vec<BackupLabel> = of.map(|c| c.label.clone()).collect();
         if labels.is_empty() {
+            continue;
+        }
+        // Somebody may have recovered to the past since.
+        if is_suspended(run, &component)? {
+            let tombs = tombs::all_readable(run.repository, &component)?;
+            let is_final = |c: &Condemned| {
+                let tomb = tombs.get(&c.label);
+                tomb.is_some_and(|tomb| tomb.state == State::Final)
+            };
+            left.push(format!(
+                "expired backups of {component}: retention is suspended"
+            ));
+            going.retain(|c| c.component != component || is_final(c));
             continue;
         }
         for (label, why) in last_ones(run, &component, &labels)? {

@@ -1,12 +1,13 @@
 //! The sweep: a plan that has settled is looked at once more, then carried out.
 
 use super::{
-    Candidate, Condemned, Done, FloorRecord, Plan, Report, Run, Sweep, Swept, Why, expired, live,
+    Candidate, Condemned, Done, FloorRecord, Plan, Report, Run, Sweep, Swept, Why, expired,
+    live::{self, Live},
     lock, plan, sessions, wal,
 };
 use crate::Result;
 use crate::repository::crypto::removal;
-use crate::repository::{layout, record, tombs};
+use crate::repository::{layout, record, sets, tombs};
 use crate::storage::Key;
 use std::collections::BTreeSet;
 
@@ -112,16 +113,37 @@ fn second_look(
         .collect();
     let removed = removal::garbage(run.repository)?.into_iter();
     let removed: BTreeSet<String> = removed.map(|object| object.key.to_string()).collect();
+    let whole = sets_again(run, plan, &live)?;
     let mut going = plan.candidates.clone();
     going.retain(|candidate| match candidate.why {
         Why::Unreferenced => !live.objects.contains(&candidate.key),
         Why::WalExpired => wal.contains(&candidate.key),
         Why::NeverCommitted => !folders.iter().any(|f| candidate.key.starts_with(f)),
         Why::KeyRemoved => removed.contains(&candidate.key),
+        Why::SetGone => !whole.contains(&candidate.key),
         // What is gone for good does not come back.
-        Why::SessionEnded | Why::Superseded | Why::SetGone => true,
+        Why::SessionEnded | Why::Superseded => true,
     });
     Ok(going)
+}
+
+/// Sets of the plan that have a member again: one that was undeleted since, or that stays after all.
+fn sets_again(run: &Run<'_>, plan: &Plan, live: &Live) -> Result<BTreeSet<String>> {
+    let mut again = BTreeSet::new();
+    let candidates = plan.candidates.iter().filter(|c| c.why == Why::SetGone);
+    for candidate in candidates {
+        let Some(label) = layout::set_of(&layout::recorded(&candidate.key)?) else {
+            continue;
+        };
+        match sets::find(run.repository, &label) {
+            Ok(Some(set)) if !live.has_member_of(&set) => {}
+            Ok(None) => {}
+            // Damaged since: verify tells.
+            Err(error) if error.kind() != crate::ErrorKind::Data => return Err(error),
+            Ok(Some(_)) | Err(_) => drop(again.insert(candidate.key.clone())),
+        }
+    }
+    Ok(again)
 }
 
 /// Says where WAL may be missing, before it is.

@@ -1,11 +1,11 @@
 //! WAL that no backup needs: the objects of the segments that retention gives up.
 
-use super::{Candidate, Condemned, Floor, Run, Why};
+use super::{Candidate, Condemned, Floor, Run, Why, expired};
 use crate::repository::{backups, layout};
 use crate::retention::{self, Loaded};
 use crate::storage::ObjectMeta;
 use crate::{Error, ErrorKind, Result};
-use pgark_types::retention::WalDecision;
+use pgark_types::retention::{BackupState, WalDecision};
 use pgark_types::{ArchiveFile, SegmentSize, SystemId, TimelineId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -91,6 +91,15 @@ fn decide(
     let unexplained = loaded.unexplained(&policy);
     if !unexplained.is_empty() {
         return Err(retention::suspended(component, &unexplained));
+    }
+    let stays = expired::staying(run, component)?;
+    let backups = &mut loaded.history.backups;
+    for backup in backups.iter_mut().filter(|b| stays.contains(&b.label)) {
+        backup.state = BackupState::Live;
+    }
+    // All of them expired is what nobody meant: whoever undeletes one wants to go on from there.
+    if !backups.is_empty() && backups.iter().all(|b| b.state == BackupState::Expired) {
+        return Ok((loaded, None));
     }
     let wal = retention::wal_decisions(&policy, &mut loaded, run.clock.now())?;
     Ok((loaded, Some(wal)))

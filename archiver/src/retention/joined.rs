@@ -54,7 +54,8 @@ fn join_timeline(cluster: &mut ClusterFacts, other: &TimelineFacts) {
     if own.ancestors.is_none() {
         own.ancestors.clone_from(&other.ancestors);
     }
-    own.newest_at = own.newest_at.or(other.newest_at);
+    // A time that is known counts for more than one that is not.
+    own.newest_at = own.newest_at.max(other.newest_at);
     own.runs = union(&own.runs, &other.runs);
 }
 

@@ -49,6 +49,92 @@ fn remove_segment(world: &World, no: u64) {
     world.repository.storage().delete(&key).unwrap();
 }
 
+/// Timeline 2 begins at segment 8, for `reason`.
+fn fork(world: &World, reason: &str) {
+    let at = SegmentSize::DEFAULT.segment_start(8);
+    let text = format!("1\t{at}\t{reason}\n");
+    let file = ArchiveFile::History(TimelineId(2));
+    let repository = &world.repository;
+    let bytes = container::encode(repository, SYSTEM, file, text.as_bytes(), 1).unwrap();
+    let segment = SegmentName::new(TimelineId(2), 8, SegmentSize::DEFAULT).unwrap();
+    let storage = repository.storage();
+    for (file, bytes) in [
+        (file, bytes),
+        (ArchiveFile::Segment(segment), b"x".to_vec()),
+    ] {
+        let key = layout::wal(SYSTEM, file).unwrap();
+        assert_eq!(storage.put_if_absent(&key, &bytes).unwrap(), Put::Created);
+    }
+}
+
+fn labels_there(world: &World) -> usize {
+    let found = backups::list(&world.repository, COMPONENT).unwrap();
+    found
+        .iter()
+        .filter(|f| matches!(f, Found::Committed(_) | Found::Expired(..)))
+        .count()
+}
+
+/// A plan settles for a day: a recovery to the past in that time may need what was expired before it.
+#[test]
+fn what_is_due_stays_when_somebody_recovers_to_the_past_before_the_sweep() {
+    for recovered in [false, true] {
+        let (world, [a, _]) = two();
+        let policy = keep_last(1);
+        retention::set(&world.repository, world.clock(), COMPONENT, policy).unwrap();
+        let expired = retention::expire(
+            &world.repository,
+            world.clock(),
+            COMPONENT,
+            &Request::default(),
+        );
+        assert_eq!(expired.unwrap().expired, std::slice::from_ref(&a));
+        world.hours(24 * 8);
+        let planned = world.gc().unwrap().plan.unwrap();
+        assert_eq!(planned.backups.len(), 1);
+        if recovered {
+            fork(&world, "before 2026-11-20 10:00:00+00");
+        }
+        world.hours(25);
+        let swept = world.gc().unwrap();
+        assert!(swept.swept.is_some());
+        let told = swept.left.iter().any(|left| left.contains("suspended"));
+        assert_eq!(
+            (told, labels_there(&world)),
+            (recovered, 1 + usize::from(recovered))
+        );
+    }
+}
+
+/// Somebody has marked every backup: what leads on from the one that stays, stays with it.
+#[test]
+fn the_wal_behind_backups_that_are_all_expired_stays() {
+    let (world, labels) = two();
+    let policy = RetentionPolicy {
+        window: Some("1d".parse().unwrap()),
+        ..keep_last(1)
+    };
+    retention::set(&world.repository, world.clock(), COMPONENT, policy).unwrap();
+    for label in &labels {
+        tombs::bury(&world.repository, world.clock(), COMPONENT, label, "test").unwrap();
+    }
+    let behind = |segments: &[String]| -> Vec<String> {
+        let of = |key: &&String| key.rsplit('/').next() >= Some("00000001000000000000000D");
+        segments.iter().filter(of).cloned().collect()
+    };
+    let before = behind(&world.keys("wal/"));
+    assert_eq!(before.len(), 8);
+    world.hours(24 * 30);
+    for _ in 0..4 {
+        let _ = world.gc().unwrap();
+        world.hours(25);
+        assert_eq!(behind(&world.keys("wal/7/00000001/00000000/")), before);
+    }
+    assert_eq!(labels_there(&world), 1);
+    tombs::undo(&world.repository, world.clock(), COMPONENT, &labels[1]).unwrap();
+    assert_eq!(good(&world), [labels[1].clone()]);
+}
+
 fn two() -> (World, [BackupLabel; 2]) {
     let world = World::new();
     world.push_wal(1..=20);
@@ -88,20 +174,7 @@ fn the_last_one_of_no_good_ones_stays() {
 #[test]
 fn the_last_one_that_leads_to_the_newest_timeline_stays() {
     let (world, [a, b]) = two();
-    let fork = SegmentSize::DEFAULT.segment_start(8);
-    let text = format!("1\t{fork}\tno recovery target specified\n");
-    let file = ArchiveFile::History(TimelineId(2));
-    let repository = &world.repository;
-    let bytes = container::encode(repository, SYSTEM, file, text.as_bytes(), 1).unwrap();
-    let segment = SegmentName::new(TimelineId(2), 8, SegmentSize::DEFAULT).unwrap();
-    let storage = repository.storage();
-    for (file, bytes) in [
-        (file, bytes),
-        (ArchiveFile::Segment(segment), b"x".to_vec()),
-    ] {
-        let key = layout::wal(SYSTEM, file).unwrap();
-        assert_eq!(storage.put_if_absent(&key, &bytes).unwrap(), Put::Created);
-    }
+    fork(&world, "no recovery target specified");
     assert_eq!(good(&world), [a.clone(), b.clone()]);
     let error = expire(&world, &by_name(&a)).unwrap_err();
     assert_eq!(error.code(), "last_good_backup");

@@ -6,6 +6,7 @@ use crate::config::component::Quiesce;
 use crate::repository::sets::{
     self, MemberOutcome, Presence, Set, SetMember, SetOutcome, SetStage,
 };
+use crate::repository::tombs;
 use crate::retention;
 use crate::verify::{self, Level, Scope};
 use chrono::TimeDelta;
@@ -85,6 +86,33 @@ fn the_newest_whole_set_keeps_its_members_and_the_rest_goes() {
     );
     assert_eq!(left, [whole.label]);
     assert_eq!(findings(&world), (0, 0));
+}
+
+/// Its only member is undeleted while the plan settles.
+#[test]
+fn a_record_stays_when_a_member_comes_back_before_the_sweep() {
+    for undeleted in [false, true] {
+        let world = World::new();
+        world.push_wal(1..=20);
+        let old = world.backup(&[], 3).label;
+        world.hours(72);
+        let _ = world.backup(&[], 13);
+        world.hours(72);
+        let set = seal(&world, 1, &old, SetOutcome::Failed);
+        retention::set(&world.repository, world.clock(), COMPONENT, keep_last(1)).unwrap();
+        let request = retention::Request::default();
+        let _ = retention::expire(&world.repository, world.clock(), COMPONENT, &request).unwrap();
+        world.hours(24 * 8);
+        assert!(world.gc().unwrap().plan.is_some());
+        if undeleted {
+            tombs::undo(&world.repository, world.clock(), COMPONENT, &old).unwrap();
+        }
+        world.hours(25);
+        assert!(world.gc().unwrap().swept.is_some());
+        let left = sets::list(&world.repository).unwrap();
+        let there = left.iter().any(|found| found.label == set.label);
+        assert_eq!(there, undeleted);
+    }
 }
 
 #[test]
