@@ -37,7 +37,12 @@ pub struct Args {
     #[arg(long, value_name = "XID", group = "target")]
     pub target_xid: Option<u32>,
     /// Stop at this restore point (pg_create_restore_point).
-    #[arg(long, value_name = "NAME", group = "target")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        group = "target",
+        allow_hyphen_values = true
+    )]
     pub target_name: Option<String>,
     /// Stop as soon as the backup is consistent.
     #[arg(long, group = "target")]

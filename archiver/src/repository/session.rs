@@ -205,7 +205,7 @@ impl Session {
     fn check_pins(&self, component: &str, parents: &[BackupLabel]) -> Result<()> {
         for parent in parents {
             let tomb = tombs::of(&self.repository, component, parent)?;
-            let live = tomb.is_none_or(|tomb| tomb.state == tombs::State::Undone);
+            let live = tomb.is_none_or(|tomb| tomb.counts());
             let manifest = layout::manifest(component, parent)?;
             if !live || self.repository.storage().head(&manifest)?.is_none() {
                 return Err(Error::conflict(

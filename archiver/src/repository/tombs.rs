@@ -232,6 +232,12 @@ fn outcome(repository: &Repository, of: &Of) -> Result<Said> {
 }
 
 impl Buried {
+    /// Whether the backup counts: undeleted, or as far as a decision that cannot be read tells. gc stops there.
+    #[must_use]
+    pub const fn counts(&self) -> bool {
+        matches!(self.state, State::Undone | State::Damaged)
+    }
+
     /// Takes over what a `.final` says that was stored at `at`.
     fn decide(&mut self, said: Said, at: DateTime<Utc>, own: &Of) {
         (self.state, self.void) = match said {

@@ -113,10 +113,16 @@ pub fn run(execution: &Execution<'_>, cluster: Option<&mut dyn ClusterRestore>) 
     crate::fault::point("restore_set:stopped");
     if let Some(cluster) = cluster {
         let outcome = execution.cluster(cluster, &mut services);
-        let failed = outcome.error.is_some();
+        let (failed, went_back) = (outcome.error.is_some(), outcome.started);
         report.cluster = Some(outcome);
         if failed {
-            report.stopped = services.finish();
+            report.stopped = match went_back {
+                // Their stores are of another time than a cluster that may be ready in a moment.
+                true => {
+                    services.leave("the cluster went back and is not ready; this store did not")
+                }
+                false => services.finish(),
+            };
             return Ok(report);
         }
     }

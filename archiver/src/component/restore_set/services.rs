@@ -125,8 +125,13 @@ impl<'e> Services<'e> {
                 let _ = self.start(&step.component);
             }
         }
+        self.leave("it was not restored")
+    }
+
+    /// Starts nothing more: what is stopped still stays so, for `reason`.
+    pub(super) fn leave(&mut self, reason: &str) -> Vec<StillStopped> {
         for component in std::mem::take(&mut self.stopped) {
-            self.stays(&component, "it was not restored");
+            self.stays(&component, reason);
         }
         for one in &self.still {
             tracing::error!(

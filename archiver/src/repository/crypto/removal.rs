@@ -195,12 +195,16 @@ pub fn remove(
         return Err(last());
     }
     if !again {
-        mark(storage, &opened.keyring, &listing, record, clock)?;
+        let mark = mark(storage, &opened.keyring, &listing, record, clock)?;
         crate::fault::point("key:removed");
         // Somebody may have removed the others meanwhile.
         let listing = Listing::read(storage, id)?;
         let removed = on_wiped_stack(|| listing.removed(&opened.keyring))?;
         if listing.number_of(record).is_some() && !removed.contains(&slot) {
+            // What is refused must not come true when another slot is added.
+            if let Some(key) = mark {
+                delete(storage, &key, clock)?;
+            }
             return Err(last());
         }
     }
@@ -214,16 +218,16 @@ pub fn remove(
     Ok(Removed { locked_until })
 }
 
-/// Puts the record of a slot's removal; a slot of no epoch opens nothing, and needs none.
+/// Puts the record of a slot's removal, and tells its key; a slot of no epoch opens nothing, and needs none.
 fn mark(
     storage: &dyn Storage,
     keyring: &Keyring,
     listing: &Listing,
     slot: &SlotRecord,
     clock: &dyn Clock,
-) -> Result<()> {
+) -> Result<Option<Key>> {
     let Some(epoch) = listing.number_of(slot) else {
-        return Ok(());
+        return Ok(None);
     };
     let removed_at = clock.now();
     let proof = on_wiped_stack(|| proof(keyring, slot, epoch, removed_at))?;
@@ -238,7 +242,7 @@ fn mark(
     };
     let key = layout::removal(slot.slot, new_ulid(clock))?;
     match storage.put_if_absent(&key, &sealed::seal(&record)?)? {
-        Put::Created => Ok(()),
+        Put::Created => Ok(Some(key)),
         Put::Exists => Err(Error::conflict(
             "object_exists",
             format!("there is an object \"{key}\" already"),
@@ -308,5 +312,5 @@ pub(super) fn mark_for_test(
     let record = listing.slots.iter().find(|record| record.slot == slot);
     let clock = &crate::clock::SystemClock;
     let record = record.ok_or_else(|| Error::invalid("slot_unknown", "there is no key slot"))?;
-    mark(storage, &opened.keyring, &listing, record, clock)
+    mark(storage, &opened.keyring, &listing, record, clock).map(drop)
 }

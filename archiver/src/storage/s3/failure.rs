@@ -93,6 +93,9 @@ impl Failure {
         match error {
             SdkError::ConstructionFailure(_) => Self::before_sending(error),
             SdkError::DispatchFailure(failure) => {
+                if let Some(missing) = Self::credentials(error) {
+                    return missing;
+                }
                 let connector = failure.as_connector_error();
                 let text = chain(error);
                 if is_tls(&text) {
@@ -126,6 +129,15 @@ impl Failure {
     where
         E: std::error::Error + Send + Sync + 'static,
     {
+        Self::credentials(error)
+            .unwrap_or_else(|| Self::new(Cause::Refused, false, false, chain(error)))
+    }
+
+    /// The failure when no credentials could be had: nothing was sent.
+    fn credentials<E>(error: &SdkError<E, HttpResponse>) -> Option<Self>
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
         let mut source: Option<&dyn std::error::Error> = Some(error);
         while let Some(this) = source {
             if let Some(missing) = this.downcast_ref::<CredentialsError>() {
@@ -133,11 +145,16 @@ impl Failure {
                     missing,
                     CredentialsError::ProviderTimedOut(_) | CredentialsError::ProviderError(_)
                 );
-                return Self::new(Cause::CredentialsMissing, retry, false, chain(error));
+                return Some(Self::new(
+                    Cause::CredentialsMissing,
+                    retry,
+                    false,
+                    chain(error),
+                ));
             }
             source = this.source();
         }
-        Self::new(Cause::Refused, false, false, chain(error))
+        None
     }
 }
 
