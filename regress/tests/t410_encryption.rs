@@ -14,7 +14,8 @@ use pgark_archiver::repository::crypto::source::Credential;
 use pgark_archiver::storage::SharedStorage;
 use pgark_archiver::storage::posix::PosixStorage;
 use pgark_regress::recovery::{SHORT_WAITS, archived_encrypted, install_encrypted};
-use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory, account, tools};
+use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory, account, process, tools};
+use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -451,12 +452,12 @@ fn a_core_of_the_agent_holds_no_key() {
         assert!(installation.agent_counter("pushed") > 0);
         // While segments are pushed side by side, and afterwards.
         cluster.psql("INSERT INTO t SELECT md5(i::text) FROM generate_series(1, 600000) i");
-        assert!(is_archiving(&cluster));
+        // Stopped, it stays in mid-work for as long as the core takes.
+        process::signal(agent.pid(), Signal::STOP);
         let busy = core_of(agent.pid());
-        assert!(
-            is_archiving(&cluster),
-            "the core was to be taken in mid-work"
-        );
+        let in_work = is_archiving(&cluster);
+        process::signal(agent.pid(), Signal::CONT);
+        assert!(in_work, "the core was to be taken in mid-work");
         cluster.archive_all();
         let socket = installation.socket();
         for core in [busy, core_of(agent.pid())] {

@@ -120,7 +120,7 @@ impl Stack {
 }
 
 fn restore(pgark: &Pgark, more: &[&str]) -> Output {
-    let now = chrono::Utc::now().to_rfc3339();
+    let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
     let arguments = [
         "--output",
         "json",
@@ -192,7 +192,7 @@ fn who_cancels_finds_everything_started_again() {
     for hangs in ["before_restore-one", "before_restore-three"] {
         stack.wreck();
         stack.file(&format!("hang-{hangs}"), "");
-        let now = chrono::Utc::now().to_rfc3339();
+        let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
         let arguments = ["restore-set", "--target-time", &now, "--yes"];
         let mut command = pgark.command(&arguments);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());

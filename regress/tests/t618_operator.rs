@@ -192,7 +192,18 @@ fn refusals(cluster: &Cluster<'_>, somewhere: &str, trap: &Path) {
 /// What is allowed as a note stays one: it is stored and shown, and nothing else.
 fn notes(cluster: &Cluster<'_>, pgark: &Pgark, trap: &Path) {
     let mut annotations = serde_json::Map::new();
-    for (n, bait) in baits(trap).into_iter().enumerate() {
+    let (broken, whole): (Vec<_>, Vec<_>) = baits(trap)
+        .into_iter()
+        .partition(|bait| bait.contains('\n'));
+    for bait in broken {
+        let options = serde_json::json!({"annotations": {"note": bait}});
+        let sql = format!(
+            "SELECT pgark.schedule('noted', '* * * * *', 'backup', ARRAY['main'], {})",
+            json_literal(&options)
+        );
+        assert_eq!(sqlstate(cluster, &sql), "22023", "{sql}");
+    }
+    for (n, bait) in whole.into_iter().enumerate() {
         annotations.insert(format!("note-{n}"), bait.into());
     }
     let wanted = serde_json::Value::Object(annotations.clone());
@@ -234,10 +245,15 @@ fn names_for_the_agent(cluster: &Cluster<'_>, trap: &Path) {
     };
     let all = baits(trap);
     for bait in &all {
-        let id = cluster.psql(&format!(
-            "SET ROLE mallory; SELECT pgark.request_restore('documents', selection => ARRAY[{}])",
+        let sql = format!(
+            "SELECT pgark.request_restore('documents', selection => ARRAY[{}])",
             literal(bait)
-        ));
+        );
+        if bait.contains('\n') {
+            assert_eq!(sqlstate(cluster, &sql), "22023", "{sql}");
+            continue;
+        }
+        let id = cluster.psql(&format!("SET ROLE mallory; {sql}"));
         failed(&id, "nothing_selected");
     }
     for bait in all {
@@ -267,9 +283,16 @@ fn lines_for_a_shell(cluster: &Cluster<'_>, pgark: &Pgark, directory: &TestDirec
             ));
         }
         let place = format!("{}/{bait}", directory.path().display());
-        lines.push(format!("target_dir => {}", literal(&place)));
+        let arguments = format!("target_dir => {}", literal(&place));
+        if bait.contains('\n') {
+            // No word of a shell has that.
+            let sql = format!("SELECT pgark.restore_command({arguments})");
+            assert_eq!(sqlstate(cluster, &sql), "22023", "{sql}");
+            continue;
+        }
+        lines.push(arguments);
     }
-    assert!(lines.len() > 15, "{lines:?}");
+    assert!(lines.len() > 12, "{lines:?}");
     cluster.archive_all();
     for arguments in lines {
         let mut line = String::new();
