@@ -211,6 +211,7 @@ fn recovery_to_a_point_15() {
         (vec!["verify", "--all"], 10),
         (vec!["info"], 10),
         (vec!["key", "check"], 10),
+        (vec!["gc"], 10),
         (
             vec!["restore", "--target-dir", target.to_str().unwrap()],
             10,
@@ -227,6 +228,11 @@ fn recovery_to_a_point_15() {
     }
     assert!(files(&repository) == before, "a wrong key wrote something");
     assert!(!target.exists());
+    // A key that is not there keeps nobody from tidying up.
+    let absent = key_file(&directory.join("absent.key"));
+    let absent = over(&directory, "absent", Some(&cluster), &absent);
+    let told = absent.run(&["gc", "--dry-run"]).expect(0).stderr;
+    assert!(told.contains("key_file_unreadable"), "{told}");
     assert_eq!(agent.terminate(), Some(0));
 }
 

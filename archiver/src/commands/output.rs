@@ -3,7 +3,7 @@
 use crate::config::{Config, RepositoryConfig};
 use crate::repository::Repository;
 use crate::storage::SharedStorage;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -143,10 +143,10 @@ pub(super) fn each_repository(
     each(config, name, keyless, action)
 }
 
-/// As [`each_repository`], with the configured key. Where it is of no use, less can be told, and that is all.
+/// As [`each_repository`], with the configured key. Without it less can be told, and that is all.
 ///
 /// # Errors
-/// As [`each_repository`].
+/// As [`each_repository`]; kind Invalid, `key_wrong`: that is somebody else's repository.
 pub(super) fn each_unlocked_repository(
     config: &Config,
     name: Option<&str>,
@@ -155,7 +155,7 @@ pub(super) fn each_unlocked_repository(
     let unlocked = |name: &str, section: &RepositoryConfig, storage: SharedStorage| match section
         .open(name, SharedStorage::clone(&storage))
     {
-        Err(error) if error.kind() == ErrorKind::Invalid => {
+        Err(error) if error.code() != "key_wrong" => {
             let repository = Repository::open(name, storage)?;
             tracing::warn!(
                 code = error.code(),

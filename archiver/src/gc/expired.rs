@@ -219,7 +219,7 @@ pub(super) fn spare_last(
                 tomb.is_some_and(|tomb| tomb.state == State::Final)
             };
             left.push(format!(
-                "expired backups of {component}: retention is suspended"
+                "expired backups of {component}: retention is suspended since the plan was made; see \"pgark expire --dry-run\""
             ));
             going.retain(|c| c.component != component || is_final(c));
             continue;
