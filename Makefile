@@ -12,7 +12,7 @@ EXTENSION_LINT := PGRX_PG_CONFIG_PATH=$(PG_CONFIG) cargo clippy --locked --targe
 	-p pgark -p pgark-archive
 
 .NOTPARALLEL:
-.PHONY: demo demo-stack test test-full regress conformance bench install clean lint unit build
+.PHONY: demo demo-stack test test-full regress conformance bench install clean lint unit build shipped
 
 # Installs nothing of pgark's: it runs from the target directory.
 demo:
@@ -44,9 +44,7 @@ unit:
 	cargo test --locked $(PLAIN) $(FAULTS)
 	cargo test --locked -p pgark-archive
 
-# The shipped features first: the tests want the binary with faults in its place.
 build:
-	$(SETUP)/release-check.sh dev
 	cargo build --locked -p pgark-archiver $(FAULTS)
 	$(SETUP)/build-extension.sh /usr/lib/postgresql/15/bin/pg_config
 	$(SETUP)/build-extension.sh "$$($(SETUP)/chroot.sh --path)/pg_config"
@@ -61,8 +59,13 @@ conformance:
 	cargo run --locked -q -p pgark-regress --bin conformance
 
 # Everything, in resumable parts of at most 40 minutes: make test-full PART=3. Without PART: lists them.
-test-full: $(if $(PART),setup build)
+# What is shipped is looked at first: the tests want the binary with faults in its place.
+test-full: $(if $(PART),setup shipped build)
 	cargo run --locked -q -p pgark-regress --bin full -- $(PART)
+
+# Not in `make test`: it would build everything a second time.
+shipped:
+	$(SETUP)/release-check.sh dev
 
 bench:
 	$(SETUP)/install.sh bench

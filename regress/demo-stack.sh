@@ -1,6 +1,7 @@
 #!/bin/bash
-# A stack around Postgres at one moment: Redis, Chroma and files are backed up with the cluster as a
-# set, all of it is wrecked, and restore-set brings it back.
+# A stack around Postgres at one moment: Redis, Chroma and files, and Elasticsearch where
+# setup/search.sh has made it, are backed up with the cluster as a set while an application writes into
+# all of them; all of it is wrecked, and restore-set brings it back.
 #
 # usage: demo-stack.sh PGARK_BINARY
 #
@@ -18,18 +19,20 @@ if [ "$(id -u)" = 0 ]; then
     unset TMPDIR
     redis=$("$setup/stores.sh" redis)
     chroma=$("$setup/chroma.sh")
+    search=$("$setup/search.sh" --path elasticsearch) || search=
     stage=$(mktemp -d /tmp/pgark-demo-bin.XXXXXX)
     trap 'rm -rf "$stage"' EXIT
     install -m 755 "$1" "$stage/pgark"
     install -m 755 "$0" "$stage/demo-stack.sh"
     chmod 755 "$stage"
     cd /
-    runuser -u postgres -- env PGARK_DEMO_KEEP="${PGARK_DEMO_KEEP:-}" REDIS="$redis" CHROMA="$chroma" \
+    runuser -u postgres -- env PGARK_DEMO_KEEP="${PGARK_DEMO_KEEP:-}" REDIS="$redis" CHROMA="$chroma" SEARCH="$search" \
         "$stage/demo-stack.sh" "$stage/pgark"
     exit
 fi
 redis=${REDIS:-$("$setup/stores.sh" redis)}
 chroma=${CHROMA:-$("$setup/chroma.sh")}
+if [ -z "${SEARCH+set}" ]; then SEARCH=$("$setup/search.sh" --path elasticsearch) || SEARCH=; fi
 if [ -d "$chroma" ]; then chroma=$chroma/bin/python; fi
 # Where Debian's package would have put them.
 root=$(dirname "$(dirname "$(dirname "$redis")")")
@@ -80,8 +83,20 @@ request = urllib.request.Request(url, body, {"Content-Type": "application/json"}
 print(urllib.request.urlopen(request, timeout=30).read().decode())
 PYTHON
 }
+# FIELD METHOD PATH [JSON LINES]: a field of Elasticsearch's answer.
+index() {
+    python3 - "$search_port" "$@" <<'PYTHON'
+import json, sys, urllib.request
+port, field, method, path = sys.argv[1:5]
+body = sys.argv[5].encode() if len(sys.argv) > 5 else None
+request = urllib.request.Request(f"http://127.0.0.1:{port}/{path}", body, {"Content-Type": "application/x-ndjson"}, method=method)
+answer = json.load(urllib.request.urlopen(request, timeout=60))
+if answer.get("errors"): sys.exit(f"{path}: {answer}")
+print(answer.get(field, ""))
+PYTHON
+}
 until_ok() {
-    for _ in $(seq 300); do
+    for _ in $(seq 900); do
         if "$@" >/dev/null 2>&1; then return; fi
         sleep 0.1
     done
@@ -93,9 +108,12 @@ mkdir -p "$here/bin" "$here/run" "$here/state" "$here/documents" "$here/redis" "
 chmod 700 "$here/run" "$here/state"
 cp "$1" "$here/bin/pgark"
 export PGARK_CONFIG=$here/pgark.toml
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+read -r port search_port transport_port < <(python3 -c 'import socket
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+print(*(s.getsockname()[1] for s in sockets))')
 
-step "a cluster that archives, Redis, Chroma and a folder of documents"
+step "a cluster that archives, Redis, Chroma${SEARCH:+, Elasticsearch} and a folder of documents"
+if [ -z "$SEARCH" ]; then echo "(for Elasticsearch as well: regress/setup/search.sh elasticsearch)"; fi
 "$bin/initdb" -D "$here/data" --auth=trust --data-checksums >/dev/null
 cat >>"$here/data/postgresql.conf" <<CONF
 listen_addresses = ''
@@ -136,9 +154,26 @@ paths = ["$here/documents"]
 [component.documents.reconcile]
 query = "SELECT id || '.txt' FROM public.document"
 
+# The application ends what it writes, and waits: then every store is at the same moment.
 [backup_set]
-quiesce = "stores"
+quiesce = "app"
+app_quiesce = ["/bin/sh", "$here/pause.sh"]
+app_release = ["/bin/rm", "-f", "$here/pause"]
 CONF
+if [ -n "$SEARCH" ]; then
+    cat >>"$PGARK_CONFIG" <<CONF
+
+[component.search]
+kind = "elasticsearch"
+url = "http://127.0.0.1:$search_port"
+repository_dir = "$here/snapshots"
+CONF
+fi
+cat >"$here/pause.sh" <<SCRIPT
+touch $here/pause
+[ -e $here/writing ] || exit 0
+until [ -e $here/paused ]; do sleep 0.05; done
+SCRIPT
 "$bin/pg_ctl" -w -D "$here/data" -l "$here/server.log" start >/dev/null
 redis --port 0 --unixsocket "$here/redis.sock" --dir "$here/redis" --save '' \
     --repl-diskless-sync-delay 0 >"$here/redis.log" 2>&1 &
@@ -146,6 +181,25 @@ children="$children $!"
 "$chroma" -I -c 'import sys, chromadb_rust_bindings as b; b.cli(["chroma", "run", "--host", "127.0.0.1"] + sys.argv[1:])' \
     --path "$here/chroma" --port "$port" >"$here/chroma.log" 2>&1 &
 children="$children $!"
+if [ -n "$SEARCH" ]; then
+    mkdir -p "$here/search/config" "$here/search/tmp" "$here/snapshots"
+    cat >"$here/search/config/elasticsearch.yml" <<CONF
+node.name: node
+path.data: $here/search/data
+path.logs: $here/search/logs
+path.repo: ["$here/snapshots"]
+discovery.type: single-node
+network.host: 127.0.0.1
+http.port: $search_port
+transport.port: $transport_port
+cluster.routing.allocation.disk.threshold_enabled: false
+xpack.security.enabled: false
+xpack.security.autoconfiguration.enabled: false
+CONF
+    "$SEARCH" "$here/search/config" "$here/search/tmp" -Xms512m -Xmx512m >"$here/search.log" 2>&1 &
+    children="$children $!"
+    until_ok index status GET _cluster/health
+fi
 until_ok cache PING
 until_ok vectors GET collections
 show pgark init --no-encryption
@@ -164,30 +218,60 @@ PYTHON
     for n in $(seq "$1" "$2"); do
         echo "document $n" >"$here/documents/$n.txt"
     done
+    if [ -n "$SEARCH" ]; then
+        index errors POST 'documents/_bulk?refresh=true' "$(for n in $(seq "$1" "$2"); do
+            printf '{"index":{"_id":"%s"}}\n{"text":"document %s"}\n' "$n" "$n"
+        done)
+" >/dev/null
+    fi
     cache MSET $(for n in $(seq "$1" "$2"); do printf 'document:%s cached-%s ' "$n" "$n"; done) >/dev/null
 }
 state() {
     local own
     own=$(vectors GET collections | python3 -c 'import json, sys; print("".join(c["id"] for c in json.load(sys.stdin)))')
-    printf 'rows %s, keys %s, vectors %s, files %s\n' "$(sql 'SELECT count(*) FROM document')" \
+    printf 'rows %s, keys %s, vectors %s, files %s%s\n' "$(sql 'SELECT count(*) FROM document')" \
         "$(cache DBSIZE)" "$([ -n "$own" ] && vectors GET "collections/$own/count" || echo none)" \
-        "$(find "$here/documents" -type f | wc -l)"
+        "$(find "$here/documents" -type f | wc -l)" \
+        "${SEARCH:+, indexed $(index count GET documents/_count 2>/dev/null || echo none)}"
+}
+# The application: one document after another, each in every store.
+application() {
+    local n=200
+    touch "$here/writing"
+    until [ -e "$here/stop" ]; do
+        if [ -e "$here/pause" ]; then
+            touch "$here/paused"
+            sleep 0.05
+            continue
+        fi
+        rm -f "$here/paused"
+        n=$((n + 1))
+        write "$n" "$n"
+    done
+    rm -f "$here/writing"
+    # What it had written when it was stopped.
+    echo "$n" >"$here/stopped"
 }
 write 1 200
 state
+application &
+writer=$!
+children="$children $writer"
 
-step "a backup of everything as one set"
+step "a backup of everything as one set, while the application writes"
 show pgark backup
 set=$(pgark info --output json | python3 -c 'import json, sys; print(json.load(sys.stdin)["sets"][-1]["label"])')
-before=$(state)
 
 step "life goes on, and then everything is wrecked"
-write 201 250
+sleep 2
+touch "$here/stop"
+wait "$writer"
 state
 sql "DROP TABLE document"
 cache FLUSHALL >/dev/null
 cache SET garbage 1 >/dev/null
 vectors DELETE collections/documents >/dev/null
+if [ -n "$SEARCH" ]; then index acknowledged DELETE documents >/dev/null; fi
 rm -f "$here"/documents/*[02468].txt
 echo spoiled >"$here/documents/1.txt"
 "$bin/pg_ctl" -D "$here/data" -m immediate stop >/dev/null
@@ -196,11 +280,13 @@ show pgark assess || true
 step "back to the set"
 show pgark restore-set --set "$set" --target-dir "$here/restored" --yes
 show pgark reconcile --component documents
-after=$(state)
-echo "before: $before"
-echo "after:  $after"
-test "$before" = "$after"
+state
+rows=$(sql 'SELECT count(*) FROM document')
+expected="rows $rows, keys $rows, vectors $rows, files $rows${SEARCH:+, indexed $rows}"
+test "$(state)" = "$expected"
+test "$rows" -ge 200 && test "$rows" -lt "$(cat "$here/stopped")"
 test "$(cat "$here/documents/1.txt")" = "document 1"
 test "$(cache GET document:7)" = cached-7
+test "$(cache EXISTS garbage)" = :0
 
-step "the stack is back at one moment"
+step "the stack is back at one moment: $rows documents in every store"

@@ -7,6 +7,7 @@ pub mod component;
 pub mod crypto;
 pub mod format;
 pub mod frame;
+mod held;
 pub mod layer;
 pub mod layout;
 pub mod notes;

@@ -96,8 +96,9 @@ fn on_the_dataset(settings: &Settings) -> (Vec<Run>, u64) {
     let data_bytes = dataset::measured(&cluster, settings);
     let mut bench = Bench::new(settings, &directory, &cluster);
     bench.backups_and_restores();
+    bench.s3_backups_and_restores();
     bench.wal();
-    bench.s3();
+    bench.s3_pushes();
     let runs = std::mem::take(&mut bench.runs);
     drop(bench);
     cluster.stop(StopMode::Immediate);

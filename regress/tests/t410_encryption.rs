@@ -7,6 +7,7 @@
 //! every other test. A search that cannot find anything passes too: each has a control that is found.
 //! Expectation: recovery is as without encryption; a wrong key ends with exit 10 and writes nothing.
 
+use age::secrecy::ExposeSecret as _;
 use pgark_archiver::repository::Repository;
 use pgark_archiver::repository::crypto::keys;
 use pgark_archiver::repository::crypto::secret::Secret;
@@ -416,6 +417,47 @@ fn is_archiving(cluster: &Cluster<'_>) -> bool {
         .any(|name| name.to_string_lossy().ends_with(".ready"))
 }
 
+/// An installation that opens the repository with an age identity; the identity as text and as bytes.
+fn with_identity(
+    directory: &TestDirectory,
+    owner: &Pgark,
+    cluster: &Cluster<'_>,
+) -> (Pgark, [Vec<u8>; 2]) {
+    let identity = age::x25519::Identity::generate();
+    let recipient = identity.to_public().to_string();
+    let text = identity.to_string();
+    let text = text.expose_secret();
+    let path = directory.file("identity", &format!("{text}\n"));
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    account::give(&path);
+    owner
+        .run(&["key", "add", "--name", "alice", "--recipient", &recipient])
+        .expect(0);
+    let section = format!(
+        "mode = \"recipients\"\nrecipients = [\"{recipient}\"]\nidentity_file = \"{}\"",
+        path.display()
+    );
+    let installation = over(directory, "by_identity", Some(cluster), &section);
+    installation.run(&["key", "check"]).expect(0);
+    let digits = text.strip_prefix("AGE-SECRET-KEY-1").unwrap().as_bytes();
+    (installation, [digits.to_vec(), bech32_bytes(digits)])
+}
+
+/// What stands in the digits of a Bech32 text, without its checksum (BIP 173).
+fn bech32_bytes(digits: &[u8]) -> Vec<u8> {
+    const DIGITS: &[u8] = b"QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L";
+    let (mut bytes, mut bits, mut held) = (Vec::new(), 0u32, 0);
+    for digit in &digits[..digits.len() - 6] {
+        let value = DIGITS.iter().position(|known| known == digit).unwrap();
+        (bits, held) = (bits << 5 | u32::try_from(value).unwrap(), held + 5);
+        if held >= 8 {
+            held -= 8;
+            bytes.push((bits >> held & 0xff) as u8);
+        }
+    }
+    bytes
+}
+
 /// A core of the agent in mid-work holds neither passphrase, nor key, nor the master key. The maps are read
 /// as the kernel and gcore write a core: without what is marked "do not dump".
 #[test]
@@ -441,11 +483,13 @@ fn a_core_of_the_agent_holds_no_key() {
     );
     let by_phrase = over(&directory, "by_phrase", Some(&cluster), &phrase);
     by_phrase.run(&["key", "check"]).expect(0);
+    let (by_identity, identity) = with_identity(&directory, &pgark, &cluster);
     cluster.psql("CREATE TABLE t (body text)");
     let master = master_key(&directory);
-    for (installation, secret) in [
-        (&pgark, key_bytes(&directory.join("local.key"))),
-        (&by_phrase, PASSPHRASE.as_bytes().to_vec()),
+    for (installation, secrets) in [
+        (&pgark, vec![key_bytes(&directory.join("local.key"))]),
+        (&by_phrase, vec![PASSPHRASE.as_bytes().to_vec()]),
+        (&by_identity, identity.to_vec()),
     ] {
         cluster.configure(&format!(
             "archive_command = '{}'\n",
@@ -472,19 +516,21 @@ fn a_core_of_the_agent_holds_no_key() {
                 found(socket.to_str().unwrap().as_bytes()),
                 "the search finds what is there"
             );
-            for secret in [&secret, &master] {
+            for (at, secret) in secrets.iter().chain([&master]).enumerate() {
                 assert!(secret.len() >= 32);
                 assert!(
                     !found(&secret[..16]) && !found(&secret[16..32]),
-                    "half a secret in the core"
+                    "half of secret {at} in the core"
                 );
             }
         }
-        for name in ["cmdline", "environ"] {
-            let shown = std::fs::read(format!("/proc/{}/{name}", agent.pid())).unwrap();
-            assert!(!holds(&shown, &secret[..16]));
+        for secret in &secrets {
+            for name in ["cmdline", "environ"] {
+                let shown = std::fs::read(format!("/proc/{}/{name}", agent.pid())).unwrap();
+                assert!(!holds(&shown, &secret[..16]));
+            }
+            assert!(!holds(installation.agent_log().as_bytes(), &secret[..16]));
         }
-        assert!(!holds(installation.agent_log().as_bytes(), &secret[..16]));
         assert_eq!(agent.terminate(), Some(0));
     }
     for bytes in files(&directory.join("repository")).values() {

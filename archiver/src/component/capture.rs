@@ -2,9 +2,11 @@
 //! stored, and listed, in every repository by itself (`lane`).
 
 mod chunker;
+mod kept;
 pub(super) mod lane;
 mod parent;
 mod store;
+mod sums;
 mod table;
 
 use self::lane::{Attributes, Lane};
@@ -164,15 +166,16 @@ impl Capture<'_> {
         }
         let mut found = Vec::with_capacity(self.lanes.len());
         for lane in self.lanes.iter().filter(|lane| !lane.is_lost()) {
-            match lane.find_unchanged(entry) {
+            match lane.find_unchanged(entry)? {
                 Some(line) => found.push((lane, line)),
                 None => return Ok(false),
             }
         }
         let mut added = false;
         for (lane, line) in found {
-            match lane.add_unchanged(entry, line, attributes) {
+            match lane.add_unchanged(entry, &line, attributes) {
                 Ok(()) => added = true,
+                Err(error) if error.kind() == crate::ErrorKind::Invalid => return Err(error),
                 Err(error) => lane.lose(error),
             }
         }
@@ -182,3 +185,6 @@ impl Capture<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,10 +6,11 @@ use super::backups::committed_manifest;
 use super::format::component::{AnyManifest, Chunk, ComponentManifest, EntryLine, LineKind};
 use super::format::manifest::FrameRef;
 use super::format::{FrameClass, from_hex};
+use super::held::Held;
 use super::reader::{ObjectTable, fetch_frame};
 use crate::{Error, Result};
 use pgark_types::BackupLabel;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// Decoded frames of the entry table that are kept: neighbours are asked for one after the other.
 const TABLE_FRAMES_HELD: usize = 4;
@@ -23,6 +24,33 @@ pub struct Line {
     pub path: Vec<u8>,
     /// What the table says of it.
     pub line: EntryLine,
+}
+
+/// Where an entry stands in the table.
+#[derive(Debug)]
+pub struct Located {
+    /// The lines of its frame.
+    pub lines: Arc<Vec<Line>>,
+    /// The frame's number.
+    pub frame: usize,
+    /// Which line it is.
+    pub at: usize,
+}
+
+impl Located {
+    /// What the table says of it.
+    #[must_use]
+    pub fn line(&self) -> Option<&EntryLine> {
+        self.lines.get(self.at).map(|line| &line.line)
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &[u8] {
+        self.lines
+            .get(self.at)
+            .map_or(&[][..], |line| line.path.as_slice())
+    }
 }
 
 /// A committed backup of a component.
@@ -101,8 +129,10 @@ impl ComponentBackup {
     /// # Errors
     /// Kind Data when it is damaged, or the storage's.
     pub fn table_frame(&self, number: usize) -> Result<Arc<Vec<Line>>> {
+        let next = number.saturating_add(1);
+        let next = (next < self.table_len()).then_some(next);
         self.table
-            .get_alone(number, || self.read_table_frame(number))
+            .get_with_next(number, next, |number| self.read_table_frame(number))
     }
 
     fn read_table_frame(&self, number: usize) -> Result<Vec<Line>> {
@@ -155,17 +185,30 @@ impl ComponentBackup {
         behind.saturating_sub(1)
     }
 
+    /// The first path of frame `number` of the table.
+    #[must_use]
+    pub fn first_path(&self, number: usize) -> Option<&[u8]> {
+        self.firsts.get(number).map(Vec::as_slice)
+    }
+
+    /// Where the entry called `path` stands.
+    ///
+    /// # Errors
+    /// As [`ComponentBackup::table_frame`].
+    pub fn locate(&self, path: &[u8]) -> Result<Option<Located>> {
+        let frame = self.frame_of(path);
+        let lines = self.table_frame(frame)?;
+        let at = lines.binary_search_by(|line| line.path.as_slice().cmp(path));
+        Ok(at.ok().map(|at| Located { lines, frame, at }))
+    }
+
     /// The entry called `path`.
     ///
     /// # Errors
     /// As [`ComponentBackup::table_frame`].
     pub fn find(&self, path: &[u8]) -> Result<Option<EntryLine>> {
-        let lines = self.table_frame(self.frame_of(path))?;
-        let at = lines.binary_search_by(|line| line.path.as_slice().cmp(path));
-        Ok(at
-            .ok()
-            .and_then(|at| lines.get(at))
-            .map(|found| found.line.clone()))
+        let found = self.locate(path)?;
+        Ok(found.and_then(|found| found.line().cloned()))
     }
 
     /// Every entry, in order. Memory: one frame of the table.
@@ -324,61 +367,3 @@ fn table_damaged(detail: &str) -> Error {
     )
 }
 
-/// The last asked for at the end.
-type Values<K, V> = Vec<(K, Arc<V>)>;
-
-/// The values that were asked for last.
-#[derive(Debug)]
-struct Held<K, V> {
-    most: usize,
-    values: Mutex<Values<K, V>>,
-}
-
-fn find<K: PartialEq, V>(values: &mut Values<K, V>, key: K) -> Option<Arc<V>> {
-    let at = values.iter().position(|(held, _)| *held == key)?;
-    let found = values.remove(at);
-    let value = Arc::clone(&found.1);
-    values.push(found);
-    Some(value)
-}
-
-impl<K: PartialEq + Copy, V> Held<K, V> {
-    fn new(most: usize) -> Self {
-        Self {
-            most,
-            values: Mutex::default(),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Values<K, V>> {
-        self.values.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The value of `key`, made by `make` when it is not held. Two who ask at once both make it.
-    fn get(&self, key: K, make: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
-        if let Some(found) = find(&mut self.lock(), key) {
-            return Ok(found);
-        }
-        let value = Arc::new(make()?);
-        self.keep(&mut self.lock(), key, &value);
-        Ok(value)
-    }
-
-    /// As [`Held::get`]; who asks meanwhile waits: threads that walk a tree want the same one next.
-    fn get_alone(&self, key: K, make: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
-        let mut values = self.lock();
-        if let Some(found) = find(&mut values, key) {
-            return Ok(found);
-        }
-        let value = Arc::new(make()?);
-        self.keep(&mut values, key, &value);
-        Ok(value)
-    }
-
-    fn keep(&self, values: &mut Values<K, V>, key: K, value: &Arc<V>) {
-        if values.len() >= self.most {
-            values.remove(0);
-        }
-        values.push((key, Arc::clone(value)));
-    }
-}

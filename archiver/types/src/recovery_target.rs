@@ -36,9 +36,18 @@ impl RecoveryTarget {
             .iter()
             .find_map(|format| DateTime::parse_from_str(s, format).ok())
         });
-        // chrono counts the nanoseconds of second 60 from 1,000,000,000 up.
-        time.filter(|time| time.nanosecond() < 1_000_000_000 && time.nanosecond() % 1000 == 0)
-            .ok_or_else(|| ParseError::new("time (RFC 3339 with a zone)", s))
+        let what = match time {
+            // chrono counts the nanoseconds of second 60 from 1,000,000,000 up.
+            Some(time) if time.nanosecond() >= 1_000_000_000 => {
+                "time (second 60 is the first of the next minute: write that)"
+            }
+            Some(time) if time.nanosecond() % 1000 != 0 => {
+                "time (Postgres keeps microseconds: six digits after the second at most)"
+            }
+            Some(time) => return Ok(time),
+            None => "time (RFC 3339 with a zone)",
+        };
+        Err(ParseError::new(what, s))
     }
 }
 

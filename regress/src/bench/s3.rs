@@ -124,26 +124,30 @@ fn round(bench: &Bench<'_>, name: &str, delay: Option<Duration>) -> Round {
 }
 
 impl Bench<'_> {
-    pub(super) fn s3(&mut self) {
+    /// Backups and restores, of what the local ones are of: before WAL is written for the others.
+    pub(super) fn s3_backups_and_restores(&mut self) {
         let settings = self.settings;
-        let copies = settings.wants("s3_full_backup") || settings.wants("s3_restore");
-        let wanted = DELAYS.into_iter().filter(|(_, name)| settings.wants(name));
-        let wanted: Vec<(u64, &'static str)> = wanted.collect();
-        if !copies && wanted.is_empty() {
+        if !settings.wants("s3_full_backup") && !settings.wants("s3_restore") {
             return;
         }
         let source = Relations::of(self.cluster.data());
-        let segments = match wanted.is_empty() {
-            true => Vec::new(),
-            false => self.archiving.write_segments(settings.segments),
-        };
         for run in 1..=settings.runs {
-            if copies {
-                let mut round = round(self, &format!("s3-{run}"), None);
-                for at in self.order_of_two(run) {
-                    self.s3_copies(round.tools[at].as_mut(), run, &source);
-                }
+            let mut round = round(self, &format!("s3-{run}"), None);
+            for at in self.order_of_two(run) {
+                self.s3_copies(round.tools[at].as_mut(), run, &source);
             }
+        }
+    }
+
+    pub(super) fn s3_pushes(&mut self) {
+        let settings = self.settings;
+        let wanted = DELAYS.into_iter().filter(|(_, name)| settings.wants(name));
+        let wanted: Vec<(u64, &'static str)> = wanted.collect();
+        if wanted.is_empty() {
+            return;
+        }
+        let segments = self.archiving.write_segments(settings.segments);
+        for run in 1..=settings.runs {
             for (millis, operation) in &wanted {
                 let name = format!("s3-{run}-{millis}");
                 let mut round = round(self, &name, Some(Duration::from_millis(*millis)));

@@ -8,6 +8,7 @@ use super::table::{self, Sorter};
 use crate::backup::{PackStore, object_use, put_manifest, put_record};
 use crate::clock::SharedClock;
 use crate::component::{Entry, Point};
+use crate::repository::component::Located;
 use crate::repository::format::component::{Chunk, ComponentLabel, ComponentManifest, EntryLine};
 use crate::repository::format::manifest::{OWN_ANNOTATIONS, ObjectUse};
 use crate::repository::session::Session;
@@ -71,6 +72,17 @@ pub(super) struct FileUnderWay {
     chunker: Chunker,
     chunks: Vec<Chunk>,
     size: u64,
+}
+
+/// Whether the line of `entry` would be the parent's, letter for letter; its content is.
+fn is_same(entry: &Entry, path: &[u8], line: &EntryLine, attributes: Attributes) -> bool {
+    entry.path == path
+        && (entry.mode, entry.uid, entry.gid) == (line.mode, line.uid, line.gid)
+        && entry.mtime_ns == line.mtime_ns
+        && match attributes {
+            Attributes::Parents => true,
+            Attributes::Own => line_of(entry).xattrs == line.xattrs,
+        }
 }
 
 fn poisoned() -> Error {
@@ -166,7 +178,15 @@ impl Lane {
 
     /// Adds an entry without content.
     pub(super) fn entry(&self, entry: &Entry) -> Result<()> {
-        let text = Text::of(&line_of(entry))?;
+        let line = line_of(entry);
+        if let Some(parent) = &self.parent
+            && self
+                .of_parent(parent.keep_equal(&entry.path, &line))?
+                .unwrap_or(false)
+        {
+            return Ok(());
+        }
+        let text = Text::of(&line)?;
         self.store()?.get()?.text(text)
     }
 
@@ -256,47 +276,63 @@ impl Lane {
         });
     }
 
+    /// What was found in the parent; of one that cannot be read nothing is known.
+    ///
+    /// # Errors
+    /// The driver's mistakes, kind Invalid.
+    fn of_parent<T>(&self, found: Result<T>) -> Result<Option<T>> {
+        match found {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.kind() == crate::ErrorKind::Invalid => Err(error),
+            Err(error) => {
+                tracing::warn!(
+                    code = error.code(),
+                    "the parent backup cannot be read: {error}"
+                );
+                Ok(None)
+            }
+        }
+    }
+
     /// The parent's line for `entry`, when that is unchanged.
-    pub(super) fn find_unchanged(&self, entry: &Entry) -> Option<EntryLine> {
-        let found = self.parent.as_ref()?.unchanged(entry);
-        found.unwrap_or_else(|error| {
-            tracing::warn!(
-                code = error.code(),
-                "the parent backup cannot be read: {error}"
-            );
-            None
-        })
+    pub(super) fn find_unchanged(&self, entry: &Entry) -> Result<Option<Located>> {
+        let Some(parent) = &self.parent else {
+            return Ok(None);
+        };
+        self.of_parent(parent.unchanged(entry)).map(Option::flatten)
     }
 
     /// The parent's entry under `path`.
     pub(super) fn before(&self, path: &[u8]) -> Option<Entry> {
         let found = self.parent.as_ref()?.entry(path);
-        found.unwrap_or_else(|error| {
-            tracing::warn!(
-                code = error.code(),
-                "the parent backup cannot be read: {error}"
-            );
-            None
-        })
+        self.of_parent(found).ok().flatten().flatten()
     }
 
     /// Adds `entry` with the content of the parent's line.
     pub(super) fn add_unchanged(
         &self,
         entry: &Entry,
-        line: EntryLine,
+        found: &Located,
         attributes: Attributes,
     ) -> Result<()> {
+        let line = found
+            .line()
+            .ok_or_else(|| Error::internal("lost_line", "a line of the parent's table is gone"))?;
+        if let Some(parent) = &self.parent
+            && is_same(entry, found.path(), line, attributes)
+        {
+            return parent.kept.mark(found);
+        }
         let own = line_of(entry);
         let line = EntryLine {
             xattrs: match attributes {
                 Attributes::Own => own.xattrs,
-                Attributes::Parents => line.xattrs,
+                Attributes::Parents => line.xattrs.clone(),
             },
             size: line.size,
-            chunks: line.chunks,
-            digest: line.digest,
-            crc32c: line.crc32c,
+            chunks: line.chunks.clone(),
+            digest: line.digest.clone(),
+            crc32c: line.crc32c.clone(),
             ..own
         };
         let text = Text::of(&line)?;
@@ -311,22 +347,17 @@ impl Lane {
         let store = self.store()?.0.take().ok_or_else(poisoned)?;
         let Finished {
             packs,
-            mut used,
             table: lines,
-            totals,
+            mut sums,
         } = store.finish()?;
-        let parent_table = self.parent.as_ref().map(Parent::table).unwrap_or_default();
         let lines = lines.finish()?;
-        let table = table::write(&self.repository, &self.clock, lines, &parent_table)?;
-        for frame in &table.reused {
-            let bytes = used.entry(frame.object).or_default();
-            *bytes = bytes.saturating_add(frame.end().saturating_sub(frame.offset));
-        }
+        let parent = self.parent.as_ref();
+        let table = table::write(&self.repository, &self.clock, lines, parent, &mut sums)?;
         let own: Vec<ObjectUse> = packs.iter().chain(&table.sealed).map(object_use).collect();
         let bytes_stored = own.iter().map(|object| object.size).sum();
         let written: Vec<Ulid> = packs.iter().chain(&table.sealed).map(|o| o.ulid).collect();
-        used.retain(|ulid, _| !written.contains(ulid));
-        let shared = self.shared_objects(&used)?;
+        sums.used.retain(|ulid, _| !written.contains(ulid));
+        let shared = self.shared_objects(&sums.used)?;
         let shares = !shared.is_empty();
         let session = self.session.lock().map_err(|_| poisoned())?;
         let session = session.as_ref().ok_or_else(poisoned)?;
@@ -346,9 +377,9 @@ impl Lane {
                 .filter(|_| shares)
                 .map(|p| p.backup.manifest.label.clone()),
             annotations: facts.annotations.clone(),
-            entry_count: totals.entries,
-            file_count: totals.files,
-            bytes_source: totals.bytes,
+            entry_count: sums.entries,
+            file_count: sums.files,
+            bytes_source: sums.bytes,
             bytes_stored,
             objects: own.into_iter().chain(shared).collect(),
             entry_table: table.frames,

@@ -1,9 +1,10 @@
 //! The backup whose content a new one shares.
 
+use super::kept::Kept;
 use crate::clock::SharedClock;
 use crate::component::source::entry_of;
 use crate::component::{Entry, EntryKind};
-use crate::repository::component::{ComponentBackup, Line};
+use crate::repository::component::{ComponentBackup, Line, Located};
 use crate::repository::format::component::{Chunk, EntryLine, LineKind, Record};
 use crate::repository::format::manifest::{FrameRef, ObjectUse};
 use crate::repository::session::Session;
@@ -16,6 +17,7 @@ use ulid::Ulid;
 /// A parent, pinned by the session that was begun with it.
 pub(super) struct Parent {
     pub(super) backup: ComponentBackup,
+    pub(super) kept: Kept,
     objects: HashMap<Ulid, ObjectUse>,
 }
 
@@ -80,8 +82,11 @@ impl Parent {
             let ulid = Ulid::from_string(key.file_name().get(..26)?).ok()?;
             Some((ulid, object.clone()))
         });
-        let objects = objects.collect();
-        Self { backup, objects }
+        Self {
+            kept: Kept::new(backup.table_len()),
+            objects: objects.collect(),
+            backup,
+        }
     }
 
     fn kind(&self) -> &str {
@@ -128,26 +133,36 @@ impl Parent {
     }
 
     /// The entry under the path of `entry`, when its content is told to be the same.
-    pub(super) fn unchanged(&self, entry: &Entry) -> Result<Option<EntryLine>> {
-        let mut found = self.backup.find(&entry.path)?;
+    pub(super) fn unchanged(&self, entry: &Entry) -> Result<Option<Located>> {
+        let mut found = self.backup.locate(&entry.path)?;
         // Which of a file's names comes first is chance.
+        let first = found.as_ref().and_then(Located::line);
         if let Some(EntryLine {
             kind: LineKind::HardLink,
             target: Some(target),
             ..
-        }) = &found
+        }) = first
         {
             found = match target.bytes() {
-                Some(target) => self.backup.find(&target)?,
+                Some(target) => self.backup.locate(&target)?,
                 None => None,
             };
         }
-        Ok(found.filter(|line| {
+        let is_same = |line: &EntryLine| {
             entry.kind == EntryKind::File
                 && line.kind == LineKind::File
                 && line.token == entry.token
                 && line.size == entry.size
-        }))
+        };
+        Ok(found.filter(|found| found.line().is_some_and(is_same)))
+    }
+
+    /// Keeps the line under `path`, when it is equal to `line`. False: it is not.
+    pub(super) fn keep_equal(&self, path: &[u8], line: &EntryLine) -> Result<bool> {
+        match self.backup.locate(path)? {
+            Some(found) if found.line() == Some(line) => self.kept.mark(&found).map(|()| true),
+            _ => Ok(false),
+        }
     }
 
     /// Calls `see` with every chunk and its digest, as long as it says that it wants more.

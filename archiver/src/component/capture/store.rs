@@ -1,5 +1,6 @@
 //! The chunks of one repository: stored once each, small ones sharing frames.
 
+use super::sums::Sums;
 use super::table::Sorter;
 use crate::Result;
 use crate::backup::PackStore;
@@ -7,7 +8,7 @@ use crate::component::Entry;
 use crate::error::Error;
 use crate::repository::format::component::{Chunk, EntryLine, LineKind};
 use crate::repository::format::manifest::{FrameRef, PathText};
-use crate::repository::format::{FRAME_OVERHEAD_BYTES, FrameClass, from_hex, to_hex};
+use crate::repository::format::{FrameClass, from_hex, to_hex};
 use crate::repository::pack::Sealed;
 use std::collections::HashMap;
 use ulid::Ulid;
@@ -43,27 +44,15 @@ pub(super) struct Store {
     known: HashMap<ChunkId, Place>,
     /// The objects that places name.
     objects: Vec<Ulid>,
-    /// Bytes used of objects that the parent has.
-    used: HashMap<Ulid, u64>,
-    last_used: Option<FrameRef>,
     table: Sorter,
-    totals: Totals,
-}
-
-/// What was captured.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Totals {
-    pub(super) entries: u64,
-    pub(super) files: u64,
-    pub(super) bytes: u64,
+    sums: Sums,
 }
 
 /// A store that takes no more.
 pub(super) struct Finished {
     pub(super) packs: Vec<Sealed>,
-    pub(super) used: HashMap<Ulid, u64>,
     pub(super) table: Sorter,
-    pub(super) totals: Totals,
+    pub(super) sums: Sums,
 }
 
 impl Store {
@@ -75,10 +64,8 @@ impl Store {
             waiting: Vec::new(),
             known: HashMap::new(),
             objects: Vec::new(),
-            used: HashMap::new(),
-            last_used: None,
             table,
-            totals: Totals::default(),
+            sums: Sums::default(),
         }
     }
 
@@ -122,18 +109,8 @@ impl Store {
         if place.len as usize != len {
             return None;
         }
-        self.uses(frame);
+        self.sums.uses(frame);
         Some((frame, place.at, place.len))
-    }
-
-    /// Counts what is used of an object; neighbours share frames.
-    fn uses(&mut self, frame: FrameRef) {
-        if self.last_used != Some(frame) {
-            let used = self.used.entry(frame.object).or_default();
-            let bytes = u64::from(frame.stored_len).saturating_add(FRAME_OVERHEAD_BYTES);
-            *used = used.saturating_add(bytes);
-            self.last_used = Some(frame);
-        }
     }
 
     /// Stores a chunk of a file that has several, in a frame of its own.
@@ -219,11 +196,7 @@ impl Store {
 
     /// Adds a file with the parent's content; `text` is of `line`.
     pub(super) fn shared(&mut self, line: &EntryLine, text: Text) -> Result<()> {
-        for chunk in &line.chunks {
-            if let Chunk::Stored { frame, .. } = chunk {
-                self.uses(*frame);
-            }
-        }
+        self.sums.chunks(line);
         self.text(text)
     }
 
@@ -233,11 +206,7 @@ impl Store {
 
     /// Adds a line that is complete.
     pub(super) fn text(&mut self, text: Text) -> Result<()> {
-        self.totals.entries += 1;
-        if let Some(size) = text.file_size {
-            self.totals.files += 1;
-            self.totals.bytes = self.totals.bytes.saturating_add(size);
-        }
+        self.sums.entry(text.file_size);
         self.table.add(text.path, text.bytes)
     }
 
@@ -245,9 +214,8 @@ impl Store {
         self.flush()?;
         Ok(Finished {
             packs: self.packs.finish()?,
-            used: self.used,
             table: self.table,
-            totals: self.totals,
+            sums: self.sums,
         })
     }
 }
@@ -255,7 +223,7 @@ impl Store {
 /// A line as the table has it: made before the store is asked for, where several threads meet.
 pub(super) struct Text {
     path: Vec<u8>,
-    bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
     file_size: Option<u64>,
 }
 

@@ -1,6 +1,10 @@
 //! The entry table under way: lines come in any order, and go out sorted by path, with memory for a few
 //! of them.
 
+use super::kept::{Share, entry_twice};
+use super::parent::Parent;
+use super::store::Text;
+use super::sums::Sums;
 use crate::clock::SharedClock;
 use crate::repository::Repository;
 use crate::repository::format::component::TableFrame;
@@ -187,55 +191,63 @@ fn read_part(file: &mut BufReader<File>) -> Result<Option<Vec<u8>>> {
 pub(super) struct Written {
     pub(super) frames: Vec<TableFrame>,
     pub(super) sealed: Vec<Sealed>,
-    /// Frames that are the parent's.
-    pub(super) reused: Vec<FrameRef>,
 }
 
-/// Writes the table. A frame that the parent's table has is not written again: where frames end
-/// depends on the paths alone, so that a change moves only its own frame.
+/// Writes the table: `lines`, and those of the parent's that are kept. A frame that the parent's table has is
+/// not written again: where frames end depends on the paths alone, so that a change moves only its own frame.
+/// What is kept is added to `sums`.
 pub(super) fn write(
     repository: &Repository,
     clock: &SharedClock,
     lines: Merge,
-    parent: &HashMap<String, FrameRef>,
+    parent: Option<&Parent>,
+    sums: &mut Sums,
 ) -> Result<Written> {
     let mut writer = Writer {
         repository,
         clock,
-        parent,
+        parent: parent.map(Parent::table).unwrap_or_default(),
+        sums,
         encoder: FrameEncoder::new(3)?,
         object: None,
+        before: None,
+        first: Vec::new(),
+        frame: Vec::new(),
         written: Written::default(),
     };
-    let mut before: Option<Vec<u8>> = None;
-    let mut first = Vec::new();
-    let mut frame = Vec::new();
-    for record in lines {
-        let (path, line) = record?;
-        if before.as_ref() == Some(&path) {
-            return Err(Error::invalid(
-                "entry_twice",
-                format!(
-                    "the driver delivered {:?} twice",
-                    String::from_utf8_lossy(&path)
-                ),
-            ));
+    let mut lines = Ahead { lines, next: None };
+    if let Some(parent) = parent {
+        for number in 0..parent.backup.table_len() {
+            writer.kept(parent, number, &mut lines)?;
         }
-        let begins = is_boundary(&path) || frame.len() + line.len() > FRAME_BYTES_MAX;
-        if begins && !frame.is_empty() {
-            writer.frame(&first, &frame)?;
-            frame.clear();
-        }
-        if frame.is_empty() {
-            first.clone_from(&path);
-        }
-        frame.extend_from_slice(&line);
-        before = Some(path);
     }
-    if !frame.is_empty() {
-        writer.frame(&first, &frame)?;
-    }
+    writer.all_before(&mut lines, None)?;
     writer.finish()
+}
+
+/// Lines in order, of which the next can be looked at.
+struct Ahead {
+    lines: Merge,
+    next: Option<Record>,
+}
+
+impl Ahead {
+    /// Whether there is a next one, before `end`.
+    fn is_before(&mut self, end: Option<&[u8]>) -> Result<bool> {
+        if self.next.is_none() {
+            self.next = self.lines.next().transpose()?;
+        }
+        let comes = |(path, _): &Record| end.is_none_or(|end| path.as_slice() < end);
+        Ok(self.next.as_ref().is_some_and(comes))
+    }
+
+    /// The next one, when it stands before `end`.
+    fn before(&mut self, end: Option<&[u8]>) -> Result<Option<Record>> {
+        match self.is_before(end)? {
+            true => Ok(self.next.take()),
+            false => Ok(None),
+        }
+    }
 }
 
 /// Whether a frame begins at this path: one path in about two thousand.
@@ -246,28 +258,106 @@ fn is_boundary(path: &[u8]) -> bool {
 struct Writer<'a> {
     repository: &'a Repository,
     clock: &'a SharedClock,
-    parent: &'a HashMap<String, FrameRef>,
+    /// The parent's frames, by their digests.
+    parent: HashMap<String, FrameRef>,
+    sums: &'a mut Sums,
     encoder: FrameEncoder,
     object: Option<ObjectBuilder>,
+    /// The path of the last line.
+    before: Option<Vec<u8>>,
+    /// The frame under way, and its first path.
+    first: Vec<u8>,
+    frame: Vec<u8>,
     written: Written,
 }
 
 impl Writer<'_> {
-    fn frame(&mut self, first: &[u8], plain: &[u8]) -> Result<()> {
-        let digest = blake3::keyed_hash(self.repository.digest_key(), plain);
-        let digest = digest.to_hex().to_string();
-        let frame = match self.parent.get(&digest) {
-            Some(frame) => {
-                self.written.reused.push(*frame);
-                *frame
+    /// Writes what is kept of frame `number` of the parent's table, and the lines before its end.
+    fn kept(&mut self, parent: &Parent, number: usize, lines: &mut Ahead) -> Result<()> {
+        let share = parent.kept.share(number);
+        if share == Share::None {
+            return Ok(());
+        }
+        let first = parent.backup.first_path(number);
+        let end = parent.backup.first_path(number.saturating_add(1));
+        self.all_before(lines, first)?;
+        // Whether one that comes has the path of one that is kept, the lines tell.
+        if share == Share::All && !lines.is_before(end)? {
+            return self.whole(parent, number);
+        }
+        for (at, line) in parent.backup.table_frame(number)?.iter().enumerate() {
+            if parent.kept.has(number, at) {
+                self.all_before(lines, Some(line.path.as_slice()))?;
+                self.sums.line(&line.line);
+                let text = Text::of(&line.line)?;
+                self.line(line.path.clone(), &text.bytes)?;
             }
-            None => self.store(plain)?,
+        }
+        Ok(())
+    }
+
+    /// Takes a frame of the parent's table as it is.
+    fn whole(&mut self, parent: &Parent, number: usize) -> Result<()> {
+        let frame = parent.backup.manifest.entry_table.get(number);
+        let (Some(frame), Some(sums)) = (frame, parent.kept.sums(number)) else {
+            return Ok(());
+        };
+        self.end_frame()?;
+        self.sums.add(sums);
+        self.reuse(frame.frame);
+        self.written.frames.push(frame.clone());
+        Ok(())
+    }
+
+    fn reuse(&mut self, frame: FrameRef) {
+        let bytes = frame.end().saturating_sub(frame.offset);
+        self.sums.uses_bytes(frame.object, bytes);
+    }
+
+    /// Writes the lines that stand before `end`.
+    fn all_before(&mut self, lines: &mut Ahead, end: Option<&[u8]>) -> Result<()> {
+        while let Some((path, line)) = lines.before(end)? {
+            self.line(path, &line)?;
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, path: Vec<u8>, line: &[u8]) -> Result<()> {
+        if self.before.as_ref() == Some(&path) {
+            return Err(entry_twice(&path));
+        }
+        if is_boundary(&path) || self.frame.len() + line.len() > FRAME_BYTES_MAX {
+            self.end_frame()?;
+        }
+        if self.frame.is_empty() {
+            self.first.clone_from(&path);
+        }
+        self.frame.extend_from_slice(line);
+        self.before = Some(path);
+        Ok(())
+    }
+
+    fn end_frame(&mut self) -> Result<()> {
+        if self.frame.is_empty() {
+            return Ok(());
+        }
+        let plain = std::mem::take(&mut self.frame);
+        let digest = blake3::keyed_hash(self.repository.digest_key(), &plain);
+        let digest = digest.to_hex().to_string();
+        let frame = match self.parent.get(&digest).copied() {
+            Some(frame) => {
+                self.reuse(frame);
+                frame
+            }
+            None => self.store(&plain)?,
         };
         self.written.frames.push(TableFrame {
             frame,
-            first: PathText::of(first),
+            first: PathText::of(&self.first),
             digest,
         });
+        self.frame = plain;
+        self.frame.clear();
         Ok(())
     }
 
@@ -285,6 +375,7 @@ impl Writer<'_> {
     }
 
     fn finish(mut self) -> Result<Written> {
+        self.end_frame()?;
         if let Some(object) = self.object.take() {
             self.written.sealed.push(object.finish()?);
         }

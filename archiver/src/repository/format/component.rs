@@ -214,7 +214,8 @@ pub enum LineKind {
 
 /// A piece of a file's content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+// Read by way of its fields: an untagged enum is read into memory first, and there may be millions.
+#[serde(untagged, try_from = "ChunkFields")]
 pub enum Chunk {
     /// Zeros: nothing is stored of them.
     Zero {
@@ -234,6 +235,42 @@ pub enum Chunk {
         #[serde(default, skip_serializing_if = "String::is_empty")]
         digest: String,
     },
+}
+
+/// The fields of both kinds of [`Chunk`].
+#[derive(Deserialize)]
+struct ChunkFields {
+    zero: Option<u64>,
+    frame: Option<FrameRef>,
+    at: Option<u32>,
+    len: Option<u32>,
+    #[serde(default)]
+    digest: String,
+}
+
+impl TryFrom<ChunkFields> for Chunk {
+    type Error = &'static str;
+
+    fn try_from(fields: ChunkFields) -> Result<Self, Self::Error> {
+        match fields {
+            ChunkFields {
+                zero: Some(zero), ..
+            } => Ok(Self::Zero { zero }),
+            ChunkFields {
+                frame: Some(frame),
+                at: Some(at),
+                len: Some(len),
+                digest,
+                ..
+            } => Ok(Self::Stored {
+                frame,
+                at,
+                len,
+                digest,
+            }),
+            _ => Err("a chunk has neither \"zero\" nor \"frame\", \"at\" and \"len\""),
+        }
+    }
 }
 
 impl Chunk {

@@ -2,6 +2,7 @@
 //! who moves things about while it runs can lead it elsewhere.
 
 mod content;
+mod masked;
 mod probe;
 
 use self::content::Guarded;
@@ -9,7 +10,7 @@ pub(super) use self::probe::probe;
 use super::notes::Notes;
 use super::place::{stat_in, xattrs};
 use super::rules::Where;
-use super::{Files, REDACTED, within};
+use super::{Files, within};
 use crate::component::{Consistency, Context, Entry, EntryKind, Point, Sink};
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
@@ -30,8 +31,6 @@ const ATTEMPTS: u32 = 3;
 const RACY_SECONDS: i64 = 2;
 /// Names of a directory that one thread takes at a time.
 const NAMES_AT_ONCE: usize = 256;
-/// The largest file whose values are masked.
-const REDACT_BYTES_MAX: u64 = 16 << 20;
 
 /// The user that the backup was taken by, in its position.
 const USER: &str = "uid";
@@ -239,9 +238,15 @@ impl Walk<'_> {
         self.context.cancel.check()?;
         match task {
             Task::Enter(above, name, entry) => self.enter(&above, &name, *entry),
-            Task::Names(directory, names) => names
-                .iter()
-                .try_for_each(|name| self.name(&directory, name)),
+            Task::Names(directory, names) => {
+                let mut found = Vec::new();
+                for name in &names {
+                    self.name(&directory, name, &mut found)?;
+                }
+                // The first of them is gone into first: the parent's table is read in its order.
+                self.push(found.into_iter().rev());
+                Ok(())
+            }
         }
     }
 
@@ -263,7 +268,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn name(&self, directory: &Arc<Directory>, name: &[u8]) -> Result<()> {
+    /// `found` gets the directories.
+    fn name(&self, directory: &Arc<Directory>, name: &[u8], found: &mut Vec<Task>) -> Result<()> {
         self.context.cancel.check()?;
         let path = match directory.path.is_empty() {
             true => name.to_vec(),
@@ -323,7 +329,11 @@ impl Walk<'_> {
             return Ok(());
         };
         match kind {
-            FileType::Directory => self.directory(directory, os_name, entry, &stat),
+            FileType::Directory => {
+                let task = self.directory(directory, os_name, entry, &stat)?;
+                found.extend(task);
+                Ok(())
+            }
             FileType::RegularFile => self.file(directory, os_name, entry, &stat),
             _ => self.add(entry),
         }
@@ -408,7 +418,7 @@ impl Walk<'_> {
         name: &OsStr,
         entry: Entry,
         stat: &Stat,
-    ) -> Result<()> {
+    ) -> Result<Option<Task>> {
         let entry = Entry {
             size: 0,
             token: String::new(),
@@ -417,11 +427,11 @@ impl Walk<'_> {
         if stat.st_dev != above.device && !self.files.cross_file_systems {
             self.notes
                 .add("other file systems, not gone into", &entry.path);
-            return self.add(entry);
+            return self.add(entry).map(|()| None);
         }
         let name = name.as_bytes().to_vec();
-        self.push([Task::Enter(Arc::clone(above), name, Box::new(entry))]);
-        Ok(())
+        let task = Task::Enter(Arc::clone(above), name, Box::new(entry));
+        Ok(Some(task))
     }
 
     fn enter(&self, above: &Directory, name: &[u8], entry: Entry) -> Result<()> {
@@ -538,37 +548,6 @@ impl Walk<'_> {
             }
         }
         Ok(false)
-    }
-
-    fn redacted(&self, directory: &Directory, name: &OsStr, entry: Entry) -> Result<bool> {
-        let Some((file, stat)) = open(directory, name, &entry.path)? else {
-            self.notes.add(VANISHED, &entry.path);
-            return Ok(false);
-        };
-        let path = String::from_utf8_lossy(&entry.path).into_owned();
-        if u64::try_from(stat.st_size).unwrap_or(u64::MAX) > REDACT_BYTES_MAX {
-            return Err(Error::invalid(
-                "redact_too_large",
-                format!(
-                    "\"/{path}\" is too large to mask its values: {REDACT_BYTES_MAX} bytes at most"
-                ),
-            )
-            .with_hint("Correct redact in [component.NAME], or exclude the file."));
-        }
-        let mut plain = Vec::new();
-        std::io::Read::read_to_end(&mut std::io::Read::take(file, REDACT_BYTES_MAX), &mut plain)
-            .map_err(|e| Error::io(format!("could not read \"/{path}\""), e))?;
-        let masked = super::redact::redact(&plain);
-        self.notes.add("values were masked (redact)", &entry.path);
-        let entry = Entry {
-            size: masked.len() as u64,
-            token: REDACTED.to_owned(),
-            ..entry
-        };
-        self.sink.file(entry, &mut masked.as_slice())?;
-        self.entries.fetch_add(1, Ordering::Relaxed);
-        self.read.fetch_add(1, Ordering::Relaxed);
-        Ok(true)
     }
 }
 
