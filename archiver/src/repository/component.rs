@@ -10,6 +10,7 @@ use super::held::Held;
 use super::reader::{ObjectTable, fetch_frame};
 use crate::{Error, Result};
 use pgark_types::BackupLabel;
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// Decoded frames of the entry table that are kept: neighbours are asked for one after the other.
@@ -198,8 +199,7 @@ impl ComponentBackup {
     pub fn locate(&self, path: &[u8]) -> Result<Option<Located>> {
         let frame = self.frame_of(path);
         let lines = self.table_frame(frame)?;
-        let at = lines.binary_search_by(|line| line.path.as_slice().cmp(path));
-        Ok(at.ok().map(|at| Located { lines, frame, at }))
+        Ok(find_line(&lines, path).map(|at| Located { lines, frame, at }))
     }
 
     /// The entry called `path`.
@@ -313,6 +313,20 @@ impl ComponentBackup {
             )),
         }
     }
+}
+
+/// Where `path` stands in `lines`. A thread that walks a tree asks for one line after the other.
+fn find_line(lines: &[Line], path: &[u8]) -> Option<usize> {
+    thread_local! { static NEXT: Cell<usize> = const { Cell::new(0) }; }
+    let next = NEXT.get();
+    let at = match lines.get(next) {
+        Some(line) if line.path == path => next,
+        _ => lines
+            .binary_search_by(|line| line.path.as_slice().cmp(path))
+            .ok()?,
+    };
+    NEXT.set(at.saturating_add(1));
+    Some(at)
 }
 
 /// A part of a decoded frame.

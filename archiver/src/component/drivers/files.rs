@@ -28,7 +28,14 @@ pub const KIND: &str = "files";
 const REDACTED: &str = "redacted";
 
 /// The most threads that read, unless the section says so.
-const PARALLEL_MAX: usize = 4;
+const PARALLEL_MAX: usize = 8;
+
+/// How many threads read: two for each processor, for the disk keeps one of them waiting.
+fn threads() -> usize {
+    let processors = std::thread::available_parallelism();
+    let processors = processors.map_or(1, std::num::NonZero::get);
+    processors.saturating_mul(2).min(PARALLEL_MAX)
+}
 
 /// `[component.<name>]` of kind `files`.
 #[derive(Debug, Clone, Deserialize)]
@@ -48,7 +55,7 @@ struct Section {
     /// Go down into other file systems that are mounted below the paths.
     #[serde(default)]
     cross_file_systems: bool,
-    /// Threads that read; 0: one for each processor, four at most.
+    /// Threads that read; 0: two for each processor, eight at most.
     #[serde(default)]
     parallel: usize,
 }
@@ -99,9 +106,7 @@ impl Files {
             }
         }
         let threads = match section.parallel {
-            0 => std::thread::available_parallelism()
-                .map_or(1, std::num::NonZero::get)
-                .min(PARALLEL_MAX),
+            0 => threads(),
             n if n <= 64 => n,
             n => return Err(invalid(format!("parallel must be at most 64, not {n}"))),
         };
@@ -120,9 +125,7 @@ impl Files {
             paths: vec![path.to_owned()],
             rules,
             cross_file_systems: false,
-            threads: std::thread::available_parallelism()
-                .map_or(1, std::num::NonZero::get)
-                .min(PARALLEL_MAX),
+            threads: threads(),
         }
     }
 }
