@@ -39,6 +39,7 @@ lint:
 	cargo clippy --locked $(PLAIN) --all-targets -- -D warnings
 	cargo clippy --locked -p pgark-regress --all-targets --all-features -- -D warnings
 	$(EXTENSION_LINT) -- -D warnings
+	! cargo tree --locked -p pgark-archiver -e features | grep fault-injection
 
 unit:
 	cargo test --locked $(PLAIN) $(FAULTS)

@@ -230,7 +230,7 @@ state() {
     local own
     own=$(vectors GET collections | python3 -c 'import json, sys; print("".join(c["id"] for c in json.load(sys.stdin)))')
     printf 'rows %s, keys %s, vectors %s, files %s%s\n' "$(sql 'SELECT count(*) FROM document')" \
-        "$(cache DBSIZE)" "$([ -n "$own" ] && vectors GET "collections/$own/count" || echo none)" \
+        "$(cache DBSIZE | tr -d :)" "$([ -n "$own" ] && vectors GET "collections/$own/count" || echo none)" \
         "$(find "$here/documents" -type f | wc -l)" \
         "${SEARCH:+, indexed $(index count GET documents/_count 2>/dev/null || echo none)}"
 }

@@ -189,6 +189,31 @@ fn a_copy_is_the_same_backup_under_other_keys() {
     assert_eq!(report.backups.len(), 1);
 }
 
+/// Masked values have one token whatever they are.
+#[test]
+fn masked_content_is_copied_anew() {
+    let clock = SeededClock::shared(7);
+    let (from, to) = (repository("from", &clock), repository("to", &clock));
+    for content in [b"FOO=***", b"BAR=***"] {
+        let token = super::drivers::files::REDACTED;
+        let tree = Memory(vec![file(b".env", token, content.to_vec())]);
+        let options = Options {
+            full: true,
+            ..Options::default()
+        };
+        let one = std::slice::from_ref(&from);
+        let label = tree.take_with(one, &clock, &options).unwrap().label;
+        let settings = crate::transfer::Settings {
+            wal_level: 1,
+            pack_level: 1,
+            threads: 1,
+        };
+        let (request, cancel) = (crate::transfer::Request::default(), CancelToken::default());
+        crate::transfer::run(&from, &to, &request, settings, &clock, &cancel).unwrap();
+        assert_restores(std::slice::from_ref(&to), &label, &tree);
+    }
+}
+
 #[test]
 fn retention_counts_and_knows_no_wal() {
     use crate::retention;

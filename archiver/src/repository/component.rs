@@ -13,8 +13,9 @@ use pgark_types::BackupLabel;
 use std::cell::Cell;
 use std::sync::Arc;
 
-/// Decoded frames of the entry table that are kept: neighbours are asked for one after the other.
-const TABLE_FRAMES_HELD: usize = 4;
+/// Decoded frames of the entry table that are kept: neighbours are asked for one after the other, by as many
+/// threads as walk a tree.
+const TABLE_FRAMES_HELD: usize = 10;
 /// Decoded frames of content that are kept: small files share them.
 const CONTENT_FRAMES_HELD: usize = 4;
 

@@ -71,7 +71,7 @@ impl<K: PartialEq + Copy, V> Held<K, V> {
     pub(super) fn get_with_next(
         &self,
         key: K,
-        next: Option<K>,
+        mut next: Option<K>,
         make: impl Fn(K) -> Result<V>,
     ) -> Result<Arc<V>> {
         let mut state = self.lock();
@@ -82,7 +82,7 @@ impl<K: PartialEq + Copy, V> Held<K, V> {
             if !state.under_way.contains(&key) {
                 return self.make(state, key, &make);
             }
-            state = match next.filter(|next| !state.is_coming(*next)) {
+            state = match next.take().filter(|next| !state.is_coming(*next)) {
                 Some(next) => {
                     let _ = self.make(state, next, &make);
                     self.lock()

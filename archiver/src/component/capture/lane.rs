@@ -339,10 +339,10 @@ impl Lane {
         self.store()?.get()?.shared(&line, text)
     }
 
-    /// Writes everything but manifest and label.
+    /// Writes everything but manifest and label. Of the parent's table it reads again what is kept in part.
     ///
     /// # Errors
-    /// The storage's; kind Invalid, `entry_twice`.
+    /// The storage's; Data when that is damaged by now; kind Invalid, `entry_twice`.
     pub(in crate::component) fn write(&self, facts: &Facts) -> Result<ComponentManifest> {
         let store = self.store()?.0.take().ok_or_else(poisoned)?;
         let Finished {

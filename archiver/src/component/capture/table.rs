@@ -281,11 +281,16 @@ impl Writer<'_> {
         let first = parent.backup.first_path(number);
         let end = parent.backup.first_path(number.saturating_add(1));
         self.all_before(lines, first)?;
+        // Frames would get smaller with every backup if one that is under way ended just anywhere.
+        let begins = self.frame.is_empty() || first.is_some_and(is_boundary);
         // Whether one that comes has the path of one that is kept, the lines tell.
-        if share == Share::All && !lines.is_before(end)? {
+        if share == Share::All && begins && !lines.is_before(end)? {
             return self.whole(parent, number);
         }
-        for (at, line) in parent.backup.table_frame(number)?.iter().enumerate() {
+        let kept = parent.backup.table_frame(number);
+        let kept =
+            kept.map_err(|e| e.context("the parent's entry table cannot be read any more"))?;
+        for (at, line) in kept.iter().enumerate() {
             if parent.kept.has(number, at) {
                 self.all_before(lines, Some(line.path.as_slice()))?;
                 self.sums.line(&line.line);

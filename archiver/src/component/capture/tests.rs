@@ -122,6 +122,29 @@ fn a_change_moves_its_own_frame_alone() {
     tree.assert_sound();
 }
 
+/// A frame that is full takes one line more each time: the last of it moves on, and joins what comes behind.
+#[test]
+fn frames_that_end_by_their_size_do_not_crumble() {
+    let mut tree = Tree::new(14);
+    // Lines of some kilobytes: frames are full long before a boundary comes.
+    for (entry, _) in &mut tree.tree.0 {
+        entry.xattrs = vec![(b"user.a".to_vec(), vec![7; 2000])];
+    }
+    tree.tree.0.truncate(4000);
+    let frames = tree.digests(&tree.back_up()).len();
+    assert!(frames >= 6, "{frames}");
+    for round in 0..6 {
+        tree.add(format!("d000/f00100-{round}").as_bytes(), false);
+        let (entry, _) = tree.tree.0.last_mut().unwrap();
+        entry.xattrs = vec![(b"user.a".to_vec(), vec![7; 2000])];
+        tree.back_up();
+    }
+    let label = tree.back_up();
+    let now = tree.digests(&label).len();
+    assert!(now <= frames + 1, "{frames} frames became {now}");
+    tree.assert_sound();
+}
+
 #[test]
 fn whatever_changes_the_backup_is_what_was_handed_over() {
     let mut tree = Tree::new(12);

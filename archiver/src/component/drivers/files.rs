@@ -24,8 +24,8 @@ use std::path::{Path, PathBuf};
 /// The kind, in the configuration.
 pub const KIND: &str = "files";
 
-/// The token of a file whose values were masked.
-const REDACTED: &str = "redacted";
+/// The token of a file whose values were masked. It does not tell whether they changed.
+pub(in crate::component) const REDACTED: &str = "redacted";
 
 /// The most threads that read, unless the section says so.
 const PARALLEL_MAX: usize = 8;
