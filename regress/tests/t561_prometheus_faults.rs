@@ -121,13 +121,16 @@ fn no_snapshot_stays_whatever_becomes_of_the_server() {
     blocks_are_read_without_the_server(&bench, server);
 }
 
+/// What happens to a server.
+type Step = fn(&mut PrometheusServer);
+
 /// Whether or not it lives.
 fn blocks_are_read_without_the_server(bench: &Bench, server: PrometheusServer) {
     let (url, data) = (server.url(), server.data().to_owned());
     let snapshots = data.join("snapshots");
     let server = Mutex::new(server);
     let from = prometheus(&url, &data);
-    let steps: [(&str, fn(&mut PrometheusServer)); 2] = [
+    let steps: [(&str, Step); 2] = [
         ("restarted", PrometheusServer::again),
         ("killed", PrometheusServer::kill),
     ];
