@@ -219,9 +219,9 @@ mod tests {
     fn what_was_made_for_a_lost_request_goes_and_nothing_else() {
         let place = tempfile::tempdir().unwrap();
         let data_dir = place.path();
-        let now = Utc::now();
-        let earlier = made(data_dir, now, "1f");
+        let earlier = made(data_dir, Utc::now(), "1f");
         let request = Request::note(data_dir).unwrap();
+        let now = request.note.from;
         let ours = made(data_dir, now, "abc0");
         let marked = made(data_dir, now, "abc1");
         std::fs::write(data_dir.join(FOLDER).join(&marked).join(MARK), "").unwrap();
