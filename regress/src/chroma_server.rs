@@ -17,6 +17,8 @@ pub struct ChromaServer {
     child: Child,
     port: u16,
     data: PathBuf,
+    /// The test's directory.
+    folder: PathBuf,
 }
 
 fn python() -> PathBuf {
@@ -35,33 +37,26 @@ impl ChromaServer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
-        let program = format!(
-            "import chromadb_rust_bindings as b; b.cli(['chroma', 'run', '--path', '{}', \
-             '--host', '127.0.0.1', '--port', '{port}'])",
-            data.display()
-        );
-        let log = std::fs::File::create(directory.join(&format!("chroma-{port}.log"))).unwrap();
-        let child = account::command(python())
-            .args(["-c", &program])
-            .current_dir(directory.path())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let folder = directory.path().to_owned();
         let mut server = Self {
-            child,
+            child: spawn(&folder, data, port),
             port,
             data: data.to_owned(),
+            folder,
         };
+        server.wait();
+        server
+    }
+
+    fn wait(&mut self) {
+        let port = self.port;
         wait_until("Chroma answers", Duration::from_secs(60), || {
             assert!(
-                server.child.try_wait().unwrap().is_none(),
+                self.child.try_wait().unwrap().is_none(),
                 "Chroma ended at its start; see chroma-{port}.log"
             );
             TcpStream::connect(("127.0.0.1", port)).is_ok()
         });
-        server
     }
 
     /// Its address.
@@ -138,6 +133,23 @@ impl ChromaServer {
         )
     }
 
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.end();
+    }
+
+    /// Starts it again over the same files, at the same port.
+    pub fn again(&mut self) {
+        self.end();
+        self.child = spawn(&self.folder, &self.data, self.port);
+        self.wait();
+    }
+
     /// Ends it and waits.
     pub fn stop(mut self) -> PathBuf {
         self.end();
@@ -157,6 +169,27 @@ impl ChromaServer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn spawn(folder: &Path, data: &Path, port: u16) -> Child {
+    let program = format!(
+        "import chromadb_rust_bindings as b; b.cli(['chroma', 'run', '--path', '{}', \
+         '--host', '127.0.0.1', '--port', '{port}'])",
+        data.display()
+    );
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(folder.join(format!("chroma-{port}.log")))
+        .unwrap();
+    account::command(python())
+        .args(["-c", &program])
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
 }
 
 impl Drop for ChromaServer {

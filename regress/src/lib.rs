@@ -39,6 +39,7 @@ pub mod search_server;
 pub mod server_log;
 pub mod session;
 pub mod sftp_server;
+pub mod store_set;
 pub mod tcp_proxy;
 pub mod tier;
 pub mod tmpfs;

@@ -18,6 +18,7 @@ use std::time::Duration;
 pub struct MinioServer {
     child: Child,
     port: u16,
+    log: PathBuf,
     /// What its buckets lie in.
     pub s3: S3Server,
 }
@@ -46,21 +47,40 @@ impl MinioServer {
     pub fn start(directory: &TestDirectory) -> Self {
         let s3 = S3Server::moto(directory);
         let port = free_port();
-        let log = std::fs::File::create(directory.join(&format!("minio-{port}.log"))).unwrap();
-        let child = Command::new(python())
-            .arg(setup("minio_server.py"))
-            .args([port.to_string(), s3.port().to_string()])
-            .args([ACCESS_KEY, SECRET_KEY])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let server = Self { child, port, s3 };
-        wait_until("MinIO answers", Duration::from_secs(30), || {
-            TcpStream::connect(("127.0.0.1", port)).is_ok()
-        });
+        let log = directory.join(&format!("minio-{port}.log"));
+        let server = Self {
+            child: spawn(&log, port, s3.port()),
+            port,
+            log,
+            s3,
+        };
+        server.wait();
         server
+    }
+
+    fn wait(&self) {
+        wait_until("MinIO answers", Duration::from_secs(30), || {
+            TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+        });
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts it again with what it holds, at the same port.
+    pub fn again(&mut self, state: &Value) {
+        self.kill();
+        self.child = spawn(&self.log, self.port, self.s3.port());
+        self.wait();
+        self.set(state);
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// `http://127.0.0.1:<port>`.
@@ -109,9 +129,25 @@ impl MinioServer {
     }
 }
 
+fn spawn(log: &Path, port: u16, s3_port: u16) -> Child {
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .unwrap();
+    Command::new(python())
+        .arg(setup("minio_server.py"))
+        .args([port.to_string(), s3_port.to_string()])
+        .args([ACCESS_KEY, SECRET_KEY])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
 impl Drop for MinioServer {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }

@@ -17,6 +17,8 @@ pub struct PrometheusServer {
     child: Child,
     port: u16,
     data: PathBuf,
+    log: PathBuf,
+    arguments: Vec<String>,
 }
 
 impl PrometheusServer {
@@ -33,28 +35,40 @@ impl PrometheusServer {
             &format!("prometheus-{port}.yml"),
             &format!("global:\n  scrape_interval: 1s\n{targets}"),
         );
+        let mut all = vec![
+            format!("--config.file={}", config.display()),
+            format!("--storage.tsdb.path={}", data.display()),
+            format!("--web.listen-address=127.0.0.1:{port}"),
+        ];
+        all.extend(arguments.iter().map(|a| (*a).to_owned()));
         let log = directory.join(&format!("prometheus-{port}.log"));
-        let log = std::fs::File::create(log).unwrap();
-        let child = account::command(store("prometheus"))
-            .current_dir(directory.path())
-            .arg(format!("--config.file={}", config.display()))
-            .arg(format!("--storage.tsdb.path={}", data.display()))
-            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
         let server = Self {
-            child,
+            child: spawn(&log, &all),
             port,
             data: data.to_owned(),
+            log,
+            arguments: all,
         };
-        wait_until("Prometheus is ready", Duration::from_secs(60), || {
-            get(server.port, "/-/ready").is_some_and(|answer| answer.starts_with("HTTP/1.0 200"))
-        });
+        server.wait();
         server
+    }
+
+    fn wait(&self) {
+        wait_until("Prometheus is ready", Duration::from_secs(60), || {
+            get(self.port, "/-/ready").is_some_and(|answer| answer.starts_with("HTTP/1.0 200"))
+        });
+    }
+
+    /// Starts it again over the same data, at the same port.
+    pub fn again(&mut self) {
+        self.kill();
+        self.child = spawn(&self.log, &self.arguments);
+        self.wait();
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// `http://127.0.0.1:<port>`.
@@ -80,6 +94,15 @@ impl PrometheusServer {
         value["data"]["result"].take()
     }
 
+    /// Stops (SIGSTOP) or continues it.
+    pub fn pause(&self, stop: bool) {
+        let signal = match stop {
+            true => rustix::process::Signal::STOP,
+            false => rustix::process::Signal::CONT,
+        };
+        process::signal(i32::try_from(self.child.id()).unwrap(), signal);
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         process::kill_tree(i32::try_from(self.child.id()).unwrap());
@@ -91,6 +114,23 @@ impl Drop for PrometheusServer {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// In the folder of its log.
+fn spawn(log: &Path, arguments: &[String]) -> Child {
+    let output = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .unwrap();
+    account::command(store("prometheus"))
+        .current_dir(log.parent().unwrap())
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone().unwrap())
+        .stderr(output)
+        .spawn()
+        .unwrap()
 }
 
 /// An answer, head and body. HTTP/1.0: its end is that of the connection.

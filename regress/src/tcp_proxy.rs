@@ -1,5 +1,6 @@
 //! A proxy for any protocol over TCP: it cannot read what passes, so it cuts: after so many pieces from
-//! the server, before the next one is let through, or after so many bytes from the client.
+//! the server, before the next one is let through, or after so many bytes from the client. Or it holds back what
+//! the server sends, at a place that a test knows, and hands it on byte by byte.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -13,6 +14,8 @@ struct Plan {
     answers: Option<u64>,
     /// Bytes from a client that still pass.
     bytes: Option<u64>,
+    /// Bytes from the server that still pass before all is held back.
+    hold: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -20,8 +23,14 @@ struct Shared {
     plan: Mutex<Plan>,
     /// Connections that were cut.
     cuts: AtomicU64,
+    /// Bytes that the server has sent.
+    answered: AtomicU64,
     /// Nothing passes, and nobody is told.
     stalled: AtomicBool,
+    /// Nothing passes from the server.
+    held: AtomicBool,
+    /// What the server sends passes byte by byte.
+    trickles: AtomicBool,
     /// New connections are closed, old ones cut.
     down: AtomicBool,
     over: AtomicBool,
@@ -42,7 +51,10 @@ impl TcpProxy {
         let shared = Arc::new(Shared {
             plan: Mutex::default(),
             cuts: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
             stalled: AtomicBool::new(false),
+            held: AtomicBool::new(false),
+            trickles: AtomicBool::new(false),
             down: AtomicBool::new(false),
             over: AtomicBool::new(false),
             open: Mutex::default(),
@@ -75,6 +87,11 @@ impl TcpProxy {
         self.port
     }
 
+    /// `http://127.0.0.1:<port>`.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
     /// `count` more pieces pass from the server, of all connections together; the next one is lost with
     /// its connection. What was asked for has been done by then.
     pub fn lose_answer_after(&self, count: u64) {
@@ -84,6 +101,33 @@ impl TcpProxy {
     /// `count` more bytes pass to the server; then that connection is lost.
     pub fn lose_request_after(&self, count: u64) {
         self.shared.plan.lock().unwrap().bytes = Some(count);
+    }
+
+    /// `bytes` more pass from the server, of all connections together, in whole pieces; then everything that it
+    /// sends is held back until [`TcpProxy::let_go`].
+    pub fn hold_after(&self, bytes: u64) {
+        self.shared.plan.lock().unwrap().hold = Some(bytes);
+    }
+
+    /// Whether something is held back: the server has sent so many bytes.
+    pub fn is_held(&self) -> bool {
+        self.shared.held.load(Ordering::SeqCst)
+    }
+
+    /// What was held back passes, and what comes.
+    pub fn let_go(&self) {
+        self.shared.plan.lock().unwrap().hold = None;
+        self.shared.held.store(false, Ordering::SeqCst);
+    }
+
+    /// What the server sends passes a byte at a time, ten a second; or at once again.
+    pub fn trickle(&self, trickles: bool) {
+        self.shared.trickles.store(trickles, Ordering::SeqCst);
+    }
+
+    /// How many bytes the server has sent since this was last asked.
+    pub fn answered(&self) -> u64 {
+        self.shared.answered.swap(0, Ordering::SeqCst)
     }
 
     /// No more plans; whether one was still waiting.
@@ -126,6 +170,22 @@ impl Drop for TcpProxy {
     }
 }
 
+impl Shared {
+    /// Of bytes that the server has sent, before they pass.
+    fn count(&self, bytes: u64) {
+        self.answered.fetch_add(bytes, Ordering::SeqCst);
+        let mut plan = self.plan.lock().unwrap();
+        match &mut plan.hold {
+            Some(left) if *left < bytes => {
+                plan.hold = None;
+                self.held.store(true, Ordering::SeqCst);
+            }
+            Some(left) => *left -= bytes,
+            None => {}
+        }
+    }
+}
+
 fn connect(shared: &Arc<Shared>, client: &TcpStream, server: &TcpStream) {
     let copies = |stream: &TcpStream| stream.try_clone().unwrap();
     shared
@@ -150,7 +210,14 @@ fn pass(shared: &Shared, mut from: &TcpStream, mut to: &TcpStream, answers: bool
             Ok(0) | Err(_) => return,
             Ok(length) => length,
         };
-        while shared.stalled.load(Ordering::SeqCst) && !shared.over.load(Ordering::SeqCst) {
+        if answers {
+            shared.count(length as u64);
+        }
+        let waits = || {
+            let held = answers && shared.held.load(Ordering::SeqCst);
+            held || shared.stalled.load(Ordering::SeqCst)
+        };
+        while waits() && !shared.over.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(20));
         }
         let mut plan = shared.plan.lock().unwrap();
@@ -169,7 +236,15 @@ fn pass(shared: &Shared, mut from: &TcpStream, mut to: &TcpStream, answers: bool
             None => {}
         }
         drop(plan);
-        if to.write_all(&piece[..length]).is_err() {
+        let mut rest = &piece[..length];
+        while answers && !rest.is_empty() && shared.trickles.load(Ordering::SeqCst) {
+            if shared.over.load(Ordering::SeqCst) || to.write_all(&rest[..1]).is_err() {
+                return;
+            }
+            rest = &rest[1..];
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        if to.write_all(rest).is_err() {
             return;
         }
     }

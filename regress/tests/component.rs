@@ -2,7 +2,9 @@
 
 use pgark_archiver::cancel::CancelToken;
 use pgark_archiver::component::memory::{MemorySink, MemorySource};
-use pgark_archiver::component::{Context, Driver, Evidence, Request, drivers};
+use pgark_archiver::component::{
+    Context, Driver, Entry, Evidence, Point, Request, Sink, Stored, drivers,
+};
 use pgark_archiver::{Error, Result};
 use pgark_regress::TestDirectory;
 use std::path::PathBuf;
@@ -95,5 +97,51 @@ impl Bench {
     ) -> Evidence {
         let found = driver.evidence(&self.context(), backup, request);
         found.unwrap_or_else(|e| panic!("{}", text(&e)))
+    }
+}
+
+/// A sink that calls back once some bytes of the content have arrived.
+pub(crate) struct Midway<'f> {
+    pub(crate) inner: MemorySink,
+    pub(crate) after: u64,
+    pub(crate) call: &'f (dyn Fn() + Sync),
+}
+
+impl Sink for Midway<'_> {
+    fn entry(&self, entry: Entry) -> Result<()> {
+        self.inner.entry(entry)
+    }
+
+    fn file(&self, entry: Entry, content: &mut dyn std::io::Read) -> Result<Stored> {
+        struct Reader<'r> {
+            inner: &'r mut dyn std::io::Read,
+            left: u64,
+            call: &'r (dyn Fn() + Sync),
+        }
+        impl std::io::Read for Reader<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+                let read = self.inner.read(buffer)?;
+                let before = self.left;
+                self.left = self.left.saturating_sub(read as u64);
+                if before > 0 && self.left == 0 {
+                    (self.call)();
+                }
+                Ok(read)
+            }
+        }
+        let mut reader = Reader {
+            inner: content,
+            left: self.after,
+            call: self.call,
+        };
+        self.inner.file(entry, &mut reader)
+    }
+
+    fn unchanged(&self, entry: &Entry) -> Result<bool> {
+        self.inner.unchanged(entry)
+    }
+
+    fn parent(&self) -> Option<&Point> {
+        self.inner.parent()
     }
 }

@@ -1,7 +1,7 @@
 //! Redis and Valkey when things go wrong: servers that refuse, die, stop, are full, are older; and nothing may be
 //! left behind on them. What goes well is in `t520_redis`.
 
-use crate::component::{Bench, text};
+use crate::component::{Bench, Midway, text};
 use crate::t520_redis::{driver, empty_server, fill, overwrite, own_digest, select};
 use pgark_archiver::component::memory::{MemorySink, MemorySource};
 use pgark_archiver::component::{Consistency, Entry, Point, Request, Sink, Source, Stored};
@@ -202,56 +202,6 @@ fn other_versions_take_what_they_can() {
             bench.restore(into.as_ref(), &own, &Request::default());
             assert!(bench.evidence(into.as_ref(), &own, &Request::default()).ok);
         }
-    }
-}
-
-/// A sink that calls back once some bytes of the content have arrived.
-struct Midway<'f> {
-    inner: MemorySink,
-    after: u64,
-    call: &'f (dyn Fn() + Sync),
-}
-
-impl Sink for Midway<'_> {
-    fn entry(&self, entry: pgark_archiver::component::Entry) -> pgark_archiver::Result<()> {
-        self.inner.entry(entry)
-    }
-
-    fn file(
-        &self,
-        entry: pgark_archiver::component::Entry,
-        content: &mut dyn std::io::Read,
-    ) -> pgark_archiver::Result<pgark_archiver::component::Stored> {
-        struct Reader<'r> {
-            inner: &'r mut dyn std::io::Read,
-            left: u64,
-            call: &'r (dyn Fn() + Sync),
-        }
-        impl std::io::Read for Reader<'_> {
-            fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-                let read = self.inner.read(buffer)?;
-                let before = self.left;
-                self.left = self.left.saturating_sub(read as u64);
-                if before > 0 && self.left == 0 {
-                    (self.call)();
-                }
-                Ok(read)
-            }
-        }
-        let mut reader = Reader {
-            inner: content,
-            left: self.after,
-            call: self.call,
-        };
-        self.inner.file(entry, &mut reader)
-    }
-
-    fn unchanged(&self, entry: &pgark_archiver::component::Entry) -> pgark_archiver::Result<bool> {
-        self.inner.unchanged(entry)
-    }
-
-    fn parent(&self) -> Option<&pgark_archiver::component::Point> {
-        self.inner.parent()
     }
 }
 

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Collections as an application has them. `flat` has fewer records than a flush takes.
-const FILL: &str = "
+pub(crate) const FILL: &str = "
 def made(result):
     assert result[0] in (200, 201), result
     return result[1]
@@ -54,7 +54,7 @@ collection(D, 'none', 'l2')
 ";
 
 /// Prints what every collection holds, and queries each.
-const SHOW: &str = "
+pub(crate) const SHOW: &str = "
 import hashlib
 def show(database, name, tolerance=None):
     _, c = call('GET', database + '/collections/' + name)
@@ -76,7 +76,7 @@ def show(database, name, tolerance=None):
     print(name, len(rows), json.dumps(c['metadata'], sort_keys=True), c['configuration_json']['hnsw']['space'], hashlib.sha256(text.encode()).hexdigest())
 ";
 
-const SHOW_ALL: &str = "
+pub(crate) const SHOW_ALL: &str = "
 P = '/tenants/acme/databases/prod'
 for name in ('docs', 'flat', 'none'):
     show(D, name)

@@ -8,20 +8,22 @@ use pgark_regress::minio_server::MinioServer;
 use pgark_regress::s3_server::{ACCESS_KEY, SECRET_KEY};
 use serde_json::{Value, json};
 
-fn minio(bench: &Bench, endpoint: &str, secret: &str, more: &str) -> Box<dyn Driver> {
+/// The section of a component for the server at `endpoint`.
+pub(crate) fn section(bench: &Bench, endpoint: &str, secret: &str, more: &str) -> String {
     let id = bench.directory.file("minio.id", ACCESS_KEY);
     let key = bench
         .directory
         .file(&format!("minio.{}", secret.len()), secret);
-    driver(
-        "minio",
-        &format!(
-            "endpoint = \"{endpoint}\"\naccess_key_id = \"file:{}\"\nsecret_access_key = \"file:{}\"\n\
-             attempt_timeout_seconds = 20\ndeadline_seconds = 30\nadmin_timeout_seconds = 60\n{more}",
-            id.display(),
-            key.display()
-        ),
+    format!(
+        "endpoint = \"{endpoint}\"\naccess_key_id = \"file:{}\"\nsecret_access_key = \"file:{}\"\n\
+         attempt_timeout_seconds = 20\ndeadline_seconds = 30\nadmin_timeout_seconds = 60\n{more}",
+        id.display(),
+        key.display()
     )
+}
+
+fn minio(bench: &Bench, endpoint: &str, secret: &str, more: &str) -> Box<dyn Driver> {
+    driver("minio", &section(bench, endpoint, secret, more))
 }
 
 /// A configuration of more than one fragment, with a secret.
@@ -67,7 +69,7 @@ fn metadata() -> Value {
 }
 
 /// A server with something of everything.
-fn filled(bench: &Bench) -> MinioServer {
+pub(crate) fn filled(bench: &Bench) -> MinioServer {
     let server = MinioServer::start(&bench.directory);
     server.set(&json!({
         "config": config(), "running": config(), "history": [{"restoreId": "1", "data": "x"}],
@@ -85,7 +87,7 @@ fn filled(bench: &Bench) -> MinioServer {
 }
 
 /// Every version of the server's buckets.
-fn objects(server: &MinioServer) -> String {
+pub(crate) fn objects(server: &MinioServer) -> String {
     server.s3.boto(
         r#"
 for bucket in sorted(b['Name'] for b in s3.list_buckets()['Buckets']):
@@ -100,7 +102,7 @@ for bucket in sorted(b['Name'] for b in s3.list_buckets()['Buckets']):
 }
 
 /// What an import sets.
-fn imported(server: &MinioServer) -> Value {
+pub(crate) fn imported(server: &MinioServer) -> Value {
     let mut state = server.state();
     for kind in ["users", "user_mappings", "group_mappings"] {
         for own in state["iam"][kind].as_object_mut().unwrap().values_mut() {

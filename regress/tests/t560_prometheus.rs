@@ -11,14 +11,14 @@ use pgark_regress::redis_server::{free_port, store};
 use std::path::Path;
 use std::time::Duration;
 
-const ADMIN: &str = "--web.enable-admin-api";
+pub(crate) const ADMIN: &str = "--web.enable-admin-api";
 
-fn prometheus(url: &str, data: &Path) -> Box<dyn Driver> {
+pub(crate) fn prometheus(url: &str, data: &Path) -> Box<dyn Driver> {
     let settings = format!("url = \"{url}\"\ndata_dir = \"{}\"", data.display());
     driver("prometheus", &settings)
 }
 
-fn scraping(bench: &Bench, arguments: &[&str]) -> PrometheusServer {
+pub(crate) fn scraping(bench: &Bench, arguments: &[&str]) -> PrometheusServer {
     let data = bench.directory.join("source");
     let server = PrometheusServer::start(&bench.directory, &data, true, arguments);
     wait_until("samples were scraped", Duration::from_secs(60), || {
@@ -31,7 +31,7 @@ fn scraping(bench: &Bench, arguments: &[&str]) -> PrometheusServer {
     server
 }
 
-fn entries(folder: &Path) -> Vec<String> {
+pub(crate) fn entries(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries
         .map(|entry| entry.file_name().into_string().unwrap())

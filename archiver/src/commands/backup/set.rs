@@ -8,7 +8,7 @@ use crate::component::host::{self, Plan, Request};
 use crate::config::Config;
 use crate::config::component::Quiesce;
 use crate::repository::sets::{MemberOutcome, SetMember, SetOutcome, SetStage};
-use crate::{Result, exit_code};
+use crate::{Error, Result, exit_code};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -109,6 +109,7 @@ fn member_json(outcome: &Outcome, member: &SetMember) -> Value {
     if let Some(error) = outcome.failures.get(name) {
         fields.insert("code".to_owned(), json!(error.code()));
         fields.insert("detail".to_owned(), json!(error.to_string()));
+        fields.insert("hint".to_owned(), json!(error.hint()));
     }
     value
 }
@@ -181,6 +182,12 @@ fn print_member(outcome: &Outcome, member: &SetMember) {
             |e| format!("{e} (code {})", e.code()),
         );
         print_text(format_args!("  {name}: FAILED: {why}"));
+        if let Some(detail) = error.and_then(Error::detail) {
+            print_text(format_args!("    DETAIL: {detail}"));
+        }
+        if let Some(hint) = error.and_then(Error::hint) {
+            print_text(format_args!("    HINT: {hint}"));
+        }
         return;
     };
     let what = match member.stage {

@@ -9,7 +9,7 @@ use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
 use std::io::Read;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The largest answer that is parsed as a whole.
 const ANSWER_BYTES_MAX: u64 = 1 << 30;
@@ -17,6 +17,10 @@ const ANSWER_BYTES_MAX: u64 = 1 << 30;
 const REFUSAL_CHARS_MAX: usize = 400;
 /// How long a connection may take.
 const CONNECT_SECONDS: u64 = 10;
+/// The slowest link that the time for an answer allows for.
+const BYTES_PER_SECOND_MIN: u64 = 256 << 10;
+const UNREACHABLE: &str = "Look whether the store runs, at its address in [component.*], and at how long an answer may \
+    take there; then run the command again.";
 
 /// A server that speaks HTTP.
 pub(super) struct Http {
@@ -197,26 +201,56 @@ impl Http {
         }
     }
 
-    /// The whole of an answer.
+    /// The whole of an answer, for which there is as much time as for its beginning, and more for one that is
+    /// large and comes on.
     ///
     /// # Errors
-    /// Kind Unavailable, `component_unreachable`, when it breaks off; Data for one that is too large.
+    /// Kind Unavailable, `component_unreachable`, when it breaks off or is too slow; Data for one that is too
+    /// large.
     pub(super) fn body(&self, response: Response) -> Result<Vec<u8>> {
+        let began = Instant::now();
         let mut bytes = Vec::new();
-        response
-            .take(ANSWER_BYTES_MAX + 1)
-            .read_to_end(&mut bytes)
-            .map_err(|e| {
-                Error::unavailable(
-                    "component_unreachable",
-                    format!("{} broke off in mid-answer", self.name),
-                )
-                .with_source(e)
-            })?;
+        let mut piece = vec![0; 64 << 10];
+        let mut response = response.take(ANSWER_BYTES_MAX + 1);
+        loop {
+            let read = match response.read(&mut piece) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(self.broke_off(e)),
+            };
+            bytes.extend_from_slice(piece.get(..read).unwrap_or_default());
+            // The client limits each reading alone: a server that trickles would never meet that.
+            let received = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+            let slow = Duration::from_secs(received / BYTES_PER_SECOND_MIN);
+            if began.elapsed() > self.timeout.saturating_add(slow) {
+                return Err(self.unavailable(format!(
+                    "{} sent no more than {received} bytes of an answer within {} s",
+                    self.name,
+                    began.elapsed().as_secs()
+                )));
+            }
+        }
         if bytes.len() as u64 > ANSWER_BYTES_MAX {
             return Err(self.not_understood("it is larger than 1 GiB"));
         }
         Ok(bytes)
+    }
+
+    fn broke_off(&self, error: std::io::Error) -> Error {
+        let inner = error
+            .get_ref()
+            .and_then(|e| e.downcast_ref::<reqwest::Error>());
+        let broken = if inner.is_some_and(reqwest::Error::is_timeout) {
+            self.unavailable(format!(
+                "{} stopped in mid-answer: nothing came for {} s",
+                self.name,
+                self.timeout.as_secs()
+            ))
+        } else {
+            self.unavailable(format!("{} broke off in mid-answer", self.name))
+        };
+        broken.with_source(error)
     }
 
     /// What an answer that is no success means.
@@ -263,17 +297,24 @@ impl Http {
     }
 
     fn unreachable(&self, error: reqwest::Error) -> Error {
-        let what = if error.is_timeout() {
-            format!(
-                "{} did not answer within {} s",
-                self.name,
-                self.timeout.as_secs()
-            )
-        } else {
-            format!("could not reach {}", self.name)
-        };
         // Without its URL: that is in the message already.
-        Error::unavailable("component_unreachable", what).with_source(error.without_url())
+        let (is_timeout, source) = (error.is_timeout(), error.without_url());
+        if is_timeout {
+            let seconds = self.timeout.as_secs();
+            return self
+                .unavailable(format!("{} did not answer within {seconds} s", self.name))
+                .with_source(source);
+        }
+        Error::unavailable(
+            "component_unreachable",
+            format!("could not reach {}", self.name),
+        )
+        .with_hint(UNREACHABLE)
+        .with_source(source)
+    }
+
+    fn unavailable(&self, what: String) -> Error {
+        Error::unavailable("component_unreachable", what).with_hint(UNREACHABLE)
     }
 }
 

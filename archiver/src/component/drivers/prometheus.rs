@@ -6,6 +6,7 @@
 
 mod block;
 mod capture;
+mod request;
 mod restore;
 mod snapshot;
 

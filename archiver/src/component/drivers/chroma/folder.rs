@@ -167,6 +167,7 @@ fn copy_locked(
         .map(|row| row.map_err(sqlite))
         .collect::<Result<Vec<String>>>()?;
     let before = fingerprint(data_dir, &segments)?;
+    crate::fault::point("chroma:locked");
     for (path, _) in &before {
         context.cancel.check()?;
         in_time()?;

@@ -4,6 +4,7 @@
 //! one that somebody is reading, and from those of other programs.
 
 use super::super::http::Http;
+use super::request::{self, Request};
 use super::{line, text};
 use crate::component::CheckLine;
 use crate::{Error, Result};
@@ -11,9 +12,9 @@ use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-const FOLDER: &str = "snapshots";
+pub(super) const FOLDER: &str = "snapshots";
 /// In a snapshot's directory: it is ours.
-const MARK: &str = "pgark.lock";
+pub(super) const MARK: &str = "pgark.lock";
 
 /// A snapshot that is there. Dropping it removes it.
 #[derive(Debug)]
@@ -33,8 +34,23 @@ impl Snapshot {
     /// appear where it should; those of the server.
     pub(super) fn make(http: &Http, data_dir: &Path) -> Result<Self> {
         sweep(data_dir)?;
+        request::sweep(data_dir)?;
+        let request = Request::note(data_dir)?;
         let url = http.url(&["api", "v1", "admin", "tsdb", "snapshot"]);
-        let (status, answer) = http.answer(http.request(reqwest::Method::POST, url))?;
+        let answer = http.answer(http.request(reqwest::Method::POST, url));
+        crate::fault::point("prometheus:snapshot_made");
+        let (status, answer) = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                // It may have made one, or be at it.
+                request.lost();
+                return Err(error);
+            }
+        };
+        if !status.is_success() {
+            // What it had begun it leaves there.
+            request.refused();
+        }
         let why = text(&answer, "error");
         if why.contains("admin APIs disabled") {
             return Err(Error::invalid(
@@ -123,7 +139,7 @@ impl Drop for Snapshot {
     }
 }
 
-fn marking(path: &Path, error: std::io::Error) -> Error {
+pub(super) fn marking(path: &Path, error: std::io::Error) -> Error {
     Error::io(format!("could not write to \"{}\"", path.display()), error)
         .with_hint("pgark must be able to write there: it has to remove the snapshot.")
 }
@@ -196,7 +212,7 @@ pub(super) fn check(data_dir: &Path) -> CheckLine {
     let folder = data_dir.join(FOLDER);
     let place = if folder.is_dir() { &folder } else { data_dir };
     let writable = rustix::fs::access(place, rustix::fs::Access::WRITE_OK).is_ok();
-    let left = std::fs::read_dir(&folder).map_or(0, Iterator::count);
+    let left = request::snapshots(data_dir).len();
     let detail = match (writable, left) {
         (false, _) => format!(
             "{} is not writable: snapshots could not be removed",

@@ -320,7 +320,7 @@ impl One<'_> {
         upload
             .send(self.context, self.remote, &mut content)
             .map(drop)
-            .map_err(|error| match (error.code(), error.hint()) {
+            .map_err(|error| match (error.code(), error.detail()) {
                 ("component_unreachable", None) => error.with_hint(
                     "A proxy that limits the size of requests ends them like this: name the server itself as url.",
                 ),

@@ -1,6 +1,7 @@
 //! Reading one version: as a stream that goes on where a connection broke off, checked against its tag.
 
-use super::{Cause, Failure, Metadata, Objects, time, unquoted};
+use super::{Cause, Failure, Metadata, Objects, of_component, time, unquoted};
+use crate::storage::policy::Failed as _;
 use crate::{Error, Result};
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
@@ -13,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Read;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 /// The most that one piece of a body is expected to hold, for time limits.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -40,6 +42,8 @@ pub struct Body {
     offset: u64,
     size: u64,
     stream: Option<ByteStream>,
+    /// How long the server was waited for.
+    waited: Duration,
     piece: Bytes,
     /// Where the tag is the MD5 of the content.
     md5: Option<Md5>,
@@ -185,6 +189,7 @@ impl Objects {
                 md5: (verify && plain && is_md5(&etag)).then(Md5::new),
                 etag: etag.clone(),
                 stream: Some(answer.body),
+                waited: Duration::ZERO,
                 piece: Bytes::new(),
             },
             etag,
@@ -272,6 +277,14 @@ impl Body {
     fn next_piece(&mut self) -> Result<Bytes> {
         let objects = self.objects.clone();
         let operation = objects.operation("get", "s3:GetObjectVersion", &self.key, PIECE_BYTES);
+        // Each piece has limits of its own: a server that trickles would never meet them.
+        let whole = objects.operation(operation.verb, operation.permission, "", self.offset);
+        if self.waited > whole.deadline {
+            let text = format!("Only {} of {} bytes came", self.offset, self.size);
+            let failure = Failure::unavailable(text);
+            let error = failure.into_error(&operation, &objects.place(), 1, self.waited);
+            return Err(of_component(error));
+        }
         let step = objects.block(&operation, async |client| {
             let mut stream = match self.stream.take() {
                 Some(stream) => stream,
@@ -360,7 +373,9 @@ impl Read for Body {
                 self.check().map_err(std::io::Error::other)?;
                 return Ok(0);
             }
+            let began = Instant::now();
             self.piece = self.next_piece().map_err(std::io::Error::other)?;
+            self.waited = self.waited.saturating_add(began.elapsed());
             self.offset = self.offset.saturating_add(self.piece.len() as u64);
             if let Some(md5) = &mut self.md5 {
                 md5.update(&self.piece);
