@@ -337,6 +337,7 @@ CREATE TABLE pgark.catalog_timeline (
     newest_at timestamptz,
     covered_until timestamptz,
     covered_lsn pg_lsn,
+    begun_at timestamptz,
     PRIMARY KEY (repository, system_identifier, timeline)
 );
 COMMENT ON TABLE pgark.catalog_timeline IS 'timelines with stored WAL';
@@ -344,6 +345,7 @@ COMMENT ON COLUMN pgark.catalog_timeline.ancestors IS
     'from the history file, oldest first: [{"timeline": 1, "switch": "0/3000000"}]; NULL: the file is missing';
 COMMENT ON COLUMN pgark.catalog_timeline.newest_at IS 'when its newest segment was stored';
 COMMENT ON COLUMN pgark.catalog_timeline.covered_until IS 'newest instant of the database''s clock whose WAL is stored';
+COMMENT ON COLUMN pgark.catalog_timeline.begun_at IS 'when its history file, or the oldest segment that is still there, was stored';
 
 CREATE TABLE pgark.catalog_wal_range (
     repository text NOT NULL,
@@ -1647,7 +1649,7 @@ CREATE FUNCTION pgark.history(component text, repository text) RETURNS text
             'clusters', (SELECT coalesce(jsonb_agg(c), '[]') FROM (
                 SELECT k.system_identifier, k.segment_bytes, k.is_current AS current,
                     (SELECT coalesce(jsonb_agg(jsonb_build_object('timeline', t.timeline, 'ancestors', t.ancestors,
-                        'newest_at', t.newest_at, 'runs', (SELECT coalesce(jsonb_agg(jsonb_build_array(w.first_wal, w.last_wal)), '[]')
+                        'begun_at', t.begun_at, 'newest_at', t.newest_at, 'covered_until', t.covered_until, 'runs', (SELECT coalesce(jsonb_agg(jsonb_build_array(w.first_wal, w.last_wal)), '[]')
                             FROM pgark.catalog_wal_range AS w WHERE w.repository = t.repository
                                 AND w.system_identifier = t.system_identifier AND w.timeline = t.timeline))), '[]')
                         FROM pgark.catalog_timeline AS t

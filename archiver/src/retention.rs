@@ -8,13 +8,15 @@ mod expire;
 mod history;
 mod joined;
 mod policy;
+mod times;
 
 pub(crate) use demand::Demand;
 pub use expire::{Expired, Request, expire, preview};
 pub(crate) use expire::{decisions, suspended, wal_decisions};
+pub(crate) use history::load_sound;
 pub use history::{Loaded, load};
-pub(crate) use history::{load_sound, newest_by_timeline};
 pub use policy::{Change, Kept, POLICIES_KEPT, change_policy, current, numbers, set};
+pub(crate) use times::{Times, times};
 
 #[cfg(test)]
 mod tests;

@@ -50,7 +50,11 @@ struct RawTimeline {
     timeline: TimelineId,
     ancestors: Option<Vec<RawAncestor>>,
     runs: Vec<(SegmentName, SegmentName)>,
+    #[serde(default)]
+    begun_at: Option<chrono::DateTime<chrono::Utc>>,
     newest_at: Option<chrono::DateTime<chrono::Utc>>,
+    #[serde(default)]
+    covered_until: Option<chrono::DateTime<chrono::Utc>>,
 }
 
 #[derive(Deserialize)]
@@ -89,7 +93,9 @@ fn timeline(raw: RawTimeline, size: SegmentSize) -> Result<TimelineFacts, String
         timeline: raw.timeline,
         ancestors,
         runs,
+        begun_at: raw.begun_at,
         newest_at: raw.newest_at,
+        covered_until: raw.covered_until,
     })
 }
 

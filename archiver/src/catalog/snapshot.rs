@@ -10,11 +10,12 @@ use crate::repository::format::manifest::{JOB_ANNOTATION, Label, NODE_ANNOTATION
 use crate::repository::notes::{self, Notes};
 use crate::repository::sets::{self, Set, SetMember, SetOutcome, SetStage};
 use crate::repository::{Repository, layout};
+use crate::retention::{self, Times};
 use crate::storage::ObjectMeta;
 use crate::wal::cluster;
 use crate::wal::inventory::{Inventory, WalRange};
 use crate::wal::{conflicts, covered, orphan};
-use crate::{Error, ErrorKind, Result, retention};
+use crate::{Error, ErrorKind, Result};
 use chrono::{DateTime, NaiveDateTime, Utc};
 use pgark_types::{BackupLabel, SegmentSize, SystemId, TimelineId};
 use serde_json::{Value, json};
@@ -384,10 +385,10 @@ impl Snapshot {
         let mut rewound = Vec::new();
         let objects = repository.storage().list(&layout::wal_prefix(system_id))?;
         let inventory = Inventory::of_objects(system_id, &objects);
-        let newest = retention::newest_by_timeline(system_id, &objects);
+        let times = retention::times(system_id, &objects);
         for timeline in inventory.timelines() {
-            let at = newest.get(&timeline).copied();
-            if self.timeline(repository, (&inventory, timeline), at)? {
+            let times = times.get(&timeline).copied().unwrap_or_default();
+            if self.timeline(repository, (&inventory, timeline), times)? {
                 rewound.push(timeline);
             }
         }
@@ -439,7 +440,7 @@ impl Snapshot {
         &mut self,
         repository: &Repository,
         (inventory, timeline): (&Inventory, TimelineId),
-        newest_at: Option<DateTime<Utc>>,
+        times: Times,
     ) -> Result<bool> {
         let history = match inventory.history(repository, timeline) {
             Ok(history) => Some(history),
@@ -459,9 +460,10 @@ impl Snapshot {
             "system_identifier": signed(inventory.system_id()),
             "timeline": timeline.0,
             "ancestors": ancestors,
-            "newest_at": newest_at,
+            "newest_at": times.newest_at,
             "covered_until": sample.map(|s| s.time),
             "covered_lsn": sample.map(|s| text(s.lsn)),
+            "begun_at": times.begun_at,
         });
         self.add(table::TIMELINE, row);
         Ok(rewound)

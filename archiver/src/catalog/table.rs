@@ -25,7 +25,13 @@ pub(super) const CLUSTER: Table = Table {
 pub(super) const TIMELINE: Table = Table {
     name: "catalog_timeline",
     keys: &["repository", "system_identifier", "timeline"],
-    values: &["ancestors", "newest_at", "covered_until", "covered_lsn"],
+    values: &[
+        "ancestors",
+        "newest_at",
+        "covered_until",
+        "covered_lsn",
+        "begun_at",
+    ],
     repository: Some("repository"),
 };
 pub(super) const WAL_RANGE: Table = Table {

@@ -1,12 +1,13 @@
 //! The facts about one component, read from its repository.
 
 use super::policy::Kept;
+use super::times::times;
 use crate::repository::backups::{self, Found};
 use crate::repository::format::component::Record;
 use crate::repository::format::manifest::Label;
 use crate::repository::session::WalPin as SessionPin;
 use crate::repository::{Repository, layout, notes, record, sets, tombs};
-use crate::storage::{Key, ObjectMeta};
+use crate::storage::Key;
 use crate::wal::cluster;
 use crate::wal::inventory::Inventory;
 use crate::{Error, Result};
@@ -158,7 +159,9 @@ pub(super) fn without_wal() -> ClusterFacts {
             timeline: TimelineId(1),
             ancestors: Some(Vec::new()),
             runs: vec![(0, 0)],
+            begun_at: None,
             newest_at: None,
+            covered_until: None,
         }],
     }
 }
@@ -251,7 +254,7 @@ impl Loaded {
     ) -> Result<ClusterFacts> {
         let objects = repository.storage().list(&layout::wal_prefix(system_id))?;
         let inventory = Inventory::of_objects(system_id, &objects);
-        let newest = newest_by_timeline(system_id, &objects);
+        let times = times(system_id, &objects);
         let mut timelines = Vec::new();
         for timeline in inventory.timelines() {
             let history = match inventory.history(repository, timeline) {
@@ -263,6 +266,7 @@ impl Loaded {
             if current && reason.is_some_and(|entry| !entry.is_promotion()) {
                 self.unexplained.push((system_id, timeline));
             }
+            let times = times.get(&timeline).copied().unwrap_or_default();
             timelines.push(TimelineFacts {
                 timeline,
                 ancestors: history.map(|history| {
@@ -274,7 +278,9 @@ impl Loaded {
                     entries.map(ancestor).collect()
                 }),
                 runs: runs(&inventory, timeline, segment_size)?,
-                newest_at: newest.get(&timeline).copied(),
+                begun_at: times.begun_at,
+                newest_at: times.newest_at,
+                covered_until: times.covered_until,
             });
         }
         Ok(ClusterFacts {
@@ -298,28 +304,6 @@ fn runs(inventory: &Inventory, timeline: TimelineId, size: SegmentSize) -> Resul
         }
     }
     Ok(runs)
-}
-
-/// When the newest segment of each timeline was stored.
-pub(crate) fn newest_by_timeline(
-    system_id: SystemId,
-    objects: &[ObjectMeta],
-) -> BTreeMap<TimelineId, DateTime<Utc>> {
-    let prefix = layout::wal_prefix(system_id);
-    let mut newest = BTreeMap::new();
-    for object in objects {
-        let Some(rest) = object.key.as_str().strip_prefix(&prefix) else {
-            continue;
-        };
-        let mut parts = rest.split('/');
-        let timeline = parts.next().and_then(|t| TimelineId::from_hex(t).ok());
-        let log = parts.next().filter(|log| log.len() == 8);
-        if let (Some(timeline), Some(_)) = (timeline, log) {
-            let at = newest.entry(timeline).or_insert(object.modified);
-            *at = object.modified.max(*at);
-        }
-    }
-    newest
 }
 
 /// What sessions without a decision pin.

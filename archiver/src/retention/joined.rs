@@ -56,6 +56,11 @@ fn join_timeline(cluster: &mut ClusterFacts, other: &TimelineFacts) {
     }
     // A time that is known counts for more than one that is not.
     own.newest_at = own.newest_at.max(other.newest_at);
+    own.covered_until = own.covered_until.max(other.covered_until);
+    own.begun_at = match (own.begun_at, other.begun_at) {
+        (Some(own), Some(other)) => Some(own.min(other)),
+        (own, other) => own.or(other),
+    };
     own.runs = union(&own.runs, &other.runs);
 }
 

@@ -64,6 +64,13 @@ pub fn newest(
     Ok(None)
 }
 
+/// The instant in the name of a sample's object, to the millisecond.
+#[must_use]
+pub(crate) fn time_of(name: &str) -> Option<DateTime<Utc>> {
+    let (_, millis) = name.strip_suffix(".json")?.split_once('-')?;
+    DateTime::from_timestamp_millis(millis.parse().ok()?)
+}
+
 /// Every sample of a timeline, in order of LSN and time. Damaged ones are skipped.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 //! One pure function, [`decide`]: a policy, what there is, and the time; out comes a decision with
 //! its reasons for every backup and every stretch of WAL. No I/O: the extension previews with it.
 
+mod alive;
 mod decide;
 mod decision;
 mod facts;

@@ -40,7 +40,9 @@ fn timeline(id: u32, ancestors: &[(u32, u64)], runs: &[(u64, u64)]) -> TimelineF
         timeline: TimelineId(id),
         ancestors: Some(ancestors.collect()),
         runs: runs.to_vec(),
+        begun_at: None,
         newest_at: None,
+        covered_until: None,
     }
 }
 

@@ -83,7 +83,9 @@ fn cluster(r: &mut Random, id: u64, current: bool) -> ClusterFacts {
             timeline: TimelineId(number),
             ancestors: Some(ancestors),
             runs: runs(&stored),
+            begun_at: r.maybe(80, |r| now() - TimeDelta::hours(r.below(900) as i64)),
             newest_at: r.maybe(80, |r| now() - TimeDelta::hours(r.below(900) as i64)),
+            covered_until: r.maybe(20, |r| now() - TimeDelta::hours(r.below(900) as i64)),
         });
     }
     ClusterFacts {
@@ -252,6 +254,42 @@ impl<'a> Oracle<'a> {
                 .any(|a| a.timeline == b.timeline && b.stop_lsn <= a.switch)
     }
 
+    /// Whether a restore can follow the timeline.
+    fn has_begun(&self, of: &ClusterFacts, t: &TimelineFacts) -> bool {
+        let key = |no| (of.system_id, t.timeline, no);
+        let first = match t.ancestors.as_ref().unwrap().last() {
+            Some(parent) => self.stored.contains(&key(parent.switch.0 / MIB)),
+            None => self.stored.range(key(0)..=key(u64::MAX)).next().is_some(),
+        };
+        let own = |b: &BackupFacts| b.system_id == of.system_id && b.timeline == t.timeline;
+        first || self.live().any(|b| own(b) && self.good(b))
+    }
+
+    /// Whether somebody may have worked on the timeline since `begin`.
+    fn alive(&self, of: &ClusterFacts, t: &TimelineFacts, begin: DateTime<Utc>) -> bool {
+        let written = [t.newest_at, t.covered_until];
+        if t.newest_at.is_none() || written.iter().flatten().any(|at| *at >= begin) {
+            return true;
+        }
+        let mut heirs: Vec<&TimelineFacts> = of.timelines.iter().collect();
+        heirs.retain(|x| x.timeline > t.timeline && self.has_begun(of, x));
+        let mut signs: Vec<DateTime<Utc>> = heirs.iter().filter_map(|x| x.begun_at).collect();
+        if heirs.is_empty() {
+            if of.current {
+                return true;
+            }
+            for other in self.history.clusters.iter().filter(|c| c.current) {
+                let begun = other.timelines.iter().filter(|x| self.has_begun(other, x));
+                signs.extend(begun.filter_map(|x| x.begun_at));
+                let backups = self.history.backups.iter();
+                let backups = backups.filter(|b| b.system_id == other.system_id);
+                signs.extend(backups.map(|b| b.stopped_at));
+            }
+        }
+        // Left with the first sign of an heir, and never without one.
+        !signs.iter().any(|sign| *sign < begin)
+    }
+
     /// Labels that the window needs.
     fn window(&self) -> BTreeSet<BackupLabel> {
         let mut needed = BTreeSet::new();
@@ -261,11 +299,7 @@ impl<'a> Oracle<'a> {
         let begin = now() - TimeDelta::seconds(window.as_seconds() as i64);
         for cluster in &self.history.clusters {
             for timeline in &cluster.timelines {
-                let others = cluster.timelines.iter();
-                let newest = others.map(|t| t.timeline).max().unwrap() == timeline.timeline;
-                let alive = timeline.newest_at.is_none_or(|at| at >= begin);
-                let open = cluster.current && newest;
-                if !alive && !open {
+                if !self.alive(cluster, timeline, begin) {
                     continue;
                 }
                 let mut leading: Vec<&BackupFacts> = self
@@ -308,7 +342,8 @@ impl<'a> Oracle<'a> {
             return true;
         }
         for cluster in self.history.clusters.iter().filter(|c| c.current) {
-            let begun = cluster.timelines.iter().filter(|t| !t.runs.is_empty());
+            let all = cluster.timelines.iter();
+            let begun = all.filter(|t| self.has_begun(cluster, t));
             if let Some(last) = begun.max_by_key(|t| t.timeline)
                 && newest(&|b| {
                     self.good(b) && b.system_id == cluster.system_id && Self::leads(b, last)
@@ -402,9 +437,10 @@ impl<'a> Oracle<'a> {
         {
             return true;
         }
-        let recent = timeline
-            .newest_at
-            .is_none_or(|at| begin.is_some_and(|begin| at >= begin));
+        let recent = match begin {
+            Some(begin) => self.alive(cluster, timeline, begin),
+            None => timeline.newest_at.is_none(),
+        };
         !led && recent
     }
 }

@@ -37,7 +37,9 @@ fn one_timeline(runs: &[(u64, u64)]) -> ClusterFacts {
             timeline: TimelineId(1),
             ancestors: Some(Vec::new()),
             runs: runs.to_vec(),
+            begun_at: None,
             newest_at: Some(now()),
+            covered_until: None,
         }],
     }
 }
@@ -99,6 +101,79 @@ fn a_gap_in_the_window() {
     let kept: Vec<bool> = decisions.backups.iter().map(|d| d.keep).collect();
     // Newest first: the newest, not the third, the one behind the gap, the window's start.
     assert_eq!(kept, [true, false, true, true]);
+}
+
+/// An idle database, its last change 15 days old, went back in time `left_days` ago, to segment 10. The
+/// segments of the old timeline and the first ones of backups that a window of 7 days keeps.
+fn after_a_recovery(
+    left_days: i64,
+    first_segment: Option<u64>,
+    older: Option<BackupFacts>,
+) -> (Vec<u64>, Vec<u64>) {
+    // The backup of 20 days ago alone leads to the end of the old timeline: WAL is missing before it.
+    let mut cluster = one_timeline(&[(1, 12), (15, 30)]);
+    cluster.timelines[0].newest_at = Some(now() - TimeDelta::days(15));
+    cluster.timelines.push(TimelineFacts {
+        timeline: TimelineId(2),
+        ancestors: Some(vec![Ancestor {
+            timeline: TimelineId(1),
+            switch: Lsn(10 * MIB + 500),
+        }]),
+        runs: first_segment.map(|no| (no, no + 2)).into_iter().collect(),
+        begun_at: Some(now() - TimeDelta::days(left_days)),
+        newest_at: first_segment.map(|_| now()),
+        covered_until: None,
+    });
+    let mut newest = backup(9, 0, 11);
+    newest.timeline = TimelineId(2);
+    let backups = [Some(backup(2, 20, 20)), Some(newest), older];
+    let history = History {
+        backups: backups.into_iter().flatten().collect(),
+        clusters: vec![cluster],
+        ..History::default()
+    };
+    let policy = RetentionPolicy {
+        window: Some(Age::seconds(7 * 86_400)),
+        ..RetentionPolicy::default()
+    };
+    let decisions = decide(&policy, &history, now()).unwrap();
+    let stays = |b: &&BackupFacts| {
+        decisions
+            .backups
+            .iter()
+            .any(|d| d.keep && d.label == b.label)
+    };
+    let kept = history.backups.iter().filter(stays);
+    let mut backups: Vec<u64> = kept.map(|b| b.start_lsn.0 / MIB).collect();
+    backups.sort_unstable();
+    let lines = decisions.wal.iter();
+    let lines = lines.filter(|l| l.keep && l.timeline == TimelineId(1));
+    let no = |s: pgark_types::SegmentName| s.number(size()).unwrap();
+    let wal = lines.flat_map(|l| no(l.first)..=no(l.last)).collect();
+    (backups, wal)
+}
+
+#[test]
+fn an_idle_timeline_that_was_left() {
+    let all: Vec<u64> = (3..=12).chain(15..=30).collect();
+    let end: Vec<u64> = (20..=30).collect();
+    let older = || Some(backup(1, 30, 3));
+    // Its history alone is there; its first segment; a later one, the first is missing.
+    for first_segment in [None, Some(10), Some(14)] {
+        let left = after_a_recovery(1, first_segment, older());
+        assert_eq!(left, (vec![3, 11, 20], all.clone()), "{first_segment:?}");
+        // No backup leads to the new timeline.
+        let left = after_a_recovery(1, first_segment, None);
+        assert_eq!(left, (vec![11, 20], end.clone()), "{first_segment:?}");
+    }
+    // It was left before the window: what leads to the new one is enough.
+    assert_eq!(after_a_recovery(8, Some(10), older()).0, [3, 11]);
+    assert_eq!(after_a_recovery(8, Some(10), None), (vec![11], Vec::new()));
+    // As long as nothing leads along the new one, the old one is the newest there is.
+    for first_segment in [None, Some(14)] {
+        let left = after_a_recovery(8, first_segment, None);
+        assert_eq!(left, (vec![11, 20], end.clone()), "{first_segment:?}");
+    }
 }
 
 /// WAL that is there before the first backup is not for a rule that counts backups.

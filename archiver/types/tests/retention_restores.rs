@@ -49,6 +49,8 @@ struct Repository {
     written: BTreeMap<Moment, DateTime<Utc>>,
     /// Whence each timeline comes, oldest first: timeline, and the segment it was left in.
     lineages: BTreeMap<(SystemId, TimelineId), Vec<(TimelineId, u64)>>,
+    /// When each began: the moment the one before was left. What is stored tells of it then or later.
+    begun: BTreeMap<(SystemId, TimelineId), DateTime<Utc>>,
     pins: Vec<Pin>,
 }
 
@@ -64,13 +66,20 @@ impl Repository {
         let mut now = end() - TimeDelta::days(days);
         let (mut system, mut timeline, mut at) = (SystemId(1), TimelineId(1), 1);
         it.lineages.insert((system, timeline), Vec::new());
+        it.begun.insert((system, timeline), now);
+        let mut lost = 0_u64;
         while now < end() {
             now += TimeDelta::minutes(60 + r.below(900) as i64);
+            if r.chance(5) {
+                // Nobody changes anything.
+                now += TimeDelta::days(1 + r.below(15) as i64);
+            }
             let moment = (system, timeline, at);
             it.written.insert(moment, now);
-            if !r.chance(3) {
+            if lost == 0 && !r.chance(3) {
                 it.stored.insert(moment);
             }
+            lost = lost.saturating_sub(1);
             at += 1;
             match r.below(100) {
                 0..18 => {
@@ -97,11 +106,15 @@ impl Repository {
                     let numbers = it.lineages.keys().filter(|(s, _)| *s == system);
                     timeline = TimelineId(numbers.map(|(_, t)| t.0).max().unwrap() + 1);
                     it.lineages.insert((system, timeline), lineage);
+                    it.begun.insert((system, timeline), now);
                     at = left;
+                    // Its first segments come late, or never.
+                    lost = r.maybe(30, |r| r.below(6)).unwrap_or(0);
                 }
                 22 if system == SystemId(1) => {
                     (system, timeline, at) = (SystemId(2), TimelineId(1), 1);
                     it.lineages.insert((system, timeline), Vec::new());
+                    it.begun.insert((system, timeline), now);
                 }
                 _ => {}
             }
@@ -157,6 +170,10 @@ impl Repository {
                     _ => runs.push((*no, *no)),
                 }
             }
+            // Its history file is stored when it begins; the first timeline has none.
+            let history = self.begun[&(*system, *timeline)];
+            let history = (!lineage.is_empty()).then_some(history);
+            let oldest = own.clone().map(|moment| self.written[moment]).min();
             let facts = clusters.entry(*system).or_insert(ClusterFacts {
                 system_id: *system,
                 segment_size: SegmentSize::new(MIB).unwrap(),
@@ -171,7 +188,9 @@ impl Repository {
                 timeline: *timeline,
                 ancestors: Some(lineage.iter().map(ancestor).collect()),
                 runs,
+                begun_at: history.or(oldest),
                 newest_at: own.map(|moment| self.written[moment]).max(),
+                covered_until: None,
             });
         }
         History {
@@ -211,6 +230,31 @@ impl Repository {
                 let writer = self.writer(system, timeline, n);
                 self.stored.contains(&(system, writer, n))
             })
+    }
+
+    /// When somebody turned from a timeline to another one; `None`: it is the one that counts.
+    fn left(&self, of: (SystemId, TimelineId)) -> Option<DateTime<Utc>> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let next = self.begun.range((Excluded(of), Unbounded)).next();
+        next.map(|(_, at)| *at)
+    }
+
+    /// Whether a restore can follow a timeline: from its begin, or from a backup of its own.
+    fn has_begun(&self, of: (SystemId, TimelineId)) -> bool {
+        let begin = self.lineages[&of]
+            .last()
+            .map(|(_, left)| (of.0, of.1, *left));
+        let own = |b: &BackupFacts| {
+            (b.system_id, b.timeline) == of && self.restores(b, (of.0, of.1, b.stop_lsn.0 / MIB))
+        };
+        let first = begin.is_none_or(|begin| self.stored.contains(&begin));
+        self.last(of).is_some() && (first || self.backups.iter().any(own))
+    }
+
+    /// The last segment of a timeline.
+    fn last(&self, (system, timeline): (SystemId, TimelineId)) -> Option<Moment> {
+        let own = (system, timeline, 0)..=(system, timeline, u64::MAX);
+        self.stored.range(own).next_back().copied()
     }
 
     /// Every moment that can be restored.
@@ -307,11 +351,25 @@ fn check(
     if let Some(lost) = was.iter().filter(promised).find(|m| !is.contains(m)) {
         return Err(format!("{lost:?} was promised"));
     }
-    // Whatever the rules: the end of the newest timeline of the cluster that counts, once it has WAL. Where
-    // it has none yet, the one before it counts as left, and goes with the window.
-    let newest = before.lineages.keys().next_back();
-    let newest = newest.map(|(s, t)| before.stored.range((*s, *t, 0)..=(*s, *t, u64::MAX)));
-    let newest = newest.and_then(|mut segments| segments.next_back());
+    // What was the state of an idle database at some time of the window: the end of each timeline that was
+    // not left before.
+    for of in before.lineages.keys() {
+        let counted = begin.is_some_and(|begin| before.left(*of).is_none_or(|at| at >= begin));
+        let end = before.last(*of).filter(|_| counted);
+        if let Some(lost) = end.filter(|end| was.contains(end) && !is.contains(end)) {
+            return Err(format!("{lost:?} is where an idle timeline ended"));
+        }
+    }
+    // Whatever the rules: the end of the newest timeline that a restore can follow, of the cluster that
+    // counts. Where it has none of its own WAL yet, that of the one before.
+    let newest = before
+        .lineages
+        .keys()
+        .next_back()
+        .map(|(system, _)| *system);
+    let mut timelines = before.lineages.keys().rev();
+    let newest = timelines.find(|of| Some(of.0) == newest && before.has_begun(**of));
+    let newest = newest.and_then(|of| before.last(*of));
     match newest.filter(|end| was.contains(end) && !is.contains(end)) {
         Some(lost) => Err(format!("{lost:?} is the newest there is")),
         None => Ok(()),

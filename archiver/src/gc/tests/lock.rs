@@ -260,6 +260,37 @@ fn a_removed_key_slot_goes_when_its_lock_has_ended() {
     assert!(open(1).is_ok());
 }
 
+/// Removals that came to nothing, and whose records are locked: no slot is added that would make them come
+/// true, and a new epoch is the way out.
+#[test]
+fn locked_removals_of_each_other_are_no_trap() {
+    let new = |byte: u8| NewSlot {
+        name: byte.to_string(),
+        credential: key(byte),
+    };
+    let (world, _storage) = locked(World::encrypted(&[new(1), new(2)]));
+    let inner = world.repository.storage().as_ref();
+    let id = *world.repository.id();
+    let open = |byte| keys::open(inner, &id, &key(byte)).unwrap();
+    let (first, second) = (open(1), open(2));
+    for (owner, other) in [(&first, &second), (&second, &first)] {
+        removal::mark_for_test(inner, &id, owner, other.slot.slot).unwrap();
+    }
+    let clock = world.clock();
+    let added = keys::add(inner, &id, &first, (&new(3), false), clock).unwrap_err();
+    let removed = removal::remove(inner, &id, &first, second.slot.slot, clock).unwrap_err();
+    for refused in [added, removed] {
+        assert_eq!(refused.code(), "removal_void");
+        assert!(
+            refused.hint().unwrap().contains("key rotate"),
+            "{refused:?}"
+        );
+    }
+    assert!(open(1).current && open(2).current);
+    let _ = keys::rotate(inner, &id, &first, &[new(4), new(5)], clock).unwrap();
+    assert!(open(4).current && open(5).current);
+}
+
 /// A thief who can put says that every slot was removed.
 #[test]
 fn forged_removals_lock_nobody_out_and_are_not_collected() {

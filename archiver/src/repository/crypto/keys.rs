@@ -2,7 +2,7 @@
 
 use super::data_key::public_of;
 use super::keyring::Keyring;
-use super::removal::RemovalRecord;
+use super::removal::{RemovalRecord, settle};
 use super::secret::{Secret, on_wiped_stack};
 use super::slot::{Contents, Method, SlotRecord, Wrapped};
 use super::source::Credential;
@@ -311,6 +311,14 @@ pub fn rotate(
     clock: &dyn Clock,
 ) -> Result<u32> {
     owner(opened)?;
+    match settle(storage, id, opened, clock) {
+        // The new epoch's slots are its way out.
+        Err(error) if error.code() == "removal_void" => tracing::warn!(
+            code = error.code(),
+            "{error}: the older slots close with the new epoch"
+        ),
+        settled => settled?,
+    }
     let number = opened.epoch.number.saturating_add(1);
     on_wiped_stack(|| {
         let digest_key = Secret::of(opened.keyring.digest_key())?;
@@ -397,7 +405,8 @@ pub(super) fn owner(opened: &Opened) -> Result<&Secret> {
 /// Adds a slot to the epoch that is open: an owner's, or a writer's.
 ///
 /// # Errors
-/// The storage's; kind Invalid for a key that is not an owner's of the youngest epoch.
+/// The storage's; kind Invalid for a key that is not an owner's of the youngest epoch, and `removal_void`
+/// where removals that came to nothing cannot be taken back.
 pub fn add(
     storage: &dyn Storage,
     id: &[u8; 16],
@@ -406,6 +415,9 @@ pub fn add(
     clock: &dyn Clock,
 ) -> Result<SlotRecord> {
     let master = owner(opened)?;
+    if !writer {
+        settle(storage, id, opened, clock)?;
+    }
     on_wiped_stack(|| {
         let contents = match writer {
             false => Contents::Master(Secret::of(master.bytes())?),

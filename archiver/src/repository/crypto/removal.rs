@@ -123,6 +123,28 @@ impl Listing {
     /// # Errors
     /// Kind Unavailable without memory.
     pub fn removed(&self, keyring: &Keyring) -> Result<BTreeSet<Ulid>> {
+        let mut removed = self.marked(keyring)?;
+        if self.is_void(&removed) {
+            for slot in self.current_owners() {
+                tracing::warn!(
+                    code = "slot_needed",
+                    "key slot {} was removed with all others that open the repository: it stays",
+                    slot.slot
+                );
+                removed.remove(&slot.slot);
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Whether removals come to nothing, because they are of all that open the youngest epoch to readers.
+    fn is_void(&self, marked: &BTreeSet<Ulid>) -> bool {
+        self.current_owners()
+            .all(|slot| marked.contains(&slot.slot))
+    }
+
+    /// The slots whose removal was recorded by somebody who may.
+    fn marked(&self, keyring: &Keyring) -> Result<BTreeSet<Ulid>> {
         let mut removed = BTreeSet::new();
         for slot in &self.slots {
             for (_, proof) in self.proofs(keyring, slot)? {
@@ -137,21 +159,50 @@ impl Listing {
                 }
             }
         }
-        if self
-            .current_owners()
-            .all(|slot| removed.contains(&slot.slot))
-        {
-            for slot in self.current_owners() {
-                tracing::warn!(
-                    code = "slot_needed",
-                    "key slot {} was removed with all others that open the repository: it stays",
-                    slot.slot
-                );
-                removed.remove(&slot.slot);
-            }
-        }
         Ok(removed)
     }
+}
+
+/// Takes away records of removals that came to nothing: two owners removed each other's slots at once, or
+/// one who was refused died before he could take his record back. As long as they are of every owner, they
+/// close nobody; one more slot, and they would close all the others.
+///
+/// # Errors
+/// Kind Invalid, `removal_void`, where the storage keeps them; or the storage's.
+pub(super) fn settle(
+    storage: &dyn Storage,
+    id: &[u8; 16],
+    opened: &super::keys::Opened,
+    clock: &dyn Clock,
+) -> Result<()> {
+    let listing = Listing::read(storage, id)?;
+    if listing.removals.is_empty() {
+        return Ok(());
+    }
+    let marked = on_wiped_stack(|| listing.marked(&opened.keyring))?;
+    if !listing.is_void(&marked) {
+        return Ok(());
+    }
+    let mut locked = None;
+    for slot in listing.current_owners() {
+        for object in storage.list(&layout::removals_prefix(slot.slot))? {
+            locked = locked.max(delete(storage, &object.key, clock)?);
+            crate::fault::point("key:settled");
+        }
+    }
+    let Some(until) = locked else {
+        tracing::info!("removals of key slots that came to nothing are taken back");
+        return Ok(());
+    };
+    Err(Error::invalid(
+        "removal_void",
+        "every key slot that opens the repository is recorded as removed: one more would close these",
+    )
+    .with_detail(format!(
+        "Removals came to nothing, and their records are locked until {}.",
+        until.format("%Y-%m-%d %H:%M:%SZ")
+    ))
+    .with_hint("Begin a new key epoch, whose slots no record is about: \"pgark key rotate\"."))
 }
 
 fn slot_needed(why: &str, hint: &str) -> Error {
@@ -171,6 +222,7 @@ pub fn remove(
     clock: &dyn Clock,
 ) -> Result<Removed> {
     owner(opened)?;
+    settle(storage, id, opened, clock)?;
     let last = || {
         slot_needed(
             "the last that opens the repository",
@@ -201,6 +253,7 @@ pub fn remove(
         let listing = Listing::read(storage, id)?;
         let removed = on_wiped_stack(|| listing.removed(&opened.keyring))?;
         if listing.number_of(record).is_some() && !removed.contains(&slot) {
+            crate::fault::point("key:refused");
             // What is refused must not come true when another slot is added.
             if let Some(key) = mark {
                 delete(storage, &key, clock)?;
@@ -302,7 +355,7 @@ pub fn garbage(repository: &Repository) -> Result<Vec<ObjectMeta>> {
 
 /// The record alone, as a crash behind it leaves it.
 #[cfg(test)]
-pub(super) fn mark_for_test(
+pub(crate) fn mark_for_test(
     storage: &dyn Storage,
     id: &[u8; 16],
     opened: &super::keys::Opened,

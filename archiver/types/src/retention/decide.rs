@@ -138,7 +138,7 @@ impl<'a> Judgement<'a> {
 
     fn newest_on_lineage(&self, keep: &mut impl FnMut(&BackupFacts, Reason)) {
         for cluster in &self.history.clusters {
-            let Some(newest) = cluster.newest_timeline() else {
+            let Some(newest) = self.history.newest_timeline(cluster) else {
                 continue;
             };
             let mut good = self.good();
@@ -228,11 +228,8 @@ impl<'a> Judgement<'a> {
         };
         let begin = window.before(self.now);
         for cluster in &self.history.clusters {
-            let alive = |at: &Option<DateTime<Utc>>| at.is_none_or(|at| at >= begin);
-            let newest = cluster.timelines.iter().map(|t| t.timeline).max();
             for timeline in &cluster.timelines {
-                let is_newest = cluster.current && Some(timeline.timeline) == newest;
-                if !is_newest && !alive(&timeline.newest_at) {
+                if !self.history.is_alive(cluster, timeline, begin) {
                     continue;
                 }
                 // Oldest first.

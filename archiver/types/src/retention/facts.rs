@@ -77,8 +77,13 @@ pub struct TimelineFacts {
     pub ancestors: Option<Vec<Ancestor>>,
     /// The numbers of the stored segments, as runs of first and last, ascending, not touching.
     pub runs: Vec<(u64, u64)>,
+    /// When it was first seen: its history file, or the oldest segment that is still there, was stored.
+    /// Never before it began. `None`: unknown.
+    pub begun_at: Option<DateTime<Utc>>,
     /// When its newest segment was stored; `None`: unknown.
     pub newest_at: Option<DateTime<Utc>>,
+    /// Until when its WAL is known to be stored, by the database's clock; `None`: nobody has looked.
+    pub covered_until: Option<DateTime<Utc>>,
 }
 
 /// A timeline that another descends from.

@@ -1,7 +1,7 @@
 //! Which backups must not go because nothing takes their place.
 
 use super::decide::is_good;
-use super::facts::{BackupFacts, BackupState, ClusterFacts, Health, History};
+use super::facts::{BackupFacts, BackupState, Health, History};
 use crate::{BackupLabel, TimelineId};
 
 /// What a component would have no more of.
@@ -54,7 +54,7 @@ pub fn last_of<'a>(history: &'a History, going: &[BackupLabel]) -> Option<(Last,
         return label.map(|label| (Last::Sound, label));
     }
     history.clusters.iter().find_map(|cluster| {
-        let newest = cluster.newest_timeline()?;
+        let newest = history.newest_timeline(cluster)?;
         let leads = |b: &BackupFacts| {
             b.system_id == cluster.system_id
                 && newest.descends_from(b.timeline, b.stop_lsn)
@@ -63,12 +63,4 @@ pub fn last_of<'a>(history: &'a History, going: &[BackupLabel]) -> Option<(Last,
         let timeline = newest.timeline;
         lost(&leads).map(|label| (Last::OnLineage { timeline }, label))
     })
-}
-
-impl ClusterFacts {
-    /// The newest timeline that has WAL, of the cluster that counts now.
-    pub(super) fn newest_timeline(&self) -> Option<&super::TimelineFacts> {
-        let begun = self.timelines.iter().filter(|t| !t.runs.is_empty());
-        begun.filter(|_| self.current).max_by_key(|t| t.timeline)
-    }
 }

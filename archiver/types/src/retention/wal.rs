@@ -78,7 +78,9 @@ impl Needs<'_> {
         }
         match (timeline.newest_at, self.begin) {
             (None, _) => Some(WalReason::BranchOfUnknownAge),
-            (Some(at), Some(begin)) if at >= begin => Some(WalReason::BranchWithinWindow),
+            (Some(_), Some(begin)) if self.history.is_alive(self.cluster, timeline, begin) => {
+                Some(WalReason::BranchWithinWindow)
+            }
             _ => None,
         }
     }
