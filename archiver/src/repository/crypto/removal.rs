@@ -184,7 +184,13 @@ pub(super) fn settle(
         return Ok(());
     }
     let mut locked = None;
-    for slot in listing.current_owners() {
+    // The own ones first: a crash in between lets the others' come true.
+    let mut owners: Vec<&SlotRecord> = listing.current_owners().collect();
+    owners.sort_by_key(|slot| slot.slot != opened.slot.slot);
+    for slot in owners {
+        if locked.is_some() {
+            break;
+        }
         for object in storage.list(&layout::removals_prefix(slot.slot))? {
             locked = locked.max(delete(storage, &object.key, clock)?);
             crate::fault::point("key:settled");

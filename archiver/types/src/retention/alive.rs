@@ -40,13 +40,19 @@ impl History {
         wal.chain(backups.map(|b| b.stopped_at)).min()
     }
 
-    /// The newest timeline that has begun, of the cluster that counts now.
-    pub(super) fn newest_timeline<'a>(
+    /// The newest timelines, of the cluster that counts now: the one that has begun, which "latest" is, and
+    /// the one that has WAL at all, which it will be once its first segment has come.
+    pub(super) fn newest_timelines<'a>(
         &'a self,
         cluster: &'a ClusterFacts,
-    ) -> Option<&'a TimelineFacts> {
+    ) -> impl Iterator<Item = &'a TimelineFacts> + 'a {
+        let all = cluster.timelines.iter().filter(|_| cluster.current);
+        let with_wal = all.filter(|t| !t.runs.is_empty());
+        let with_wal = with_wal.max_by_key(|t| t.timeline);
         let begun = self.begun(cluster).filter(|_| cluster.current);
-        begun.max_by_key(|t| t.timeline)
+        let begun = begun.max_by_key(|t| t.timeline);
+        let other = with_wal.filter(|t| begun.is_none_or(|b| b.timeline != t.timeline));
+        begun.into_iter().chain(other)
     }
 
     /// The timelines that a restore can follow to their end: the segment in which they begin is there, or

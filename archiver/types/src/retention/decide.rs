@@ -137,10 +137,12 @@ impl<'a> Judgement<'a> {
     }
 
     fn newest_on_lineage(&self, keep: &mut impl FnMut(&BackupFacts, Reason)) {
-        for cluster in &self.history.clusters {
-            let Some(newest) = self.history.newest_timeline(cluster) else {
-                continue;
-            };
+        let clusters = self.history.clusters.iter();
+        let newest = clusters.flat_map(|cluster| {
+            let timelines = self.history.newest_timelines(cluster);
+            timelines.map(move |timeline| (cluster, timeline))
+        });
+        for (cluster, newest) in newest {
             let mut good = self.good();
             let found = good.find(|(b, _)| {
                 b.system_id == cluster.system_id && newest.descends_from(b.timeline, b.stop_lsn)

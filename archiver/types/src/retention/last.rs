@@ -54,13 +54,14 @@ pub fn last_of<'a>(history: &'a History, going: &[BackupLabel]) -> Option<(Last,
         return label.map(|label| (Last::Sound, label));
     }
     history.clusters.iter().find_map(|cluster| {
-        let newest = history.newest_timeline(cluster)?;
-        let leads = |b: &BackupFacts| {
-            b.system_id == cluster.system_id
-                && newest.descends_from(b.timeline, b.stop_lsn)
-                && good(b)
-        };
-        let timeline = newest.timeline;
-        lost(&leads).map(|label| (Last::OnLineage { timeline }, label))
+        history.newest_timelines(cluster).find_map(|newest| {
+            let leads = |b: &BackupFacts| {
+                b.system_id == cluster.system_id
+                    && newest.descends_from(b.timeline, b.stop_lsn)
+                    && good(b)
+            };
+            let timeline = newest.timeline;
+            lost(&leads).map(|label| (Last::OnLineage { timeline }, label))
+        })
     })
 }
