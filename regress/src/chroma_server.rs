@@ -64,6 +64,11 @@ impl ChromaServer {
         server
     }
 
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Its address.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
@@ -138,6 +143,11 @@ impl ChromaServer {
         )
     }
 
+    /// The process, for hooks that end it.
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
     /// Ends it and waits.
     pub fn stop(mut self) -> PathBuf {
         self.end();
@@ -150,7 +160,7 @@ impl ChromaServer {
             true => rustix::process::Signal::STOP,
             false => rustix::process::Signal::CONT,
         };
-        process::signal(i32::try_from(self.child.id()).unwrap(), signal);
+        process::signal(self.pid(), signal);
     }
 
     fn end(&mut self) {

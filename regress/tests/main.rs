@@ -5,6 +5,7 @@
 
 mod archive;
 mod component;
+mod in_place;
 mod stack;
 mod t000_smoke;
 mod t010_extension;
@@ -73,6 +74,8 @@ mod t551_docker_holds;
 mod t552_docker_restores;
 mod t560_prometheus;
 mod t570_grafana;
+mod t580_in_place;
+mod t581_in_place_databases;
 mod t600_extension_sql;
 mod t601_extension_rights;
 mod t602_extension_queue;

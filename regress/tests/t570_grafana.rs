@@ -19,7 +19,7 @@ fn grafana(bench: &Bench, url: &str, more: &str) -> Box<dyn Driver> {
 }
 
 /// A server with everything that refers to something else.
-fn filled(dashboards: u64) -> FakeGrafana {
+pub(crate) fn filled(dashboards: u64) -> FakeGrafana {
     let server = FakeGrafana::start();
     let mut state = server.state();
     // By name, children come before their parents.
