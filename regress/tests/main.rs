@@ -76,6 +76,7 @@ mod t560_prometheus;
 mod t570_grafana;
 mod t580_in_place;
 mod t581_in_place_databases;
+mod t582_under_load;
 mod t600_extension_sql;
 mod t601_extension_rights;
 mod t602_extension_queue;
