@@ -195,7 +195,7 @@ fn grafana() {
                 let sent = now();
                 let piece = format!("dashboards/{uid}");
                 let mut state = server.state();
-                match n % 5 == 0 {
+                match n.is_multiple_of(5) {
                     true => drop(state.dashboards.remove(&uid)),
                     false => {
                         let title = format!("written {n}");
