@@ -230,6 +230,9 @@ impl Store for Dumps<'_> {
 
 #[test]
 fn postgres_dump() {
+    if !tier::needs_full() {
+        return;
+    }
     let directory = TestDirectory::new("t581_dump");
     let cluster = Cluster::builder(&directory, Major::Pg15, "a")
         .setting("wal_level = logical")
