@@ -59,6 +59,11 @@ impl ChromaServer {
         });
     }
 
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Its address.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
@@ -133,11 +138,6 @@ impl ChromaServer {
         )
     }
 
-    /// Where it listens.
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.end();
@@ -148,6 +148,11 @@ impl ChromaServer {
         self.end();
         self.child = spawn(&self.folder, &self.data, self.port);
         self.wait();
+    }
+
+    /// The process, for hooks that end it.
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
     }
 
     /// Ends it and waits.
@@ -162,7 +167,7 @@ impl ChromaServer {
             true => rustix::process::Signal::STOP,
             false => rustix::process::Signal::CONT,
         };
-        process::signal(i32::try_from(self.child.id()).unwrap(), signal);
+        process::signal(self.pid(), signal);
     }
 
     fn end(&mut self) {

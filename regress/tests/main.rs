@@ -5,6 +5,7 @@
 
 mod archive;
 mod component;
+mod in_place;
 mod stack;
 mod t000_smoke;
 mod t010_extension;
@@ -77,6 +78,9 @@ mod t560_prometheus;
 mod t561_prometheus_faults;
 mod t570_grafana;
 mod t571_grafana_faults;
+mod t580_in_place;
+mod t581_in_place_databases;
+mod t582_under_load;
 mod t600_extension_sql;
 mod t601_extension_rights;
 mod t602_extension_queue;

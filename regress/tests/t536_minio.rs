@@ -4,6 +4,7 @@
 
 use crate::component::{Bench, driver, text};
 use pgark_archiver::component::{Driver, Request, Source};
+use pgark_regress::TestDirectory;
 use pgark_regress::minio_server::MinioServer;
 use pgark_regress::s3_server::{ACCESS_KEY, SECRET_KEY};
 use serde_json::{Value, json};
@@ -69,8 +70,8 @@ fn metadata() -> Value {
 }
 
 /// A server with something of everything.
-pub(crate) fn filled(bench: &Bench) -> MinioServer {
-    let server = MinioServer::start(&bench.directory);
+pub(crate) fn filled(directory: &TestDirectory) -> MinioServer {
+    let server = MinioServer::start(directory);
     server.set(&json!({
         "config": config(), "running": config(), "history": [{"restoreId": "1", "data": "x"}],
         "iam": users(), "metadata": metadata(),
@@ -119,7 +120,7 @@ pub(crate) fn imported(server: &MinioServer) -> Value {
 #[test]
 fn a_server_comes_back_whole_in_part_and_in_place() {
     let bench = Bench::new("minio");
-    let server = filled(&bench);
+    let server = filled(&bench.directory);
     // The vendor's own client is let in, and reads what the server encrypts.
     assert!(server.client("print(admin.info())").contains("2025-10-15"));
     assert!(
@@ -281,7 +282,7 @@ fn a_server_comes_back_whole_in_part_and_in_place() {
 #[test]
 fn what_goes_wrong_is_told() {
     let bench = Bench::new("minio-wrong");
-    let server = filled(&bench);
+    let server = filled(&bench.directory);
     let from = minio(&bench, &server.endpoint(), SECRET_KEY, "");
     let backup = bench.capture(from.as_ref());
     // A wrong secret key: neither let in, nor shown.

@@ -23,7 +23,7 @@ const UNREACHABLE: &str = "component_unreachable";
 #[test]
 fn a_server_that_fails_in_the_middle_is_told_in_time() {
     let bench = Bench::new("t538");
-    let mut server = filled(&bench);
+    let mut server = filled(&bench.directory);
     server
         .s3
         .boto("s3.put_object(Bucket='docs', Key='large', Body=bytes(range(256)) * 8192)");

@@ -7,6 +7,7 @@ pub mod files;
 pub mod grafana;
 mod http;
 mod id;
+mod mark;
 pub mod minio;
 pub mod postgres_dump;
 pub mod prometheus;

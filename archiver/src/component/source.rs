@@ -275,6 +275,7 @@ impl Source for OpenSource {
     }
 
     fn read(&self, path: &[u8]) -> Result<Box<dyn Read + Send + '_>> {
+        crate::fault::point("component:read");
         let (number, line) = self.find(path)?;
         if line.kind != LineKind::File {
             return Err(Error::invalid(

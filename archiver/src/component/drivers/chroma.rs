@@ -6,6 +6,7 @@
 mod folder;
 mod ids;
 mod index;
+mod leftovers;
 mod manifest;
 mod pickle;
 mod record;
@@ -342,7 +343,14 @@ impl Driver for Chroma {
                     remote.http.name()
                 ))
             });
+            let answers = found.is_ok();
             lines.push(line("chroma server", found));
+            if answers {
+                let left = self.remote(url);
+                let left =
+                    left.and_then(|remote| leftovers::count(&remote, &self.settings.tenants));
+                lines.push(line("chroma leftovers", left));
+            }
         }
         Ok(lines)
     }

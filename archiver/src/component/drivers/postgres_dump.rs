@@ -6,6 +6,7 @@
 mod capture;
 mod entries;
 mod inspect;
+mod leftovers;
 mod manifest;
 mod programs;
 mod restore;
@@ -238,6 +239,7 @@ impl Driver for PostgresDump {
             line("server of dumps", found),
             line("programs for dumps", programs),
             line("LSN of dumps", exact),
+            leftovers::check(&mut wire),
         ])
     }
 

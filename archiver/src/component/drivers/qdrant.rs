@@ -8,7 +8,6 @@ mod capture;
 mod evidence;
 mod leftovers;
 mod manifest;
-mod mark;
 mod point;
 mod remote;
 mod restore;

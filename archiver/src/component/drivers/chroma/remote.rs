@@ -4,6 +4,7 @@ use super::manifest::{Collection, Database, Wanted};
 use super::record::{Digest, Record};
 use crate::component::Context;
 use crate::component::drivers::http::Http;
+use crate::component::drivers::mark::{Mark, What};
 use crate::{Error, Result};
 use reqwest::{Method, StatusCode};
 use serde::Deserialize;
@@ -33,6 +34,11 @@ struct Got {
     uris: Option<Vec<Option<String>>>,
     #[serde(default)]
     metadatas: Option<Vec<Option<BTreeMap<String, Value>>>>,
+}
+
+/// Whose restore fills the collection of this name; `None`: it is no such collection.
+fn restoring(name: &str) -> Option<Mark> {
+    Mark::parse(name).filter(|mark| mark.what == What::Restoring)
 }
 
 /// The path of a database's collections, and what follows.
@@ -88,11 +94,29 @@ impl Remote {
             .collect()
     }
 
-    /// Every collection of a database, as the server describes it.
+    /// Every collection of a database, as the server describes it, without those that a restore is filling:
+    /// no application has made them, and they may be halves.
     ///
     /// # Errors
     /// The client's.
     pub(super) fn collections(&self, database: &Database) -> Result<Vec<Collection>> {
+        let mut all = self.all_collections(database)?;
+        all.retain(|one| restoring(&one.name).is_none());
+        Ok(all)
+    }
+
+    /// Those that restores are filling, or have left when they were killed.
+    ///
+    /// # Errors
+    /// The client's.
+    pub(super) fn unfinished(&self, database: &Database) -> Result<Vec<(Mark, Collection)>> {
+        let all = self.all_collections(database)?.into_iter();
+        Ok(all
+            .filter_map(|one| Some((restoring(&one.name)?, one)))
+            .collect())
+    }
+
+    fn all_collections(&self, database: &Database) -> Result<Vec<Collection>> {
         let answer = self
             .http
             .get(&path(&database.tenant, &database.name, &[]))?;

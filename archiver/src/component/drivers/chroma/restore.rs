@@ -1,12 +1,14 @@
 //! Back into a server, collection by collection, and the comparison afterwards.
 
-use super::folder;
-use super::manifest::{Collection, Manifest, Mode, Wanted};
+use super::manifest::{Collection, Database, Manifest, Mode, Wanted};
 use super::record::Record;
 use super::remote::{Comparison, Remote, Writer};
 use super::stored::Stored;
+use super::{folder, leftovers};
+use crate::component::drivers::mark::{Mark, What};
 use crate::component::{Context, Evidence, EvidenceLine, Request, Source};
 use crate::{Error, Result};
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
@@ -118,8 +120,17 @@ pub(super) fn into_server(
             remote.make_database(&database.tenant, &database.name)?;
         }
     }
+    let mut swept = BTreeSet::new();
     for (one, there) in wanted.iter().zip(existing) {
         context.cancel.check()?;
+        remote.make_database(&one.tenant, &one.database)?;
+        if swept.insert((&one.tenant, &one.database)) {
+            let database = Database {
+                tenant: one.tenant.to_string(),
+                name: one.database.to_string(),
+            };
+            done.extend(leftovers::sweep(remote, &database));
+        }
         let count = one_collection(context, remote, &records, one, there.as_ref())?;
         let replaced = if there.is_some() { ", replaced" } else { "" };
         done.push(format!(
@@ -139,10 +150,9 @@ fn one_collection(
     wanted: &Wanted<'_>,
     there: Option<&Collection>,
 ) -> Result<u64> {
-    remote.make_database(&wanted.tenant, &wanted.database)?;
-    // Unique among those of this server, which may be many hosts' own.
-    let now = chrono::Utc::now().timestamp_micros();
-    let name = format!("pgark-restoring-{now:x}-{:x}", std::process::id());
+    let mark = Mark::new(What::Restoring, chrono::Utc::now().timestamp());
+    let _held = mark.hold();
+    let name = mark.name();
     let made = remote.create(wanted, &name)?;
     let filled = fill(context, remote, records, wanted.from, &made);
     let count = match filled {

@@ -4,6 +4,7 @@
 use super::manifest::Table;
 use super::wire::{Row, Wire, identifier, literal};
 use crate::cancel::CancelToken;
+use crate::component::drivers::mark::Mark;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 
@@ -193,7 +194,11 @@ pub(super) fn databases(
         )
         .with_hint("Correct the component's databases."));
     }
-    let wanted =
-        |name: &String| (only.is_empty() || only.contains(name)) && !without.contains(name);
+    // What a restore is filling, or has left when it was killed, nobody means who does not name it.
+    let is_meant = |name: &String| match only.is_empty() {
+        true => Mark::parse(name).is_none(),
+        false => only.contains(name),
+    };
+    let wanted = |name: &String| is_meant(name) && !without.contains(name);
     Ok(there.into_iter().filter(wanted).collect())
 }

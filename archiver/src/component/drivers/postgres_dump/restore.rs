@@ -7,7 +7,8 @@ use super::manifest::{Database, GLOBALS, Manifest, Table, Wanted};
 use super::programs::{Programs, Run, Server};
 use super::roles;
 use super::wire::{Address, Purpose, Wire, identifier, literal};
-use super::{Format, PostgresDump};
+use super::{Format, PostgresDump, leftovers};
+use crate::component::drivers::mark::{Mark, What};
 use crate::component::{Context, EntryKind, Evidence, EvidenceLine, Request, Source};
 use crate::{Error, Result};
 use flate2::read::GzDecoder;
@@ -34,7 +35,7 @@ pub(super) fn restore(
     for one in &wanted {
         preflight(&mut wire, &address, &manifest, one, request)?;
     }
-    let mut done = Vec::new();
+    let mut done = leftovers::sweep(&mut wire);
     if wanted.iter().any(|one| one.tables.is_empty()) {
         done.extend(roles::restore(&mut wire, source)?);
     }
@@ -239,8 +240,10 @@ impl Restoring<'_> {
 
     /// A database under a name of its own, which gets the wanted one when it is complete.
     fn database(&self, wire: &mut Wire, wanted: &Wanted<'_>) -> Result<String> {
-        let now = chrono::Utc::now().timestamp_micros();
-        let name = format!("pgark_restoring_{now:x}_{:x}", std::process::id());
+        let now = chrono::Utc::now().timestamp();
+        let mark = Mark::new(What::Restoring, now);
+        let _held = mark.hold();
+        let name = mark.name();
         let quoted = identifier(&name);
         wire.query(&format!("CREATE DATABASE {quoted} {}", wanted.from.options))?;
         let filled = self.fill(&name).and_then(|()| {
@@ -258,6 +261,7 @@ impl Restoring<'_> {
             }
             return Err(error);
         }
+        crate::fault::point("postgres_dump:filled");
         let replaced = exists(wire, &wanted.name)?;
         // Filling it may have taken hours, in which somebody else has filled the other one.
         if replaced && !self.overwrite && !is_empty(self.address, &wanted.name)? {
@@ -265,7 +269,7 @@ impl Restoring<'_> {
                 "It was filled since this restore began. The restored database is \"{name}\"."
             )));
         }
-        let old = format!("pgark_replaced_{now:x}");
+        let old = Mark::new(What::Replaced, now).name();
         if replaced {
             move_away(wire, &wanted.name, &old)?;
         }

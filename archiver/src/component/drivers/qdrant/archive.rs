@@ -2,6 +2,7 @@
 //! cut short or what was changed on the way is found before the backup counts as one.
 
 use crate::cancel::CancelToken;
+use crate::component::drivers::mark::hex;
 use crate::{Error, Result};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeSet;
@@ -11,11 +12,6 @@ use std::io::Read;
 const BLOCK: usize = 512;
 /// The longest name or extended header that is read; longer ones are passed over.
 const EXTENDED_BYTES_MAX: u64 = 1 << 20;
-
-/// Lower-case hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// What an archive held.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! What a run that died has left on the server: found by its name, and removed.
 
-use super::mark::{Mark, What, fingerprint};
 use super::remote::{Remote, Snapshot};
 use crate::Result;
+use crate::component::drivers::mark::{Mark, What, fingerprint};
 use serde_json::json;
 
 /// A snapshot whose name nobody learned was begun at most this long after its mark.

@@ -3,10 +3,10 @@
 use super::Settings;
 use super::leftovers;
 use super::manifest::{Alias, Archive, Collection, Manifest, Method, Plan, Wanted};
-use super::mark::{Mark, What};
 use super::remote::{Info, Remote};
 use super::upload::Upload;
 use super::version::{Fit, Version};
+use crate::component::drivers::mark::{Mark, What};
 use crate::component::{Context, Request, Source};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};

@@ -1,8 +1,9 @@
-//! Names on the server that say that something there is ours, and whose.
+//! Names on a server that say that something there is ours, and whose: so that a later run can tell what a
+//! dead one has left.
 //!
-//! Qdrant names snapshots itself, and keeps them, like files that were uploaded for a restore, until
-//! somebody deletes them. So that a later run can tell what a dead one has left: an alias with a name of
-//! ours stands beside each snapshot while it exists, and an uploaded file has such a name itself.
+//! Qdrant names snapshots itself, and keeps them until somebody deletes them: an alias with a name of ours
+//! stands beside each while it exists. Files that are uploaded for a restore, and collections and databases
+//! that a restore fills, have such a name themselves.
 
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeSet;
@@ -22,6 +23,10 @@ pub(super) enum What {
     Snapshot,
     /// A file that was uploaded for a restore.
     Upload,
+    /// A collection or database that a restore fills before it gets the name that is wanted.
+    Restoring,
+    /// What had that name until then.
+    Replaced,
 }
 
 impl What {
@@ -29,6 +34,8 @@ impl What {
         match self {
             Self::Snapshot => "snapshot",
             Self::Upload => "upload",
+            Self::Restoring => "restoring",
+            Self::Replaced => "replaced",
         }
     }
 }
@@ -48,7 +55,7 @@ pub(super) struct Mark {
 }
 
 impl Mark {
-    /// A new one of this process; `at` is the server's time.
+    /// A new one of this process; `at` is the server's time, or ours where it does not tell.
     pub(super) fn new(what: What, at: i64) -> Self {
         static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         Self {
@@ -86,6 +93,8 @@ impl Mark {
         let what = match parts.next()? {
             "snapshot" => What::Snapshot,
             "upload" => What::Upload,
+            "restoring" => What::Restoring,
+            "replaced" => What::Replaced,
             _ => return None,
         };
         let host = parts.next().filter(|host| is_hex(host, 8))?.to_owned();
@@ -150,9 +159,14 @@ impl Drop for Held {
 
 /// A short name for a long one: an alias may hold 255 bytes, as a snapshot's name may.
 pub(super) fn fingerprint(name: &str) -> String {
-    let mut text = super::archive::hex(&Sha256::digest(name.as_bytes()));
+    let mut text = hex(&Sha256::digest(name.as_bytes()));
     text.truncate(16);
     text
+}
+
+/// Lower-case hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn is_hex(text: &str, len: usize) -> bool {
@@ -166,8 +180,7 @@ fn is_hex(text: &str, len: usize) -> bool {
 fn this_host() -> String {
     let name = rustix::system::uname().nodename().to_bytes().to_vec();
     let id = std::fs::read("/etc/machine-id").unwrap_or_default();
-    let mut text =
-        super::archive::hex(&Sha256::new().chain_update(name).chain_update(id).finalize());
+    let mut text = hex(&Sha256::new().chain_update(name).chain_update(id).finalize());
     text.truncate(8);
     text
 }
@@ -188,6 +201,12 @@ mod tests {
             Mark::parse(&format!("{}.snapshot", upload.name())),
             Some(upload)
         );
+        for what in [What::Restoring, What::Replaced] {
+            let mark = Mark::new(what, 1_700_000_000);
+            // Postgres cuts names off.
+            assert!(mark.name().len() < 64, "{}", mark.name());
+            assert_eq!(Mark::parse(&mark.name()), Some(mark));
+        }
         for name in [
             "",
             "docs",
