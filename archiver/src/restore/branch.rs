@@ -36,10 +36,10 @@ pub fn newest(
             break;
         }
         let history = inventory.history(repository, timeline)?;
-        let leads = |label: &&Label| descends(label, &history);
-        if let Some(label) = labels.iter().find(leads)
-            && has_begun(inventory, &Lineage::from(&history), label)
-        {
+        let lineage = Lineage::from(&history);
+        let mut leading = labels.iter().filter(|label| descends(label, &history));
+        // Not the first of them alone: without the first segment a backup of the timeline's own will do.
+        if leading.any(|label| has_begun(inventory, &lineage, label)) {
             return Ok(Some(history));
         }
     }

@@ -17,6 +17,7 @@ use crate::storage::SharedStorage;
 use crate::storage::memory::MemoryStorage;
 use crate::wal::commit_index::testdata as wal;
 use crate::wal::covered::{self, Sample};
+use crate::wal::inventory::Inventory;
 use pgark_types::{
     ArchiveFile, BackupLabel, Lsn, RecoveryTarget, SegmentName, TargetTimeline, TimelineId,
 };
@@ -187,4 +188,22 @@ fn within_a_second_the_start_decides() {
         .collect();
     assert_eq!(order, [200, 300, 100, 50]);
     assert!(damaged.is_empty());
+}
+
+#[test]
+fn a_timeline_without_its_first_segment_is_followed_from_a_backup_of_its_own() {
+    let (repository, older, clock) = repository();
+    let history = format!("2\t{}\tno recovery target specified\n", Lsn(0xF0_00A0));
+    let file = ArchiveFile::History(TimelineId(3));
+    source::push(&repository, file, history.as_bytes(), &clock).unwrap();
+    let newest = |labels: &[Label]| {
+        let inventory = Inventory::load(&repository, wal::system_id()).unwrap();
+        let newest = super::branch::newest(&repository, &inventory, labels).unwrap();
+        newest.unwrap().timeline
+    };
+    assert_eq!(newest(std::slice::from_ref(&older)), TimelineId(2));
+    let mut own = older.clone();
+    own.timeline = TimelineId(3);
+    own.stop_lsn = Lsn(0x110_0000);
+    assert_eq!(newest(&[older, own]), TimelineId(3));
 }
