@@ -2,18 +2,15 @@
 
 pub mod component;
 mod storage_keys;
+mod storages;
 
 use crate::repository::Repository;
 use crate::repository::crypto::source::{KeySource, PassphraseSource};
-use crate::storage::SharedStorage;
-use crate::storage::posix::PosixStorage;
-use crate::storage::s3::{self, S3Storage};
-use crate::storage::sftp::{self, SftpStorage};
+use crate::storage::{SharedStorage, s3, sftp};
 use crate::{Error, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// Where the configuration is looked for without `--config` and `PGARK_CONFIG`.
 pub const DEFAULT_PATH: &str = "/etc/pgark/pgark.toml";
@@ -126,7 +123,8 @@ impl Default for Agent {
 pub struct Wal {
     /// zstd level of WAL segments.
     pub compression_level: i32,
-    /// How many segments the agent compresses and stores at once.
+    /// How many segments the agent compresses and stores at once; 0: 2, and 8 when a repository is in a
+    /// bucket or on an SSH server.
     pub push_parallel: usize,
     /// How many segments the agent fetches ahead of a recovery.
     pub prefetch_segments: usize,
@@ -159,7 +157,7 @@ impl Default for Wal {
     fn default() -> Self {
         Self {
             compression_level: 1,
-            push_parallel: 2,
+            push_parallel: 0,
             prefetch_segments: 4,
             get_retry_seconds: 300,
             standby_retry_seconds: 10,
@@ -207,7 +205,7 @@ pub struct Restore {
 }
 
 /// `[repository.<name>]`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RepositoryConfig {
     /// The kind of storage.
@@ -701,36 +699,16 @@ impl Config {
         })
     }
 
-    /// The storages of all repositories, by name, with their configuration.
-    ///
-    /// # Errors
-    /// Kind Invalid when there is none, or none is required; or what the storage says.
-    pub fn storages(&self) -> Result<Vec<(String, RepositoryConfig, SharedStorage)>> {
-        if !self.repository.values().any(|r| r.required) {
-            return Err(Error::invalid("config_invalid", "the configuration has no required repository")
-                .with_hint("Add [repository.local] with kind = \"posix\" and path; \"required = true\" is the default."));
+    /// How many segments the agent compresses and stores at once: a server far away keeps each of them
+    /// waiting, and the processors idle.
+    #[must_use]
+    pub fn push_parallel(&self) -> usize {
+        let far = self.repository.values().any(RepositoryConfig::is_remote);
+        match (self.wal.push_parallel, far) {
+            (0, false) => 2,
+            (0, true) => 8,
+            (count, _) => count,
         }
-        self.repository
-            .iter()
-            .map(|(name, config)| {
-                let storage: SharedStorage = match config.kind {
-                    RepositoryKind::Posix => {
-                        Arc::new(PosixStorage::new(config.path.clone().unwrap_or_default()))
-                    }
-                    RepositoryKind::S3 => {
-                        Arc::new(S3Storage::new(s3::Settings::from_config(name, config)?))
-                    }
-                    RepositoryKind::Sftp => {
-                        Arc::new(SftpStorage::new(sftp::Settings::from_config(name, config)?))
-                    }
-                };
-                Ok((
-                    name.clone(),
-                    config.clone(),
-                    crate::fault::wrap_storage(name, storage),
-                ))
-            })
-            .collect()
     }
 }
 

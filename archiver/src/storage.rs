@@ -154,6 +154,11 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// See the trait.
     fn make_durable(&self, key: &Key) -> Result<()>;
 
+    /// Whether every call waits for a network.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
     /// What it can do beside, where it is a bucket.
     fn bucket(&self) -> Option<&dyn Bucket> {
         None

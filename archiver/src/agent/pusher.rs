@@ -145,7 +145,7 @@ impl Pusher {
         });
         let looking = Arc::clone(&pusher);
         spawn("look-ahead", move || looking.look_ahead_when_asked(&asked))?;
-        for _ in 0..config.wal.push_parallel.clamp(1, AHEAD_MAX) {
+        for _ in 0..config.push_parallel().clamp(1, AHEAD_MAX) {
             let worker = Arc::clone(&pusher);
             spawn("push", move || worker.work())?;
         }
@@ -254,7 +254,7 @@ impl Pusher {
     /// Queues the segments that Postgres will ask for next.
     fn look_ahead(&self, after: SegmentName) -> Result<()> {
         // Again only when the workers run dry.
-        if self.lock().in_work() >= self.config.wal.push_parallel.max(1) * 2 {
+        if self.lock().in_work() >= self.config.push_parallel().saturating_mul(2) {
             return Ok(());
         }
         for segment in self.host.ready_after(after)?.into_iter().take(AHEAD_MAX) {

@@ -251,6 +251,10 @@ impl Storage for FaultyStorage {
         self.call("make_durable", || self.inner.make_durable(key))
     }
 
+    fn is_remote(&self) -> bool {
+        self.inner.is_remote()
+    }
+
     fn bucket(&self) -> Option<&dyn Bucket> {
         self.inner.bucket()
     }

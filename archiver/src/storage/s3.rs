@@ -185,6 +185,10 @@ impl Storage for S3Storage {
         }
     }
 
+    fn is_remote(&self) -> bool {
+        true
+    }
+
     fn bucket(&self) -> Option<&dyn Bucket> {
         Some(self)
     }

@@ -92,6 +92,10 @@ impl SftpStorage {
 }
 
 impl Storage for SftpStorage {
+    fn is_remote(&self) -> bool {
+        true
+    }
+
     fn describe(&self) -> String {
         self.inner.place.clone()
     }

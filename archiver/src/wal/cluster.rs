@@ -1,6 +1,8 @@
 //! Which cluster a name stands for: `clusters/<name>.json.<n>`, one record per system identifier
 //! the cluster has had. The highest one counts.
 
+mod known;
+
 use crate::clock::Clock;
 use crate::postgres::control_file::ControlFile;
 use crate::repository::{Repository, layout, sealed};
@@ -98,8 +100,15 @@ pub fn all(repo: &Repository, name: &str) -> Result<Vec<Registration>> {
 pub fn current(repo: &Repository, name: &str) -> Result<Option<Registration>> {
     numbers(repo, name)?
         .last()
-        .map(|n| read(repo, name, *n))
+        .map(|n| known::read(repo, name, *n))
         .transpose()
+}
+
+/// Whether this process has found `identity` registered under `name`, in a repository that is far away. It
+/// may have changed since.
+#[must_use]
+pub fn was_registered(repo: &Repository, name: &str, identity: Identity) -> bool {
+    known::any(repo, name, |known| check(repo, known, identity).is_ok())
 }
 
 /// Registers the cluster under `name` when that is new, and else checks that it is the same one.

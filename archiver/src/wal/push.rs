@@ -235,14 +235,22 @@ impl Push<'_> {
 
 fn push_one(job: &Job, repo: &Repository) -> Result<Stored> {
     repo.require_key()?;
-    cluster::register_or_check(
-        repo,
-        &job.name,
-        job.identity,
-        Reason::FirstPush,
-        job.clock.as_ref(),
-    )?;
-    put_file(job, repo)
+    let register = || {
+        let clock = job.clock.as_ref();
+        cluster::register_or_check(repo, &job.name, job.identity, Reason::FirstPush, clock)
+    };
+    if !cluster::was_registered(repo, &job.name, job.identity) {
+        register()?;
+        return put_file(job, repo);
+    }
+    // It is far away: what was right a moment ago is looked at again while the file is on its way.
+    std::thread::scope(|scope| {
+        let registered = scope.spawn(register);
+        let stored = put_file(job, repo);
+        let panicked = |_| Err(Error::internal("panic", "a push panicked"));
+        registered.join().unwrap_or_else(panicked)?;
+        stored
+    })
 }
 
 /// Stores a file that another repository holds. The cluster's registration is the caller's affair:
