@@ -83,8 +83,9 @@ pub fn cancel_on_signal() -> Result<CancelToken> {
         .name("signals".to_owned())
         .spawn(move || {
             signals.wait();
-            tracing::info!("stopping; a second signal ends it at once");
+            // Whoever reads that it stops may rely on it.
             on_signal.cancel();
+            tracing::info!("stopping; a second signal ends it at once");
             end_now(signals.wait());
         })
         .map_err(|e| Error::io("could not start a thread", e))?;

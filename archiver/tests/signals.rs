@@ -122,7 +122,7 @@ fn a_hangup_cancels() {
     running.read_until("stopping");
     std::fs::write(&config, text(directory.path())).unwrap();
     let (ended, log) = running.end();
-    assert!(log.contains("(code cancelled)"), "{log}");
+    assert!(log.contains("(code cancelled)"), "{ended:?}: {log}");
     assert_eq!(ended, Some(20));
 }
 

@@ -38,6 +38,7 @@ mod t330_full_disk;
 mod t340_panic_and_cancel;
 mod t410_encryption;
 mod t411_rotation;
+mod t412_core;
 mod t420_retention;
 mod t430_s3;
 mod t431_s3_faults;

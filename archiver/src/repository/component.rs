@@ -381,4 +381,3 @@ fn table_damaged(detail: &str) -> Error {
         format!("the backup's entry table is damaged: {detail}"),
     )
 }
-

@@ -342,14 +342,22 @@ impl<'a> Oracle<'a> {
             return true;
         }
         for cluster in self.history.clusters.iter().filter(|c| c.current) {
-            let all = cluster.timelines.iter();
-            let begun = all.filter(|t| self.has_begun(cluster, t));
-            if let Some(last) = begun.max_by_key(|t| t.timeline)
-                && newest(&|b| {
+            let last = |of: &dyn Fn(&TimelineFacts) -> bool| {
+                let all = cluster.timelines.iter().filter(|t| of(t));
+                all.max_by_key(|t| t.timeline)
+            };
+            // What "latest" is, and what it will be once the first segment has come.
+            let has_wal = |t: &TimelineFacts| {
+                let key = |no| (cluster.system_id, t.timeline, no);
+                self.stored.range(key(0)..=key(u64::MAX)).next().is_some()
+            };
+            let begun = last(&|t| has_wal(t) && self.has_begun(cluster, t));
+            for last in [begun, last(&has_wal)].into_iter().flatten() {
+                if newest(&|b| {
                     self.good(b) && b.system_id == cluster.system_id && Self::leads(b, last)
-                })
-            {
-                return true;
+                }) {
+                    return true;
+                }
             }
         }
         let before = |n: u32| {
