@@ -301,7 +301,9 @@ fn postgres_dump_killed_between_two_names() {
         return;
     }
     let directory = TestDirectory::new("t581_dump_names");
-    let cluster = Cluster::builder(&directory, Major::Pg15, "a").start();
+    let cluster = Cluster::builder(&directory, Major::Pg15, "a")
+        .setting("wal_level = logical")
+        .start();
     cluster.psql("CREATE DATABASE shop");
     cluster.psql_in("shop", "CREATE TABLE docs AS SELECT 1 AS id");
     let mut scene = Scene::new(&directory, Dumps { cluster });
