@@ -85,25 +85,25 @@ show(P, 'inner')
 print(sorted(d['name'] for d in call('GET', '/tenants/acme/databases')[1]))
 ";
 
-struct Setting {
+pub(crate) struct Setting {
     directory: TestDirectory,
     cancel: CancelToken,
 }
 
 impl Setting {
-    fn new(test: &str) -> Self {
+    pub(crate) fn new(test: &str) -> Self {
         Self {
             directory: TestDirectory::new(test),
             cancel: CancelToken::default(),
         }
     }
 
-    fn server(&self, name: &str) -> ChromaServer {
+    pub(crate) fn server(&self, name: &str) -> ChromaServer {
         ChromaServer::start(&self.directory, &self.directory.folder(name))
     }
 
     /// Calls `work` with a scratch directory of its own, which must be the only place it leaves things in.
-    fn with<T>(&self, work: impl FnOnce(&Context<'_>) -> T) -> T {
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&Context<'_>) -> T) -> T {
         let scratch = tempfile::tempdir_in(self.directory.path()).unwrap();
         work(&Context {
             component: "vectors",
@@ -112,13 +112,13 @@ impl Setting {
         })
     }
 
-    fn capture(&self, driver: &dyn Driver) -> Result<MemorySource, Error> {
+    pub(crate) fn capture(&self, driver: &dyn Driver) -> Result<MemorySource, Error> {
         let sink = MemorySink::new();
         let point = self.with(|context| driver.capture(context, &sink))?;
         Ok(sink.finish(point))
     }
 
-    fn restore(
+    pub(crate) fn restore(
         &self,
         driver: &dyn Driver,
         source: &dyn Source,
@@ -147,14 +147,14 @@ fn of_folder(data: &Path) -> Box<dyn Driver> {
     driver(&format!("data_dir = \"{}\"", data.display()))
 }
 
-fn of_server(server: &ChromaServer) -> Box<dyn Driver> {
+pub(crate) fn of_server(server: &ChromaServer) -> Box<dyn Driver> {
     driver(&format!(
         "url = \"{}\"\ntenants = [\"default_tenant\", \"acme\"]",
         server.url()
     ))
 }
 
-fn select(names: &[&str], rename: &[(&str, &str)]) -> Request {
+pub(crate) fn select(names: &[&str], rename: &[(&str, &str)]) -> Request {
     let own = |text: &str| text.to_owned();
     Request {
         select: names.iter().map(|name| own(name)).collect(),

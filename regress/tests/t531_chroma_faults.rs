@@ -6,7 +6,8 @@
 //! Expectation: an export fails in time, and says so; a copy of files under the lock is whole whatever becomes of the
 //! server; the lock goes with whoever holds it; and the server holds what it held before.
 
-use crate::t530_chroma::{FILL, SHOW, SHOW_ALL};
+use crate::t530_chroma::{FILL, SHOW, SHOW_ALL, Setting, of_server, select};
+use pgark_archiver::component::Source as _;
 use pgark_regress::TestDirectory;
 use pgark_regress::chroma_server::ChromaServer;
 use pgark_regress::process::wait_until;
@@ -203,4 +204,47 @@ fn somebody_else(set: &mut StoreSet<'_>, server: &ChromaServer, section: &str) {
     set.failed(set.begin(&[]), LIMIT, "chroma_locked");
     holder.kill().unwrap();
     holder.wait().unwrap();
+}
+
+/// Of restores that were killed, on another host and long ago: a half goes, what may be all there is stays, and no
+/// backup has any of it without a word. (Killed here and now: `t581_in_place_databases`.)
+#[test]
+fn halves_go_and_what_is_whole_stays() {
+    let setting = Setting::new("t531_leftovers");
+    let server = setting.server("data");
+    server.python(
+        "call('POST', D + '/collections', {'name': 'docs'})\n\
+         assert call('POST', '/tenants', {'name': 'acme'})[0] in (200, 201)\n",
+    );
+    let driver = of_server(&server);
+    let backup = setting.capture(&*driver).unwrap();
+    server.python(
+        "for what in ('restoring', 'restored', 'replaced'):\n\
+         \x20   call('POST', D + '/collections', {'name': 'pgark-%s-00000000-1-0-0' % what})\n",
+    );
+    let lines = setting.with(|context| driver.check(context)).unwrap();
+    let wrong: Vec<_> = lines.iter().filter(|line| !line.ok).collect();
+    assert_eq!(wrong.len(), 1, "{lines:?}");
+    let said = |name: &str| wrong[0].detail.contains(name);
+    assert!(
+        said("pgark-restored-") && said("pgark-replaced-") && !said("pgark-restoring-"),
+        "{wrong:?}"
+    );
+    let again = setting.capture(&*driver).unwrap();
+    assert_eq!(again.paths(), backup.paths());
+    let notes = again.point().notes.join("\n");
+    for what in ["restoring", "restored", "replaced"] {
+        let note = format!("pgark-{what}-00000000-1-0-0 is ");
+        assert!(notes.contains(&note), "{notes}");
+    }
+    let mut request = select(&["docs"], &[]);
+    request.overwrite = true;
+    let done = setting.restore(&*driver, &backup, &request).unwrap();
+    assert_eq!(done.len(), 2, "{done:?}");
+    let names =
+        server.python("print(*sorted(c['name'] for c in call('GET', D + '/collections')[1]))");
+    assert_eq!(
+        names.trim(),
+        "docs pgark-replaced-00000000-1-0-0 pgark-restored-00000000-1-0-0"
+    );
 }

@@ -142,7 +142,7 @@ fn names(cluster: &Cluster<'_>) -> String {
 #[test]
 fn dumps_under_load_have_their_exact_lsn() {
     let setting = Setting::new("t540_load");
-    let cluster = Cluster::builder(&setting.directory, Major::Pg15, "a")
+    let mut cluster = Cluster::builder(&setting.directory, Major::Pg15, "a")
         .setting("wal_level = logical")
         .start();
     cluster.psql("CREATE DATABASE shop");
@@ -273,6 +273,47 @@ fn dumps_under_load_have_their_exact_lsn() {
     );
     assert_eq!(failed.unwrap_err().code(), "program_failed");
     assert_eq!(names(&cluster), before);
+
+    // Of restores that were killed, on another host and long ago: a half goes unless somebody is at work on it,
+    // what may be all there is stays. What takes no connections is left out, and not without a word.
+    for name in [
+        "restoring-00000000-1-0-0",
+        "restoring-00000000-1-0-1",
+        "restored-00000000-1-0-0",
+        "replaced-00000000-1-0-0",
+    ] {
+        cluster.psql(&format!("CREATE DATABASE \"pgark-{name}\""));
+    }
+    cluster.psql("ALTER DATABASE part ALLOW_CONNECTIONS false");
+    let all = self::driver(&cluster, "exclude_databases = [\"shop\", \"shop copy\"]");
+    let lines = setting.with(|context| all.check(context)).unwrap();
+    let wrong: Vec<&str> = lines
+        .iter()
+        .filter(|line| !line.ok)
+        .map(|line| line.detail.as_str())
+        .collect();
+    assert_eq!(wrong.len(), 2, "{lines:?}");
+    assert!(
+        wrong[0].contains("-restored-") && wrong[0].contains("-replaced-"),
+        "{wrong:?}"
+    );
+    assert_eq!(wrong[1], "no backup has part");
+    let notes = setting.capture(&*all).unwrap().point().notes.join("\n");
+    for name in ["part takes", "1-0-1 is half", "restored-00000000-1-0-0 is"] {
+        assert!(notes.contains(name), "{name}: {notes}");
+    }
+    let mut at_work = cluster.session("pgark-restoring-00000000-1-0-0");
+    at_work.query("SELECT 1;").unwrap();
+    let done = setting.restore(&*driver, &backup, &whole).unwrap();
+    cluster.log_mut().allow("is being accessed by other users");
+    drop(at_work);
+    let done = done.join("\n");
+    assert!(done.contains("could not be dropped"), "{done}");
+    assert_eq!(
+        names(&cluster),
+        "part pgark-replaced-00000000-1-0-0 pgark-restored-00000000-1-0-0 \
+         pgark-restoring-00000000-1-0-0 postgres shop shop copy template0 template1"
+    );
 
     // Into an empty server of a newer major: with the roles.
     let newer = Cluster::builder(&setting.directory, Major::Pg17, "b").start();

@@ -128,6 +128,48 @@ fn chroma_over_http() {
     check(&directory, Chroma::filled(&directory, false));
 }
 
+/// Killed when the old collection has another name and the new one not yet its own: both stay, whole.
+#[test]
+fn chroma_killed_between_two_names() {
+    if !tier::needs_full() {
+        return;
+    }
+    let directory = TestDirectory::new("t581_chroma_names");
+    let mut scene = Scene::new(&directory, Chroma::filled(&directory, false));
+    scene.back_up();
+    let before = scene.store.contents();
+    scene.store.change();
+    let changed = scene.store.contents();
+    let killed = scene.restore(&["--yes"], &[("PGARK_FAULT_CRASH", "chroma:set_aside")]);
+    assert_eq!(killed.code, 137, "{}{}", killed.stdout, killed.stderr);
+    let left = scene.store.contents();
+    let of = |what: &str| left.iter().find(|(name, _)| name.starts_with(what));
+    let ((old_name, old), (new_name, new)) = (
+        of("pgark-replaced-").unwrap(),
+        of("pgark-restored-").unwrap(),
+    );
+    let gone = before
+        .keys()
+        .find(|name| !left.contains_key(*name))
+        .unwrap();
+    assert_eq!((old, new), (&changed[gone], &before[gone]));
+
+    let told = scene.pgark.run(&["check"]);
+    assert!(
+        told.stdout.contains(old_name) && told.stdout.contains(new_name),
+        "{}{}",
+        told.stdout,
+        told.stderr
+    );
+    let backup = scene.backups()[0]["label"].as_str().unwrap().to_owned();
+    let again = ["--yes", "--backup", &backup];
+    scene.restore(&again, &[]).expect(0);
+    let mut expected = before.clone();
+    expected.insert(old_name.clone(), old.clone());
+    expected.insert(new_name.clone(), new.clone());
+    assert_eq!(scene.store.contents(), expected);
+}
+
 struct Qdrant {
     server: QdrantServer,
 }
@@ -250,6 +292,65 @@ fn postgres_dump() {
         "CREATE TABLE amounts AS SELECT n AS id, 2 * n AS amount FROM generate_series(1, 100) n",
     );
     check(&directory, Dumps { cluster });
+}
+
+/// As of Chroma.
+#[test]
+fn postgres_dump_killed_between_two_names() {
+    if !tier::needs_full() {
+        return;
+    }
+    let directory = TestDirectory::new("t581_dump_names");
+    let cluster = Cluster::builder(&directory, Major::Pg15, "a")
+        .setting("wal_level = logical")
+        .start();
+    cluster.psql("CREATE DATABASE shop");
+    cluster.psql_in("shop", "CREATE TABLE docs AS SELECT 1 AS id");
+    let mut scene = Scene::new(&directory, Dumps { cluster });
+    scene.back_up();
+    let docs = |scene: &Scene<'_, Dumps<'_>>, database: &str| {
+        let cluster = &scene.store.cluster;
+        cluster.psql_in(database, "SELECT string_agg(id::text, ' ') FROM docs")
+    };
+    let cluster = &scene.store.cluster;
+    cluster.psql_in("shop", "UPDATE docs SET id = 2");
+    let at = [("PGARK_FAULT_CRASH", "postgres_dump:set_aside")];
+    let killed = scene.restore(&["--yes"], &at);
+    assert_eq!(killed.code, 137, "{}{}", killed.stdout, killed.stderr);
+    let named = |scene: &Scene<'_, Dumps<'_>>, what: &str| {
+        scene.store.cluster.psql(&format!(
+            "SELECT string_agg(datname, ' ') FROM pg_database WHERE datname LIKE '{what}%'"
+        ))
+    };
+    assert_eq!(named(&scene, "shop"), "");
+    let old = named(&scene, "pgark-replaced-");
+    let new = named(&scene, "pgark-restored-");
+    assert_eq!(docs(&scene, &new), "1");
+
+    let backup = scene.backups()[0]["label"].as_str().unwrap().to_owned();
+    let again = ["--yes", "--backup", &backup];
+    scene.restore(&again, &[]).expect(0);
+    assert_eq!(docs(&scene, "shop"), "1");
+    assert_eq!(docs(&scene, &new), "1");
+    // As the guide says.
+    scene.store.cluster.psql("DROP DATABASE shop");
+    scene
+        .store
+        .cluster
+        .psql(&format!("ALTER DATABASE \"{old}\" RENAME TO shop"));
+    let told = scene.pgark.run(&["check"]);
+    let closed = "no backup has shop";
+    assert!(
+        told.stdout.contains(closed),
+        "{}{}",
+        told.stdout,
+        told.stderr
+    );
+    scene
+        .store
+        .cluster
+        .psql("ALTER DATABASE shop ALLOW_CONNECTIONS true");
+    assert_eq!(docs(&scene, "shop"), "2");
 }
 
 /// The samples of `up` until a time, of every target, in order.

@@ -225,8 +225,13 @@ impl Chroma {
             databases.extend(remote.databases(tenant)?);
         }
         let mut collections = Vec::new();
+        let mut notes = vec![
+            "taken over HTTP: records written meanwhile may be in it or not; data_dir is exact"
+                .to_owned(),
+        ];
         for database in &databases {
             collections.extend(remote.collections(database)?);
+            notes.extend(leftovers::left_out(&remote, database)?);
         }
         for collection in &mut collections {
             export(context, &remote, collection, sink)?;
@@ -240,10 +245,7 @@ impl Chroma {
             clock_skew_seconds: None,
             position: BTreeMap::from([("mode".to_owned(), json!("http"))]),
             evidence: evidence_of(&manifest),
-            notes: vec![
-                "taken over HTTP: records written meanwhile may be in it or not; data_dir is exact"
-                    .to_owned(),
-            ],
+            notes,
             server_version: Some(version),
         })
     }
@@ -346,10 +348,8 @@ impl Driver for Chroma {
             let answers = found.is_ok();
             lines.push(line("chroma server", found));
             if answers {
-                let left = self.remote(url);
-                let left =
-                    left.and_then(|remote| leftovers::count(&remote, &self.settings.tenants));
-                lines.push(line("chroma leftovers", left));
+                let remote = self.remote(url)?;
+                lines.push(leftovers::check(&remote, &self.settings.tenants));
             }
         }
         Ok(lines)

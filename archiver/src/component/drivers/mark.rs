@@ -23,9 +23,11 @@ pub(super) enum What {
     Snapshot,
     /// A file that was uploaded for a restore.
     Upload,
-    /// A collection or database that a restore fills before it gets the name that is wanted.
+    /// A collection or database that a restore fills: a half, which the next restore drops once it is dead.
     Restoring,
-    /// What had that name until then.
+    /// The same when it is complete, until it gets the name that is wanted. Nobody but its user drops it.
+    Restored,
+    /// What had that name until then; likewise its user's.
     Replaced,
 }
 
@@ -35,6 +37,7 @@ impl What {
             Self::Snapshot => "snapshot",
             Self::Upload => "upload",
             Self::Restoring => "restoring",
+            Self::Restored => "restored",
             Self::Replaced => "replaced",
         }
     }
@@ -94,6 +97,7 @@ impl Mark {
             "snapshot" => What::Snapshot,
             "upload" => What::Upload,
             "restoring" => What::Restoring,
+            "restored" => What::Restored,
             "replaced" => What::Replaced,
             _ => return None,
         };
@@ -128,7 +132,13 @@ impl Mark {
             };
             return in_use().contains(&base.name());
         }
-        std::path::Path::new(&format!("/proc/{}", self.process)).exists()
+        // Not /proc, which may hide the processes of others. They refuse the signal, and so exist.
+        let process = i32::try_from(self.process).ok();
+        process
+            .and_then(rustix::process::Pid::from_raw)
+            .is_some_and(|process| {
+                rustix::process::test_kill_process(process) != Err(rustix::io::Errno::SRCH)
+            })
     }
 
     /// Says that this process works with it, until the answer is dropped.
@@ -176,11 +186,17 @@ fn is_hex(text: &str, len: usize) -> bool {
             .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
-/// Which host this is, without telling its name to everybody who lists aliases.
+/// Which host this is, without telling its name to everybody who lists aliases. Containers may share name and
+/// machine-id and still number their processes each from 1: the namespace of the numbers belongs to it.
 fn this_host() -> String {
     let name = rustix::system::uname().nodename().to_bytes().to_vec();
     let id = std::fs::read("/etc/machine-id").unwrap_or_default();
-    let mut text = hex(&Sha256::new().chain_update(name).chain_update(id).finalize());
+    let numbers = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    let mut text = hex(&Sha256::new()
+        .chain_update(name)
+        .chain_update(id)
+        .chain_update(numbers.as_os_str().as_encoded_bytes())
+        .finalize());
     text.truncate(8);
     text
 }
@@ -201,7 +217,7 @@ mod tests {
             Mark::parse(&format!("{}.snapshot", upload.name())),
             Some(upload)
         );
-        for what in [What::Restoring, What::Replaced] {
+        for what in [What::Restoring, What::Restored, What::Replaced] {
             let mark = Mark::new(what, 1_700_000_000);
             // Postgres cuts names off.
             assert!(mark.name().len() < 64, "{}", mark.name());
@@ -236,6 +252,12 @@ mod tests {
             ..mark.clone()
         };
         assert!(!dead.is_alive(1000));
+        let none = Mark {
+            process: u32::MAX,
+            ..mark.clone()
+        };
+        assert!(!none.is_alive(1000));
+        // Another user's, where tests do not run as root.
         let first = Mark {
             process: 1,
             ..mark.clone()

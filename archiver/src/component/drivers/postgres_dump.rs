@@ -235,12 +235,14 @@ impl Driver for PostgresDump {
                 "t" => "exact".to_owned(),
                 _ => "between two: wal_level is not logical, or the role has no REPLICATION".to_owned(),
             });
-        Ok(vec![
+        let mut lines = vec![
             line("server of dumps", found),
             line("programs for dumps", programs),
             line("LSN of dumps", exact),
             leftovers::check(&mut wire),
-        ])
+        ];
+        lines.extend(leftovers::check_closed(&mut wire, &self.settings));
+        Ok(lines)
     }
 
     fn capture(&self, context: &Context<'_>, sink: &dyn Sink) -> Result<Point> {

@@ -1,52 +1,98 @@
-//! Collections that a restore was filling when it was killed: found by their names, and removed.
+//! Collections that a restore has left when it was killed, found by their names: the half that it was filling,
+//! which is removed by the next one; what it had restored; and what it was about to remove. Those are
+//! somebody's until he says otherwise.
 
-use super::manifest::Database;
+use super::manifest::{Collection, Database};
 use super::remote::Remote;
-use crate::Result;
+use crate::component::CheckLine;
+use crate::component::drivers::mark::{Mark, What};
+use crate::{Error, Result};
 
-/// How many there are, in words.
+fn dead(remote: &Remote, database: &Database) -> Result<Vec<(Mark, Collection)>> {
+    let now = chrono::Utc::now().timestamp();
+    let mut marked = remote.marked(database)?;
+    marked.retain(|(mark, _)| !mark.is_alive(now));
+    Ok(marked)
+}
+
+/// What a user gets told of it.
+fn described((mark, collection): &(Mark, Collection)) -> String {
+    let what = match mark.what {
+        What::Replaced => "what an interrupted restore has replaced",
+        What::Restored => "what an interrupted restore has restored",
+        What::Restoring | What::Snapshot | What::Upload => "half of an interrupted restore",
+    };
+    format!("collection {} is {what}", collection.full_name())
+}
+
+/// Says what there is.
+pub(super) fn check(remote: &Remote, tenants: &[String]) -> CheckLine {
+    const NAME: &str = "chroma leftovers";
+    const HINT: &str = "Delete it once it is not needed, or take it: \
+        collection.modify(name=…) of Chroma's client gives it its name.";
+    let found = || {
+        let mut all = Vec::new();
+        for tenant in tenants {
+            for database in remote.databases(tenant)? {
+                all.extend(dead(remote, &database)?);
+            }
+        }
+        Ok::<_, Error>(all)
+    };
+    let all = match found() {
+        Ok(all) => all,
+        Err(error) => return CheckLine::failed(NAME, &error, ""),
+    };
+    let kept = all.iter().filter(|(mark, _)| mark.what != What::Restoring);
+    let kept: Vec<String> = kept.map(described).collect();
+    match (kept.is_empty(), all.len()) {
+        (false, _) => CheckLine::wrong(NAME, kept.join("; "), HINT),
+        (true, 0) => CheckLine::well(NAME, "nothing of interrupted restores"),
+        (true, count) => CheckLine::well(
+            NAME,
+            format!("{count} of interrupted restores: the next restore removes them"),
+        ),
+    }
+}
+
+/// A note for each collection of `database` that a backup leaves out.
 ///
 /// # Errors
 /// The client's.
-pub(super) fn count(remote: &Remote, tenants: &[String]) -> Result<String> {
-    let now = chrono::Utc::now().timestamp();
-    let mut dead = 0_usize;
-    for tenant in tenants {
-        for database in remote.databases(tenant)? {
-            let all = remote.unfinished(&database)?;
-            dead += all.iter().filter(|(mark, _)| !mark.is_alive(now)).count();
-        }
-    }
-    Ok(match dead {
-        0 => "nothing of interrupted restores".to_owned(),
-        count => format!("{count} of interrupted restores: the next restore removes them"),
-    })
+pub(super) fn left_out(remote: &Remote, database: &Database) -> Result<Vec<String>> {
+    let dead = dead(remote, database)?;
+    let note = |one| format!("{}: it is not in the backup", described(one));
+    Ok(dead.iter().map(note).collect())
 }
 
-/// Removes those of a database; a note for each of them. That one cannot be removed keeps nobody from a
+/// Removes the halves in a database; a note for each of them. That one cannot be removed keeps nobody from a
 /// restore.
 pub(super) fn sweep(remote: &Remote, database: &Database) -> Vec<String> {
-    remove(remote, database).unwrap_or_else(|error| {
-        let note = format!("what an interrupted restore has left could not be removed: {error}");
+    let failed = |what: &str, error: &Error| {
+        let note = format!("{what}, left by an interrupted restore, could not be removed: {error}");
         tracing::warn!(code = error.code(), "{note}");
-        vec![note]
-    })
-}
-
-fn remove(remote: &Remote, database: &Database) -> Result<Vec<String>> {
-    let now = chrono::Utc::now().timestamp();
+        note
+    };
+    let dead = match dead(remote, database) {
+        Ok(dead) => dead,
+        Err(error) => return vec![failed("collections", &error)],
+    };
     let mut notes = Vec::new();
-    for (mark, collection) in remote.unfinished(database)? {
-        if mark.is_alive(now) {
+    for (mark, collection) in dead {
+        if mark.what != What::Restoring {
             continue;
         }
-        remote.remove(&collection)?;
-        let note = format!(
-            "removed collection {}, which an interrupted restore had left",
-            collection.full_name()
-        );
-        tracing::info!("{note}");
-        notes.push(note);
+        let name = collection.full_name();
+        notes.push(match remote.remove(&collection) {
+            Ok(()) => {
+                let note =
+                    format!("removed collection {name}, which an interrupted restore had left");
+                tracing::info!("{note}");
+                note
+            }
+            // The next one may be removable.
+            Err(error) => failed(&format!("collection {name}"), &error),
+        });
     }
-    Ok(notes)
+    notes
 }

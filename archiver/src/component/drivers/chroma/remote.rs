@@ -4,7 +4,7 @@ use super::manifest::{Collection, Database, Wanted};
 use super::record::{Digest, Record};
 use crate::component::Context;
 use crate::component::drivers::http::Http;
-use crate::component::drivers::mark::{Mark, What};
+use crate::component::drivers::mark::Mark;
 use crate::{Error, Result};
 use reqwest::{Method, StatusCode};
 use serde::Deserialize;
@@ -34,11 +34,6 @@ struct Got {
     uris: Option<Vec<Option<String>>>,
     #[serde(default)]
     metadatas: Option<Vec<Option<BTreeMap<String, Value>>>>,
-}
-
-/// Whose restore fills the collection of this name; `None`: it is no such collection.
-fn restoring(name: &str) -> Option<Mark> {
-    Mark::parse(name).filter(|mark| mark.what == What::Restoring)
 }
 
 /// The path of a database's collections, and what follows.
@@ -94,25 +89,25 @@ impl Remote {
             .collect()
     }
 
-    /// Every collection of a database, as the server describes it, without those that a restore is filling:
-    /// no application has made them, and they may be halves.
+    /// Every collection of a database, as the server describes it, without those that restores have named:
+    /// they may be halves, or go away at any moment.
     ///
     /// # Errors
     /// The client's.
     pub(super) fn collections(&self, database: &Database) -> Result<Vec<Collection>> {
         let mut all = self.all_collections(database)?;
-        all.retain(|one| restoring(&one.name).is_none());
+        all.retain(|one| Mark::parse(&one.name).is_none());
         Ok(all)
     }
 
-    /// Those that restores are filling, or have left when they were killed.
+    /// Those that restores are filling, replacing, or have left when they were killed.
     ///
     /// # Errors
     /// The client's.
-    pub(super) fn unfinished(&self, database: &Database) -> Result<Vec<(Mark, Collection)>> {
+    pub(super) fn marked(&self, database: &Database) -> Result<Vec<(Mark, Collection)>> {
         let all = self.all_collections(database)?.into_iter();
         Ok(all
-            .filter_map(|one| Some((restoring(&one.name)?, one)))
+            .filter_map(|one| Some((Mark::parse(&one.name)?, one)))
             .collect())
     }
 

@@ -150,7 +150,8 @@ fn one_collection(
     wanted: &Wanted<'_>,
     there: Option<&Collection>,
 ) -> Result<u64> {
-    let mark = Mark::new(What::Restoring, chrono::Utc::now().timestamp());
+    let now = chrono::Utc::now().timestamp();
+    let mark = Mark::new(What::Restoring, now);
     let _held = mark.hold();
     let name = mark.name();
     let made = remote.create(wanted, &name)?;
@@ -168,15 +169,41 @@ fn one_collection(
             return Err(error);
         }
     };
-    if let Some(there) = there {
-        remote.remove(there)?;
-    }
-    remote.rename(&made, &wanted.name).map_err(|error| {
+    crate::fault::point("chroma:filled");
+    // Complete, and no half that the next restore may remove: below its user may be told to keep it.
+    let mark = Mark::new(What::Restored, now);
+    let _held = mark.hold();
+    let restored = mark.name();
+    remote.rename(&made, &restored)?;
+    let kept = |error: Error| {
+        let name = &wanted.name;
         error.with_hint(format!(
-            "The restored records are in collection {name}; rename it to {}.",
-            wanted.name
+            "The restored records are in collection {restored}: rename it to {name}, or delete it."
         ))
-    })?;
+    };
+    // The old one is not removed before the new one has its name.
+    let mark = Mark::new(What::Replaced, now);
+    let _held = mark.hold();
+    let old = there.map(|there| Collection {
+        name: mark.name(),
+        ..there.clone()
+    });
+    if let Some(old) = &old {
+        remote.rename(old, &old.name).map_err(kept)?;
+    }
+    crate::fault::point("chroma:set_aside");
+    if let Err(error) = remote.rename(&made, &wanted.name) {
+        if let Some(old) = &old
+            && let Err(left) = remote.rename(old, &wanted.name)
+        {
+            let (code, old) = (left.code(), &old.name);
+            tracing::warn!(code, "what was there before is collection {old}: {left}");
+        }
+        return Err(kept(error));
+    }
+    if let Some(old) = &old {
+        remote.remove(old)?;
+    }
     Ok(count)
 }
 

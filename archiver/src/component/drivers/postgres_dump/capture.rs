@@ -1,10 +1,9 @@
 //! From a server into a backup, database by database, each of one snapshot.
 
-use super::inspect;
 use super::manifest::{Database, GLOBALS, Manifest, PATH};
 use super::programs::{Programs, Run, Server};
 use super::wire::{Purpose, Wire, literal};
-use super::{Format, PostgresDump};
+use super::{Format, PostgresDump, inspect, leftovers};
 use crate::component::{Consistency, Context, Entry, Point, Sink};
 use crate::{Error, Result};
 use chrono::Utc;
@@ -109,7 +108,7 @@ pub(super) fn capture(
     let version = wire.version().to_owned();
     let programs = driver.programs(&wire)?;
     let names = inspect::databases(&mut wire, &settings.databases, &settings.exclude_databases)?;
-    let mut notes = Vec::new();
+    let mut notes = leftovers::left_out(&mut wire, settings)?;
     let mut databases = Vec::new();
     // All snapshots first, one right after the other: databases of one instant there are not.
     let mut snapshots = Vec::new();

@@ -174,6 +174,19 @@ pub(super) fn making(wire: &mut Wire, database: &str) -> Result<(String, Vec<Str
     Ok((options, statements))
 }
 
+/// Databases, neither templates nor ours, that take no connections, and so are in no backup.
+///
+/// # Errors
+/// The server's.
+pub(super) fn closed(wire: &mut Wire, without: &[String]) -> Result<Vec<String>> {
+    let rows = wire.query(
+        "SELECT datname FROM pg_database WHERE NOT datallowconn AND NOT datistemplate ORDER BY datname COLLATE \"C\"",
+    )?;
+    let names = rows.iter().map(|row| text(row, 0));
+    let meant = |name: &String| Mark::parse(name).is_none() && !without.contains(name);
+    Ok(names.filter(meant).collect())
+}
+
 /// The databases that a backup takes.
 ///
 /// # Errors

@@ -262,19 +262,39 @@ impl Restoring<'_> {
             return Err(error);
         }
         crate::fault::point("postgres_dump:filled");
-        let replaced = exists(wire, &wanted.name)?;
-        // Filling it may have taken hours, in which somebody else has filled the other one.
-        if replaced && !self.overwrite && !is_empty(self.address, &wanted.name)? {
-            return Err(database_exists(&wanted.name).with_hint(format!(
-                "It was filled since this restore began. The restored database is \"{name}\"."
-            )));
-        }
-        let old = Mark::new(What::Replaced, now).name();
-        if replaced {
-            move_away(wire, &wanted.name, &old)?;
-        }
-        let renamed = wire.query(&format!(
+        // Complete, and no half that the next restore may drop: below its user may be told to keep it.
+        let mark = Mark::new(What::Restored, now);
+        let _held = mark.hold();
+        let restored = mark.name();
+        wire.query(&format!(
             "ALTER DATABASE {quoted} RENAME TO {}",
+            identifier(&restored)
+        ))?;
+        let kept = |why: &str| {
+            let name = &wanted.name;
+            format!(
+                "{why}The restored database is \"{restored}\": rename it to \"{name}\", or drop it."
+            )
+        };
+        let replaced = exists(wire, &wanted.name).map_err(|e| e.with_hint(kept("")))?;
+        // Filling it may have taken hours, in which somebody else has filled the other one.
+        if replaced && !self.overwrite {
+            let empty = is_empty(self.address, &wanted.name);
+            if !empty.map_err(|e| e.with_hint(kept("")))? {
+                let why = kept("It was filled since this restore began. ");
+                return Err(database_exists(&wanted.name).with_hint(why));
+            }
+        }
+        let mark = Mark::new(What::Replaced, now);
+        let _held = mark.hold();
+        let old = mark.name();
+        if replaced {
+            move_away(wire, &wanted.name, &old).map_err(|e| e.with_hint(kept("")))?;
+        }
+        crate::fault::point("postgres_dump:set_aside");
+        let renamed = wire.query(&format!(
+            "ALTER DATABASE {} RENAME TO {}",
+            identifier(&restored),
             identifier(&wanted.name)
         ));
         if let Err(error) = renamed {
@@ -284,10 +304,7 @@ impl Restoring<'_> {
                 let _ = wire.query(&format!("ALTER DATABASE {old} RENAME TO {name}"));
                 let _ = wire.query(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true"));
             }
-            return Err(error.with_hint(format!(
-                "The restored database is \"{name}\"; rename it to \"{}\".",
-                wanted.name
-            )));
+            return Err(error.with_hint(kept("")));
         }
         if replaced {
             wire.query(&format!("DROP DATABASE {} WITH (FORCE)", identifier(&old)))?;
@@ -389,18 +406,23 @@ fn move_away(wire: &mut Wire, name: &str, to: &str) -> Result<()> {
     wire.query(&format!("ALTER DATABASE {quoted} ALLOW_CONNECTIONS false"))?;
     let mut attempts = 0;
     loop {
-        wire.query(&format!(
+        // A role that is no superuser may end no superuser's session.
+        let sent_away = wire.query(&format!(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {}",
             literal(name)
-        ))?;
-        match wire.query(&format!(
-            "ALTER DATABASE {quoted} RENAME TO {}",
-            identifier(to)
-        )) {
+        ));
+        let rename = format!("ALTER DATABASE {quoted} RENAME TO {}", identifier(to));
+        match sent_away.and_then(|_| wire.query(&rename)) {
             Ok(_) => return Ok(()),
             Err(error) if attempts >= 50 => {
                 // As it was: the caller has lost nothing but time.
-                wire.query(&format!("ALTER DATABASE {quoted} ALLOW_CONNECTIONS true"))?;
+                let open = format!("ALTER DATABASE {quoted} ALLOW_CONNECTIONS true");
+                if let Err(left) = wire.query(&open) {
+                    tracing::warn!(
+                        code = left.code(),
+                        "database \"{name}\" takes no connections any more: {left}"
+                    );
+                }
                 return Err(error.context(format!("could not replace database \"{name}\"")));
             }
             Err(_) => {
