@@ -11,8 +11,9 @@ pub(crate) mod injected;
 ///
 /// With the feature: `PGARK_FAULT_CRASH="area:step"` or `"area:step:3"` (the third time) kills the process
 /// with SIGKILL, `PGARK_FAULT_PANIC` panics likewise, `PGARK_FAULT_SLEEP="area:step=seconds"` sleeps
-/// every time. With `PGARK_FAULT_COUNT=/path` each pass appends a line
-/// `<pid> <thread> point <name>` there, so that a test learns how many positions there are.
+/// every time, `PGARK_FAULT_GATE="area:step=/path"` waits until that file is there. With
+/// `PGARK_FAULT_COUNT=/path` each pass appends a line `<pid> <thread> point <name>` there, so that a
+/// test learns how many positions there are.
 #[inline(always)]
 pub fn point(name: &str) {
     #[cfg(any(test, feature = "fault-injection"))]

@@ -9,6 +9,7 @@ pub mod conformance;
 pub mod faulty;
 mod key;
 pub mod memory;
+pub(crate) mod pace;
 mod policy;
 pub mod posix;
 pub mod s3;

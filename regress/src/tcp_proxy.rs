@@ -16,6 +16,8 @@ struct Plan {
     bytes: Option<u64>,
     /// Bytes from the server that still pass before all is held back.
     hold: Option<u64>,
+    /// Bytes from the server that still pass before all trickles.
+    trickle: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -120,9 +122,16 @@ impl TcpProxy {
         self.shared.held.store(false, Ordering::SeqCst);
     }
 
-    /// What the server sends passes a byte at a time, ten a second; or at once again.
-    pub fn trickle(&self, trickles: bool) {
-        self.shared.trickles.store(trickles, Ordering::SeqCst);
+    /// `bytes` more pass from the server, of all connections together, in whole pieces; then what it sends passes a
+    /// byte at a time, ten a second, until [`TcpProxy::flow`].
+    pub fn trickle_after(&self, bytes: u64) {
+        self.shared.plan.lock().unwrap().trickle = Some(bytes);
+    }
+
+    /// What the server sends passes at once again; whether it trickled.
+    pub fn flow(&self) -> bool {
+        self.shared.plan.lock().unwrap().trickle = None;
+        self.shared.trickles.swap(false, Ordering::SeqCst)
     }
 
     /// How many bytes the server has sent since this was last asked.
@@ -175,14 +184,20 @@ impl Shared {
     fn count(&self, bytes: u64) {
         self.answered.fetch_add(bytes, Ordering::SeqCst);
         let mut plan = self.plan.lock().unwrap();
-        match &mut plan.hold {
-            Some(left) if *left < bytes => {
-                plan.hold = None;
-                self.held.store(true, Ordering::SeqCst);
-            }
-            Some(left) => *left -= bytes,
-            None => {}
+        reach(&mut plan.hold, bytes, &self.held);
+        reach(&mut plan.trickle, bytes, &self.trickles);
+    }
+}
+
+/// Of `left` bytes `bytes` pass; sets `reached` when that is more.
+fn reach(left: &mut Option<u64>, bytes: u64, reached: &AtomicBool) {
+    match left {
+        Some(some) if *some < bytes => {
+            *left = None;
+            reached.store(true, Ordering::SeqCst);
         }
+        Some(some) => *some -= bytes,
+        None => {}
     }
 }
 

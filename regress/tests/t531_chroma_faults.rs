@@ -11,14 +11,16 @@ use pgark_archiver::component::Source as _;
 use pgark_regress::TestDirectory;
 use pgark_regress::chroma_server::ChromaServer;
 use pgark_regress::process::wait_until;
-use pgark_regress::store_set::StoreSet;
+use pgark_regress::store_set::{Running, StoreSet};
 use pgark_regress::tcp_proxy::TcpProxy;
 use pgark_regress::tier;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Far above every limit that is set here: a slow machine must not fail these tests, nor a run that hangs pass.
-const LIMIT: Duration = Duration::from_secs(40);
+const LIMIT: Duration = Duration::from_secs(120);
+/// Seconds, where a limit must strike: enough for everything before it on a slow machine.
+const HASTY: u32 = 6;
 const UNREACHABLE: &str = "component_unreachable";
 
 fn shown(server: &ChromaServer) -> String {
@@ -46,11 +48,11 @@ fn an_export_whose_server_fails_ends_in_time() {
         proxy.hold_after(half);
         let running = set.begin(&[]);
         wait_until("records are on their way", LIMIT, || proxy.is_held());
-        set.assert_held();
         running
     };
 
     let running = in_the_middle(&set);
+    set.assert_held();
     server.kill();
     proxy.cut_all();
     proxy.let_go();
@@ -60,24 +62,23 @@ fn an_export_whose_server_fails_ends_in_time() {
 
     // Back before anybody saw that it was gone.
     let running = in_the_middle(&set);
+    set.assert_held();
     server.again();
     proxy.cut_all();
     proxy.let_go();
     set.failed(running, LIMIT, UNREACHABLE);
 
-    set.configure(&section(2));
+    set.configure(&section(HASTY));
     let running = in_the_middle(&set);
     let silent = set.failed(running, LIMIT, UNREACHABLE);
     let why = silent["detail"].as_str().unwrap();
     assert!(why.contains("stopped in mid-answer"), "{why}");
     proxy.let_go();
-    let running = in_the_middle(&set);
-    proxy.trickle(true);
-    proxy.let_go();
-    let slow = set.failed(running, LIMIT, UNREACHABLE);
+    proxy.trickle_after(half);
+    let slow = set.failed(set.begin(&[]), LIMIT, UNREACHABLE);
+    assert!(proxy.flow());
     let why = slow["detail"].as_str().unwrap();
     assert!(why.contains("sent no more than"), "{why}");
-    proxy.trickle(false);
 
     set.configure(&section(60));
     let whole = set.whole(set.begin(&[]), LIMIT);
@@ -108,19 +109,30 @@ fn is_locked(server: &ChromaServer) -> bool {
 
 const POINT: &str = "chroma:locked";
 
-/// Begins a set that stays for so many seconds where it holds the lock.
-fn locked(set: &StoreSet<'_>, folder: &Path, seconds: u32) -> pgark_regress::store_set::Running {
-    let points = folder.join("points");
-    let _ = std::fs::remove_file(&points);
+/// What lets a set go on that [`locked`] has begun.
+struct Gate(PathBuf);
+
+impl Gate {
+    fn open(&self) {
+        std::fs::write(&self.0, "").unwrap();
+    }
+}
+
+/// Begins a set that stays where it holds the lock, until its gate is opened.
+fn locked(set: &StoreSet<'_>, folder: &Path) -> (Running, Gate) {
+    let (points, gate) = (folder.join("points"), Gate(folder.join("gate")));
+    for old in [&points, &gate.0] {
+        let _ = std::fs::remove_file(old);
+    }
     let running = set.begin(&[
-        ("PGARK_FAULT_SLEEP", &format!("{POINT}={seconds}")),
+        ("PGARK_FAULT_GATE", &format!("{POINT}={}", gate.0.display())),
         ("PGARK_FAULT_COUNT", points.to_str().unwrap()),
     ]);
     wait_until("the lock is held", LIMIT, || {
         std::fs::read_to_string(&points).is_ok_and(|text| text.contains(POINT))
     });
     set.assert_held();
-    running
+    (running, gate)
 }
 
 #[test]
@@ -135,7 +147,8 @@ fn a_copy_under_the_lock_does_not_need_the_server() {
             server.data().display()
         )
     };
-    let (patient, hasty) = (section(""), section("lock_hold_seconds = 1\n"));
+    let patient = section("lock_hold_seconds = 120\n");
+    let hasty = section("lock_hold_seconds = 1\n");
     let waiting = section("lock_wait_seconds = 1\n");
     let mut set = StoreSet::new(&directory, &patient);
     let restored = |set: &StoreSet<'_>, whole: &serde_json::Value, name: &str| {
@@ -145,19 +158,25 @@ fn a_copy_under_the_lock_does_not_need_the_server() {
         assert_eq!(shown(&server), before, "{name}");
     };
 
-    let running = locked(&set, directory.path(), 1);
+    let (running, gate) = locked(&set, directory.path());
     assert!(is_locked(&server));
     server.kill();
+    gate.open();
     let killed = set.whole(running, LIMIT);
     restored(&set, &killed, "killed");
     server.again();
     assert_eq!(shown(&server), before);
 
     // One that is started meanwhile waits for the lock, and comes up.
-    let running = locked(&set, directory.path(), 1);
+    let (running, gate) = locked(&set, directory.path());
     server.kill();
     assert!(is_locked(&server));
+    let opening = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(1));
+        gate.open();
+    });
     server.again();
+    opening.join().unwrap();
     let restarted = set.whole(running, LIMIT);
     assert_eq!(shown(&server), before);
     if tier::is_full() {
@@ -166,11 +185,14 @@ fn a_copy_under_the_lock_does_not_need_the_server() {
 
     // It stands still, and so does the disk: the one is not needed, the other is not waited for.
     server.pause(true);
-    let running = locked(&set, directory.path(), 0);
+    let (running, gate) = locked(&set, directory.path());
+    gate.open();
     set.whole(running, LIMIT);
     server.pause(false);
     set.configure(&hasty);
-    let running = locked(&set, directory.path(), 2);
+    let (running, gate) = locked(&set, directory.path());
+    std::thread::sleep(Duration::from_secs(1));
+    gate.open();
     set.failed(running, LIMIT, "chroma_lock_slow");
     assert!(!is_locked(&server));
     server.python("assert call('POST', D + '/collections', {'name': 'new'})[0] == 200");

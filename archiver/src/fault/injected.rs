@@ -4,14 +4,18 @@ use crate::storage::SharedStorage;
 use crate::storage::faulty::{Faults, FaultyStorage};
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// For how long a gate may stay shut.
+const GATE_WAIT_MAX: Duration = Duration::from_secs(120);
 
 struct Settings {
     crash: Option<(String, u64)>,
     panic: Option<(String, u64)>,
     sleep: Option<(String, Duration)>,
+    gate: Option<(String, PathBuf)>,
     count: Option<PathBuf>,
 }
 
@@ -27,6 +31,9 @@ fn settings() -> &'static Settings {
         sleep: std::env::var("PGARK_FAULT_SLEEP")
             .ok()
             .map(|text| pause(&text)),
+        gate: std::env::var("PGARK_FAULT_GATE")
+            .ok()
+            .map(|text| gate(&text)),
         count: std::env::var_os("PGARK_FAULT_COUNT").map(PathBuf::from),
     })
 }
@@ -57,6 +64,27 @@ fn pause(text: &str) -> (String, Duration) {
     }
 }
 
+/// `name=/path`.
+fn gate(text: &str) -> (String, PathBuf) {
+    match text.split_once('=') {
+        Some((name, path)) if path.starts_with('/') => (name.to_owned(), PathBuf::from(path)),
+        _ => panic!("malformed fault gate {text:?}"),
+    }
+}
+
+/// Until a test has made `path`: one that died does not keep this process for ever.
+fn wait_for(path: &Path) {
+    let begun = Instant::now();
+    while !path.exists() {
+        assert!(
+            begun.elapsed() < GATE_WAIT_MAX,
+            "nobody opened the gate {}",
+            path.display()
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 pub(super) fn point(name: &str) {
     let settings = settings();
     count("point", name);
@@ -65,6 +93,11 @@ pub(super) fn point(name: &str) {
         && at == name
     {
         std::thread::sleep(*duration);
+    }
+    if let Some((at, path)) = &settings.gate
+        && at == name
+    {
+        wait_for(path);
     }
     if !is_here(&settings.crash) && !is_here(&settings.panic) {
         return;
@@ -143,6 +176,7 @@ mod tests {
         assert_eq!(position("a:b"), ("a:b".to_owned(), 1));
         assert_eq!(position("a:b:3"), ("a:b".to_owned(), 3));
         assert_eq!(pause("a=0.5"), ("a".to_owned(), Duration::from_millis(500)));
+        assert_eq!(gate("a:b=/c"), ("a:b".to_owned(), PathBuf::from("/c")));
     }
 
     #[test]

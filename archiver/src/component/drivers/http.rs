@@ -1,6 +1,7 @@
 //! What the drivers of stores with an HTTP interface share: one client, one meaning of what can go
 //! wrong, limits on what an answer may hold.
 
+use crate::storage::pace::Pace;
 use crate::storage::s3::settings::secret;
 use crate::{Error, Result};
 use reqwest::blocking::{Client, ClientBuilder, Request, RequestBuilder, Response};
@@ -17,8 +18,6 @@ const ANSWER_BYTES_MAX: u64 = 1 << 30;
 const REFUSAL_CHARS_MAX: usize = 400;
 /// How long a connection may take.
 const CONNECT_SECONDS: u64 = 10;
-/// The slowest link that the time for an answer allows for.
-const BYTES_PER_SECOND_MIN: u64 = 256 << 10;
 const UNREACHABLE: &str = "Look whether the store runs, at its address in [component.*], and at how long an answer may \
     take there; then run the command again.";
 
@@ -201,18 +200,18 @@ impl Http {
         }
     }
 
-    /// The whole of an answer, for which there is as much time as for its beginning, and more for one that is
-    /// large and comes on.
+    /// The whole of an answer, for as long as it comes on.
     ///
     /// # Errors
     /// Kind Unavailable, `component_unreachable`, when it breaks off or is too slow; Data for one that is too
     /// large.
     pub(super) fn body(&self, response: Response) -> Result<Vec<u8>> {
-        let began = Instant::now();
+        let mut pace = Pace::new(self.timeout);
         let mut bytes = Vec::new();
         let mut piece = vec![0; 64 << 10];
         let mut response = response.take(ANSWER_BYTES_MAX + 1);
         loop {
+            let began = Instant::now();
             let read = match response.read(&mut piece) {
                 Ok(0) => break,
                 Ok(read) => read,
@@ -220,15 +219,8 @@ impl Http {
                 Err(e) => return Err(self.broke_off(e)),
             };
             bytes.extend_from_slice(piece.get(..read).unwrap_or_default());
-            // The client limits each reading alone: a server that trickles would never meet that.
-            let received = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-            let slow = Duration::from_secs(received / BYTES_PER_SECOND_MIN);
-            if began.elapsed() > self.timeout.saturating_add(slow) {
-                return Err(self.unavailable(format!(
-                    "{} sent no more than {received} bytes of an answer within {} s",
-                    self.name,
-                    began.elapsed().as_secs()
-                )));
+            if let Some(trickle) = pace.trickle(read, began.elapsed()) {
+                return Err(self.unavailable(format!("{} sent {trickle} in mid-answer", self.name)));
             }
         }
         if bytes.len() as u64 > ANSWER_BYTES_MAX {

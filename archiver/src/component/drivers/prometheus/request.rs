@@ -7,16 +7,20 @@ use super::snapshot::{FOLDER, MARK, marking};
 use crate::Result;
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// How the names of notes begin.
 const NOTE: &str = "pgark.request-";
 /// The largest note that is read.
 const NOTE_BYTES_MAX: u64 = 16 << 20;
+/// How often a new note is begun, when a backup of another pgark takes it for a leftover.
+const BEGINNINGS_MAX: u32 = 10;
 /// For how long after a request of a pgark that was killed the server may have begun.
 const BEGIN_SECONDS_MAX: i64 = 60;
 
@@ -48,33 +52,22 @@ impl Request {
     /// # Errors
     /// When it cannot be written: then a snapshot could not be removed either.
     pub(super) fn note(data_dir: &Path) -> Result<Self> {
-        let from = Utc::now();
-        let name = format!(
-            "{NOTE}{}-{}",
-            std::process::id(),
-            from.timestamp_nanos_opt().unwrap_or_default()
-        );
         // The server makes the folder with its first snapshot; ours might not be its own to write to.
         let folder = data_dir.join(FOLDER);
         let place = match folder.is_dir() {
             true => folder,
             false => data_dir.to_owned(),
         };
-        let path = place.join(name);
-        let note = Note {
-            from,
-            until: None,
-            before: snapshots(data_dir),
-        };
-        let opened = File::create_new(&path).and_then(|file| {
-            flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-            Ok(file)
-        });
+        let (path, file) = begin(&place).map_err(|e| marking(&place, e))?;
         let mut request = Self {
             data_dir: data_dir.to_owned(),
-            file: opened.map_err(|e| marking(&place, e))?,
             path,
-            note,
+            file,
+            note: Note {
+                from: Utc::now(),
+                until: None,
+                before: snapshots(data_dir),
+            },
             keep: false,
         };
         request.write().map_err(|e| marking(&place, e))?;
@@ -88,8 +81,8 @@ impl Request {
         self.file.write_all(&text)
     }
 
-    /// The server refused, or failed: it makes nothing any more, and may have begun.
-    pub(super) fn refused(mut self) {
+    /// The server failed: it makes nothing any more, and may have begun.
+    pub(super) fn failed(mut self) {
         self.note.until = Some(Utc::now());
         remove(&self.data_dir, &self.note);
     }
@@ -98,7 +91,9 @@ impl Request {
     /// server may still be at work.
     pub(super) fn lost(mut self) {
         self.note.until = Some(Utc::now());
-        remove(&self.data_dir, &self.note);
+        // Whoever removes ours of several leaves one, which must not pass for ours then.
+        let several = remove(&self.data_dir, &self.note);
+        self.note.before.extend(several);
         self.keep = true;
         if let Err(error) = self.write() {
             tracing::warn!("could not write to \"{}\": {error}", self.path.display());
@@ -112,6 +107,34 @@ impl Drop for Request {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// Makes the file of a note, and locks it.
+fn begin(place: &Path) -> std::io::Result<(PathBuf, File)> {
+    for n in 0..BEGINNINGS_MAX {
+        let now = Utc::now().timestamp_nanos_opt().unwrap_or_default();
+        let path = place.join(format!("{NOTE}{}-{now}-{n}", std::process::id()));
+        let file = File::create_new(&path)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) if is_at(&file, &path) => return Ok((path, file)),
+            // Until it is locked it looks like a leftover.
+            Ok(()) | Err(Errno::WOULDBLOCK) => {
+                let _ = std::fs::remove_file(&path);
+            }
+            Err(error) => {
+                let _ = std::fs::remove_file(&path);
+                return Err(error.into());
+            }
+        }
+    }
+    Err(Errno::WOULDBLOCK.into())
+}
+
+/// Whether `file` is what `path` names: not when somebody else has removed it meanwhile.
+fn is_at(file: &File, path: &Path) -> bool {
+    let there = std::fs::symlink_metadata(path);
+    let same = file.metadata().and_then(|own| Ok((own, there?)));
+    same.is_ok_and(|(own, there)| (own.dev(), own.ino()) == (there.dev(), there.ino()))
 }
 
 /// The names of the snapshots below `data_dir`.
@@ -136,8 +159,8 @@ fn begun(name: &str) -> Option<DateTime<Utc>> {
 }
 
 /// Removes the snapshot that was made for a request. Where several may be it none is removed: the others are of
-/// other programs.
-fn remove(data_dir: &Path, note: &Note) {
+/// other programs; their names.
+fn remove(data_dir: &Path, note: &Note) -> BTreeSet<String> {
     let until = note.until.unwrap_or_else(|| {
         let most = TimeDelta::seconds(BEGIN_SECONDS_MAX);
         note.from.checked_add_signed(most).unwrap_or(note.from)
@@ -160,7 +183,7 @@ fn remove(data_dir: &Path, note: &Note) {
             folder.display(),
             names.join(", ")
         );
-        return;
+        return ours;
     }
     for name in ours {
         let path = folder.join(name);
@@ -172,6 +195,7 @@ fn remove(data_dir: &Path, note: &Note) {
             ),
         }
     }
+    BTreeSet::new()
 }
 
 /// Removes what requests have left whose answers nobody got.
@@ -186,11 +210,17 @@ pub(super) fn sweep(data_dir: &Path) -> Result<()> {
                 .file_name()
                 .to_str()
                 .is_some_and(|n| n.starts_with(NOTE));
+            if !is_note || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                continue;
+            }
             let path = entry.path();
             let Ok(file) = File::options().read(true).write(true).open(&path) else {
                 continue;
             };
-            if !is_note || flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            // The request may have gone well meanwhile, and its note with it.
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()
+                || !is_at(&file, &path)
+            {
                 continue;
             }
             let mut text = Vec::new();
@@ -199,7 +229,10 @@ pub(super) fn sweep(data_dir: &Path) -> Result<()> {
             if let (Ok(_), Ok(note)) = (read, serde_json::from_slice::<Note>(&text)) {
                 remove(data_dir, &note);
             }
-            std::fs::remove_file(&path).map_err(|e| marking(&path, e))?;
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(marking(&path, e)),
+                _ => {}
+            }
         }
     }
     Ok(())
@@ -250,8 +283,52 @@ mod tests {
         let both: BTreeSet<String> = ["1", "2"]
             .map(|n| made(data_dir, request.note.from, n))
             .into();
-        request.refused();
+        request.failed();
         assert_eq!(snapshots(data_dir), both);
         assert_eq!(std::fs::read_dir(data_dir).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn once_ours_of_two_was_removed_by_hand_the_other_one_stays() {
+        let place = tempfile::tempdir().unwrap();
+        let data_dir = place.path();
+        let request = Request::note(data_dir).unwrap();
+        let now = request.note.from;
+        let [ours, theirs] = ["1", "2"].map(|n| made(data_dir, now, n));
+        request.lost();
+        std::fs::remove_dir_all(data_dir.join(FOLDER).join(ours)).unwrap();
+        made(data_dir, now, "3");
+        sweep(data_dir).unwrap();
+        assert_eq!(snapshots(data_dir), BTreeSet::from([theirs]));
+        assert_eq!(std::fs::read_dir(data_dir).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_note_that_was_removed_or_replaced_is_told() {
+        let place = tempfile::tempdir().unwrap();
+        let (path, file) = begin(place.path()).unwrap();
+        assert!(is_at(&file, &path));
+        std::fs::remove_file(&path).unwrap();
+        assert!(!is_at(&file, &path));
+        std::fs::write(&path, "").unwrap();
+        assert!(!is_at(&file, &path));
+    }
+
+    #[test]
+    fn only_notes_are_swept() {
+        let place = tempfile::tempdir().unwrap();
+        let data_dir = place.path();
+        std::fs::write(data_dir.join("lock"), "theirs").unwrap();
+        let note = format!("{NOTE}1-2-0");
+        // Written to by nobody: of a request that was not made.
+        std::fs::write(data_dir.join(&note), "").unwrap();
+        std::os::unix::fs::symlink("lock", data_dir.join(format!("{NOTE}link"))).unwrap();
+        sweep(data_dir).unwrap();
+        assert!(!data_dir.join(&note).exists());
+        assert_eq!(
+            std::fs::read_to_string(data_dir.join("lock")).unwrap(),
+            "theirs"
+        );
+        assert_eq!(std::fs::read_dir(data_dir).unwrap().count(), 2);
     }
 }

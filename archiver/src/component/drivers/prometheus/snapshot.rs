@@ -8,6 +8,7 @@ use super::request::{self, Request};
 use super::{line, text};
 use crate::component::CheckLine;
 use crate::{Error, Result};
+use reqwest::StatusCode;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -47,12 +48,16 @@ impl Snapshot {
                 return Err(error);
             }
         };
-        if !status.is_success() {
-            // What it had begun it leaves there.
-            request.refused();
-        }
         let why = text(&answer, "error");
-        if why.contains("admin APIs disabled") {
+        let is_disabled = why.contains("admin APIs disabled");
+        match status {
+            // Of a proxy: the server may be at it.
+            StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => request.lost(),
+            // What it had begun it leaves there. Of what it turned away at the door there is nothing.
+            failed if failed.is_server_error() && !is_disabled => request.failed(),
+            _ => {}
+        }
+        if is_disabled {
             return Err(Error::invalid(
                 "prometheus_admin_api",
                 format!("{} may not make snapshots", http.name()),

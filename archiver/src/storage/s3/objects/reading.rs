@@ -1,6 +1,7 @@
 //! Reading one version: as a stream that goes on where a connection broke off, checked against its tag.
 
-use super::{Cause, Failure, Metadata, Objects, of_component, time, unquoted};
+use super::{Cause, Failure, Metadata, Objects, time, unquoted};
+use crate::storage::pace::Pace;
 use crate::storage::policy::Failed as _;
 use crate::{Error, Result};
 use aws_sdk_s3::config::http::HttpResponse;
@@ -14,7 +15,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Read;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The most that one piece of a body is expected to hold, for time limits.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -42,8 +43,8 @@ pub struct Body {
     offset: u64,
     size: u64,
     stream: Option<ByteStream>,
-    /// How long the server was waited for.
-    waited: Duration,
+    /// Each piece has limits of its own; this is for all of them.
+    pace: Pace,
     piece: Bytes,
     /// Where the tag is the MD5 of the content.
     md5: Option<Md5>,
@@ -189,7 +190,7 @@ impl Objects {
                 md5: (verify && plain && is_md5(&etag)).then(Md5::new),
                 etag: etag.clone(),
                 stream: Some(answer.body),
-                waited: Duration::ZERO,
+                pace: Pace::new(self.inner.settings.deadline),
                 piece: Bytes::new(),
             },
             etag,
@@ -277,14 +278,6 @@ impl Body {
     fn next_piece(&mut self) -> Result<Bytes> {
         let objects = self.objects.clone();
         let operation = objects.operation("get", "s3:GetObjectVersion", &self.key, PIECE_BYTES);
-        // Each piece has limits of its own: a server that trickles would never meet them.
-        let whole = objects.operation(operation.verb, operation.permission, "", self.offset);
-        if self.waited > whole.deadline {
-            let text = format!("Only {} of {} bytes came", self.offset, self.size);
-            let failure = Failure::unavailable(text);
-            let error = failure.into_error(&operation, &objects.place(), 1, self.waited);
-            return Err(of_component(error));
-        }
         let step = objects.block(&operation, async |client| {
             let mut stream = match self.stream.take() {
                 Some(stream) => stream,
@@ -344,6 +337,21 @@ impl Body {
         }
     }
 
+    /// The error for a body that does not come on.
+    fn too_slow(&self, trickle: &str) -> Error {
+        let objects = &self.objects;
+        let operation = objects.operation("get", "s3:GetObjectVersion", &self.key, PIECE_BYTES);
+        let (offset, size) = (self.offset, self.size);
+        let text = format!("The server sent {trickle}, {offset} of {size} in all");
+        let limit = objects.inner.settings.deadline;
+        Failure::unavailable(text)
+            .into_error(&operation, &objects.place(), 1, limit)
+            .with_hint(
+                "Check the network and the server. When the link is only slow, lower parallel or raise \
+                 deadline_seconds in [component.*].",
+            )
+    }
+
     /// At the end: whether it is what the tag says.
     fn check(&mut self) -> Result<()> {
         let Some(md5) = self.md5.take() else {
@@ -375,8 +383,13 @@ impl Read for Body {
             }
             let began = Instant::now();
             self.piece = self.next_piece().map_err(std::io::Error::other)?;
-            self.waited = self.waited.saturating_add(began.elapsed());
+            let trickle = self.pace.trickle(self.piece.len(), began.elapsed());
             self.offset = self.offset.saturating_add(self.piece.len() as u64);
+            if let Some(trickle) = trickle
+                && self.offset < self.size
+            {
+                return Err(std::io::Error::other(self.too_slow(&trickle)));
+            }
             if let Some(md5) = &mut self.md5 {
                 md5.update(&self.piece);
             }
