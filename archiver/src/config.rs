@@ -123,8 +123,8 @@ impl Default for Agent {
 pub struct Wal {
     /// zstd level of WAL segments.
     pub compression_level: i32,
-    /// How many segments the agent compresses and stores at once; 0: 2, and 8 when a repository is in a
-    /// bucket or on an SSH server.
+    /// How many segments the agent compresses and stores at once; 0: 2, and up to 8 when a repository is in a
+    /// bucket or on an SSH server and each takes less than 3 s.
     pub push_parallel: usize,
     /// How many segments the agent fetches ahead of a recovery.
     pub prefetch_segments: usize,

@@ -13,8 +13,8 @@ use pgark_regress::tmpfs::Tmpfs;
 use pgark_regress::{Cluster, Major, Pgark, TestDirectory, account, tier};
 use std::time::{Duration, Instant};
 
-/// A segment of what does not compress well takes two seconds.
-const BYTES_PER_SECOND: u64 = 250_000;
+/// A segment of what does not compress well takes two seconds, when two are under way.
+const BYTES_PER_SECOND: u64 = 500_000;
 const LONG: Duration = Duration::from_secs(120);
 
 /// Puts `pg_wal` on a small disk of its own.

@@ -25,6 +25,10 @@ use std::time::{Duration, Instant};
 /// How long a request waits. Longer than any client does: the archive module and archive-push
 /// leave after 10 s and look again.
 const WAIT: Duration = Duration::from_secs(12);
+/// Segments at once that even a slow link has room for.
+const FEW: usize = 2;
+/// A segment that was stored in less waited for answers more than for the link.
+const QUICK: Duration = Duration::from_secs(3);
 /// How many segments may be in work or stored ahead of being asked for.
 const AHEAD_MAX: usize = 32;
 /// How many finished pushes are remembered.
@@ -64,6 +68,8 @@ struct Tasks {
     retry: Option<FileKey>,
     /// The code of the last failure that was logged, and when.
     logged: Option<(&'static str, Instant)>,
+    /// How long the last one took.
+    took: Option<Duration>,
 }
 
 impl Tasks {
@@ -145,9 +151,9 @@ impl Pusher {
         });
         let looking = Arc::clone(&pusher);
         spawn("look-ahead", move || looking.look_ahead_when_asked(&asked))?;
-        for _ in 0..config.push_parallel().clamp(1, AHEAD_MAX) {
+        for number in 0..config.push_parallel().clamp(1, AHEAD_MAX) {
             let worker = Arc::clone(&pusher);
-            spawn("push", move || worker.work())?;
+            spawn("push", move || worker.work(number))?;
         }
         let indexer = Arc::clone(&pusher);
         spawn("index", move || indexer.index_when_idle())?;
@@ -271,14 +277,22 @@ impl Pusher {
         Ok(())
     }
 
-    fn work(&self) {
+    /// Whether worker `number` is of use: more than a few at once help where each waits for answers, and where
+    /// they wait for a slow link each would only take longer than Postgres has patience.
+    fn is_wanted(&self, number: usize, tasks: &Tasks) -> bool {
+        number < FEW || self.config.wal.push_parallel != 0 || tasks.took.is_some_and(|t| t < QUICK)
+    }
+
+    fn work(&self, number: usize) {
         // One segment after another goes through the same memory while there is work: fresh pages
         // for each cost as much as compressing it.
         let mut buffer = Vec::new();
         loop {
             let mut tasks = self.lock();
             let key = loop {
-                if let Some(key) = tasks.queue.pop_front() {
+                if self.is_wanted(number, &tasks)
+                    && let Some(key) = tasks.queue.pop_front()
+                {
                     break key;
                 }
                 buffer = Vec::new();
@@ -289,7 +303,10 @@ impl Pusher {
                 task.state = State::Running;
             }
             drop(tasks);
+            let began = Instant::now();
             self.store(key, &mut buffer);
+            self.lock().took = Some(began.elapsed());
+            self.changed.notify_all();
         }
     }
 
