@@ -224,5 +224,7 @@ fn window_15() {
 
 #[test]
 fn window_17() {
-    window(&TestDirectory::new("t101_window_17"), Major::Pg17);
+    if pgark_regress::tier::needs_full() {
+        window(&TestDirectory::new("t101_window_17"), Major::Pg17);
+    }
 }

@@ -205,5 +205,7 @@ fn a_hung_repository_15() {
 
 #[test]
 fn a_hung_repository_17() {
-    a_hung_repository(Major::Pg17);
+    if pgark_regress::tier::needs_full() {
+        a_hung_repository(Major::Pg17);
+    }
 }

@@ -310,5 +310,7 @@ fn retention_15() {
 
 #[test]
 fn retention_17() {
-    retention(Major::Pg17);
+    if pgark_regress::tier::needs_full() {
+        retention(Major::Pg17);
+    }
 }

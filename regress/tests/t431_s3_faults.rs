@@ -361,6 +361,7 @@ fn no_acknowledged_segment_is_lost() {
         "(code agent_refused)",
         "(code agent_timeout)",
         "(code s3_un",
+        crate::archive::TRIES_AGAIN,
     ] {
         cluster.log_mut().allow(line);
     }
