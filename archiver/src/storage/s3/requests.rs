@@ -163,7 +163,9 @@ impl Inner {
             .key(self.full(name));
         let head = with_customer_key!(head, customer);
         let head = match Box::pin(head.send()).await {
-            Ok(head) => head,
+            Ok(head) if head.e_tag().is_some() => head,
+            // An error in disguise: whose the object is it does not tell.
+            Ok(_) => return Err(Failure::unavailable("The answer to HEAD has no ETag")),
             // Without the right to look, "exists" is the whole answer, unless it may be our own.
             Err(error) => {
                 let failure = Failure::from_sdk(&error);
