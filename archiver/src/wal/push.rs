@@ -245,7 +245,12 @@ fn push_one(job: &Job, repo: &Repository) -> Result<Stored> {
     }
     // It is far away: what was right a moment ago is looked at again while the file is on its way.
     std::thread::scope(|scope| {
-        let registered = scope.spawn(register);
+        let beside = std::thread::Builder::new().spawn_scoped(scope, register);
+        let Ok(registered) = beside else {
+            // No more threads: one after the other, then.
+            register()?;
+            return put_file(job, repo);
+        };
         let stored = put_file(job, repo);
         let panicked = |_| Err(Error::internal("panic", "a push panicked"));
         registered.join().unwrap_or_else(panicked)?;
