@@ -118,8 +118,8 @@ pub const PARTS: &[Part] = &[
     },
     Part {
         name: "stores",
-        about: "Redis, Chroma, logical dumps, Elasticsearch, Prometheus, Grafana: real servers where there are any",
-        run: Run::EndToEnd(&["t52", "t53", "t54", "t55", "t56", "t57"]),
+        about: "Redis, Chroma, logical dumps, Elasticsearch, Prometheus, Grafana: real servers where there are any; restores in place",
+        run: Run::EndToEnd(&["t52", "t53", "t54", "t55", "t56", "t57", "t58"]),
     },
     Part {
         name: "files",
