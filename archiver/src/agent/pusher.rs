@@ -4,6 +4,7 @@
 //! ([`FileKey`]); any difference means that the work is done again.
 
 mod index;
+mod recent;
 
 use super::catch_up::CatchUp;
 use super::host::{FileKey, Host};
@@ -13,7 +14,6 @@ use super::{spawn, wake};
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::Config;
 use crate::wal::push::{self, PushOptions};
-use crate::wal::repositories::Repositories;
 use crate::wal::room::human_seconds;
 use crate::{Error, ErrorKind, Result, fault};
 use pgark_types::{ArchiveFile, SegmentName};
@@ -128,6 +128,7 @@ pub(super) struct Pusher {
     catch_up: Arc<CatchUp>,
     tasks: Mutex<Tasks>,
     changed: Condvar,
+    repositories: recent::Recent,
     /// Where the thread that looks ahead is told what was asked for.
     scout: SyncSender<SegmentName>,
 }
@@ -147,6 +148,7 @@ impl Pusher {
             catch_up,
             tasks: Mutex::default(),
             changed: Condvar::new(),
+            repositories: recent::Recent::default(),
             scout,
         });
         let looking = Arc::clone(&pusher);
@@ -324,6 +326,7 @@ impl Pusher {
                 });
             }
             Err(error) => {
+                self.repositories.forget();
                 self.stats.push_failures.add();
                 if self.is_news(&error) {
                     tracing::error!(
@@ -364,7 +367,7 @@ impl Pusher {
             identity: Some(file.identity),
         };
         let bytes = Arc::new(file.read_into(std::mem::take(buffer))?);
-        let repos = Repositories::open(&self.config)?;
+        let repos = self.repositories.open(&self.config)?;
         let name = self.config.cluster_name();
         let clock: SharedClock = Arc::new(SystemClock);
         let pushed = push::push_all(repos, name, key.file, &bytes, options, &clock);

@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 
 /// While nothing is written, every so many samples one is stored.
 const IDLE_EVERY: u32 = 10;
+/// How often a repository far away is asked what it has while this agent stores nothing: somebody else may.
+const ASK_ANYWAY: Duration = Duration::from_secs(60);
 /// `SizeOfXLogLongPHD`: an idle cluster inserts next behind the header of an empty segment.
 const LONG_HEADER_BYTES: u64 = 40;
 
@@ -42,6 +44,7 @@ pub(super) fn start(config: &Arc<Config>, host: &Arc<Host>, stats: &Arc<Stats>) 
         pending: Pending::default(),
         stored: None,
         idle: 0,
+        asked: None,
     };
     spawn("covered", move || sampler.run())
 }
@@ -55,6 +58,9 @@ struct Sampler {
     pending: Pending,
     stored: Option<Position>,
     idle: u32,
+    /// When repositories were last asked, and how many segments this agent had stored by then; nothing since
+    /// there is a new sample.
+    asked: Option<(Instant, u64)>,
 }
 
 impl Sampler {
@@ -74,6 +80,7 @@ impl Sampler {
             }
             if let Err(error) = self.store_archived() {
                 tracing::debug!("could not store a coverage sample: {error}");
+                self.asked = None;
             }
             std::thread::sleep(pause);
         }
@@ -105,12 +112,29 @@ impl Sampler {
         }
         self.idle = 0;
         self.pending.push(position);
+        self.asked = None;
         Ok(())
+    }
+
+    /// Whether there may be something new. Questions to a bucket cost money, all day long where little is
+    /// written.
+    fn may_be_archived(&mut self) -> bool {
+        let sections = &self.config.repository;
+        if sections.values().all(|section| !section.is_remote()) {
+            return true;
+        }
+        let stored = self.stats.pushed.get() + self.stats.lookahead_pushed.get();
+        let same = |(at, then): &(Instant, u64)| *then == stored && at.elapsed() < ASK_ANYWAY;
+        if self.asked.as_ref().is_some_and(same) {
+            return false;
+        }
+        self.asked = Some((Instant::now(), stored));
+        true
     }
 
     /// Stores the newest pending sample whose WAL every required repository has.
     fn store_archived(&mut self) -> Result<()> {
-        if self.pending.is_empty() {
+        if self.pending.is_empty() || !self.may_be_archived() {
             return Ok(());
         }
         let repos = Repositories::open(&self.config)?;

@@ -11,11 +11,15 @@ impl Counter {
     pub(super) fn add(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
+
+    pub(super) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Serialize for Counter {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u64(self.0.load(Ordering::Relaxed))
+        serializer.serialize_u64(self.get())
     }
 }
 
