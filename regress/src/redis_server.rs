@@ -157,6 +157,14 @@ impl RedisServer {
         self.client().ask(words)
     }
 
+    /// Saves, once nothing else does.
+    pub fn save(&self) {
+        wait_until("a save", Duration::from_secs(30), || {
+            let answer = self.client().try_ask(&["SAVE"]);
+            !answer.unwrap().starts_with('-')
+        });
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
