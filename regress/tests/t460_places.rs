@@ -144,7 +144,7 @@ fn radosgw_encrypted_17() {
 
 #[test]
 fn sftp_15() {
-    sftp(Major::Pg15, &[]).run();
+    sftp(Major::Pg15, &["targets", "again"]).run();
 }
 
 #[test]
