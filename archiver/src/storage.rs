@@ -19,6 +19,7 @@ pub use bucket::Bucket;
 pub use key::Key;
 
 use crate::Result;
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use std::sync::Arc;
 
@@ -98,6 +99,15 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// See the trait. After an error the object may or may not be there, but never in part.
     fn put_if_absent(&self, key: &Key, bytes: &[u8]) -> Result<Put>;
+
+    /// As [`Storage::put_if_absent`], of bytes that may be kept while they are sent: large ones are not
+    /// copied for it.
+    ///
+    /// # Errors
+    /// As [`Storage::put_if_absent`].
+    fn put_shared_if_absent(&self, key: &Key, bytes: &Bytes) -> Result<Put> {
+        self.put_if_absent(key, bytes)
+    }
 
     /// Begins an object whose key is known only at its end. Dropping the writer discards it.
     ///

@@ -1,8 +1,10 @@
 //! Samples of the database's clock and insert position, stored once that position is archived
 //! (`wal::covered`): they keep an idle cluster recoverable to "half an hour ago".
 
+mod asked;
 mod pending;
 
+use self::asked::Asked;
 use self::pending::{Pending, Position};
 use super::host::Host;
 use super::quiet_tail;
@@ -24,8 +26,6 @@ use std::time::{Duration, Instant};
 
 /// While nothing is written, every so many samples one is stored.
 const IDLE_EVERY: u32 = 10;
-/// How often a repository far away is asked what it has while this agent stores nothing: somebody else may.
-const ASK_ANYWAY: Duration = Duration::from_secs(60);
 /// `SizeOfXLogLongPHD`: an idle cluster inserts next behind the header of an empty segment.
 const LONG_HEADER_BYTES: u64 = 40;
 
@@ -44,7 +44,7 @@ pub(super) fn start(config: &Arc<Config>, host: &Arc<Host>, stats: &Arc<Stats>) 
         pending: Pending::default(),
         stored: None,
         idle: 0,
-        asked: None,
+        asked: Asked::default(),
     };
     spawn("covered", move || sampler.run())
 }
@@ -58,9 +58,7 @@ struct Sampler {
     pending: Pending,
     stored: Option<Position>,
     idle: u32,
-    /// When repositories were last asked, and how many segments this agent had stored by then; nothing since
-    /// there is a new sample.
-    asked: Option<(Instant, u64)>,
+    asked: Asked,
 }
 
 impl Sampler {
@@ -80,7 +78,7 @@ impl Sampler {
             }
             if let Err(error) = self.store_archived() {
                 tracing::debug!("could not store a coverage sample: {error}");
-                self.asked = None;
+                self.asked = Asked::default();
             }
             std::thread::sleep(pause);
         }
@@ -112,7 +110,7 @@ impl Sampler {
         }
         self.idle = 0;
         self.pending.push(position);
-        self.asked = None;
+        self.asked = Asked::default();
         Ok(())
     }
 
@@ -124,12 +122,7 @@ impl Sampler {
             return true;
         }
         let stored = self.stats.pushed.get() + self.stats.lookahead_pushed.get();
-        let same = |(at, then): &(Instant, u64)| *then == stored && at.elapsed() < ASK_ANYWAY;
-        if self.asked.as_ref().is_some_and(same) {
-            return false;
-        }
-        self.asked = Some((Instant::now(), stored));
-        true
+        self.asked.is_due(stored)
     }
 
     /// Stores the newest pending sample whose WAL every required repository has.

@@ -141,6 +141,10 @@ impl Storage for S3Storage {
             .put_exclusively(key.as_str(), &Bytes::copy_from_slice(bytes))
     }
 
+    fn put_shared_if_absent(&self, key: &Key, bytes: &Bytes) -> Result<Put> {
+        self.inner.put_exclusively(key.as_str(), bytes)
+    }
+
     fn start_object(&self) -> Result<Box<dyn ObjectWriter>> {
         Ok(Box::new(Writer {
             inner: Arc::clone(&self.inner),

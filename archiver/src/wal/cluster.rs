@@ -3,6 +3,8 @@
 
 mod known;
 
+pub use known::Standing;
+
 use crate::clock::Clock;
 use crate::postgres::control_file::ControlFile;
 use crate::repository::{Repository, layout, sealed};
@@ -12,6 +14,7 @@ use chrono::{DateTime, Utc};
 use pgark_types::{SegmentSize, SystemId};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use std::time::Instant;
 
 const RECORD_BYTES_MAX: u64 = 64 << 10;
 
@@ -104,11 +107,10 @@ pub fn current(repo: &Repository, name: &str) -> Result<Option<Registration>> {
         .transpose()
 }
 
-/// Whether this process has found `identity` registered under `name`, in a repository that is far away. It
-/// may have changed since.
+/// Whether this process has found `identity` registered under `name`, in a repository that is far away.
 #[must_use]
-pub fn was_registered(repo: &Repository, name: &str, identity: Identity) -> bool {
-    known::any(repo, name, |known| check(repo, known, identity).is_ok())
+pub fn standing(repo: &Repository, name: &str, identity: Identity) -> Standing {
+    known::standing(repo, name, |known| check(repo, known, identity).is_ok())
 }
 
 /// Registers the cluster under `name` when that is new, and else checks that it is the same one.
@@ -123,8 +125,12 @@ pub fn register_or_check(
     reason: Reason,
     clock: &dyn Clock,
 ) -> Result<()> {
+    // What was found counts from before it was asked for.
+    let since = Instant::now();
     if let Some(known) = current(repo, name)? {
-        return check(repo, &known, identity);
+        let checked = check(repo, &known, identity);
+        known::note(repo, name, checked.is_ok().then_some(&known), since);
+        return checked;
     }
     match put(repo, name, 1, identity, reason, clock)? {
         Put::Created => Ok(()),

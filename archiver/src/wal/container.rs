@@ -5,8 +5,11 @@
 //! BLAKE3-256 behind the body (are the stored bytes whole; needs no key), and the keyed content tag
 //! (is this the content that was pushed under this name).
 
+mod writing;
+
+pub use writing::{Body, encode, seal};
+
 use crate::repository::Repository;
-use crate::repository::crypto::secret::random;
 use crate::repository::crypto::xaes::{NONCE_BYTES, TAG_BYTES};
 use crate::{Error, Result};
 use pgark_types::{ArchiveFile, SystemId};
@@ -49,36 +52,6 @@ pub enum Codec {
     Zstd = 1,
 }
 
-/// A compressed content, made once for all repositories.
-#[derive(Debug)]
-pub struct Body {
-    codec: Codec,
-    bytes: Vec<u8>,
-}
-
-impl Body {
-    /// Compresses `plain` with zstd at `level`, or keeps it when that does not make it shorter.
-    ///
-    /// # Errors
-    /// Kind Internal when zstd fails.
-    pub fn compress(plain: &[u8], level: i32) -> Result<Self> {
-        let packed = zstd::bulk::compress(plain, level).map_err(|e| {
-            Error::internal("compress", "could not compress a WAL file").with_source(e)
-        })?;
-        Ok(if packed.len() < plain.len() {
-            Self {
-                codec: Codec::Zstd,
-                bytes: packed,
-            }
-        } else {
-            Self {
-                codec: Codec::Raw,
-                bytes: plain.to_vec(),
-            }
-        })
-    }
-}
-
 /// The tag of `plain` as `file` of the cluster `system_id`, under `repo`'s digest key.
 #[must_use]
 pub fn content_tag(
@@ -102,84 +75,6 @@ fn tag_hasher(repo: &Repository, system_id: SystemId, file: ArchiveFile) -> blak
     hasher.update(&[u8::try_from(name.len()).unwrap_or(u8::MAX)]);
     hasher.update(name.as_bytes());
     hasher
-}
-
-/// The container of `plain` as `file` of the cluster `system_id`.
-///
-/// # Errors
-/// Kind Invalid above [`PLAIN_BYTES_MAX`]; Internal when zstd fails.
-pub fn encode(
-    repo: &Repository,
-    system_id: SystemId,
-    file: ArchiveFile,
-    plain: &[u8],
-    level: i32,
-) -> Result<Vec<u8>> {
-    let body = Body::compress(plain, level)?;
-    seal(repo, system_id, file, plain, &body)
-}
-
-/// As [`encode`], of a `body` made from `plain` before.
-///
-/// # Errors
-/// Kind Invalid above [`PLAIN_BYTES_MAX`].
-pub fn seal(
-    repo: &Repository,
-    system_id: SystemId,
-    file: ArchiveFile,
-    plain: &[u8],
-    body: &Body,
-) -> Result<Vec<u8>> {
-    let plain_len = plain.len() as u64;
-    if plain_len > PLAIN_BYTES_MAX {
-        return Err(Error::invalid(
-            "wal_too_large",
-            format!("WAL file {file} has {plain_len} bytes, more than any WAL segment"),
-        ));
-    }
-    let name = file.to_string();
-    let name_len = u8::try_from(name.len())
-        .map_err(|e| Error::internal("wal_name", "a WAL file name is too long").with_source(e))?;
-    let tag = content_tag(repo, system_id, file, plain);
-    let data_key = repo.write_key()?;
-    let mut nonce = [0; NONCE_BYTES];
-    let mut stored_len = body.bytes.len() as u64;
-    if data_key.is_some() {
-        random(&mut nonce)?;
-        stored_len += TAG_BYTES as u64;
-    }
-    let overhead = FIXED_BYTES + name.len() + KEY_NAME_BYTES + CRC_BYTES + TAG_BYTES + DIGEST_BYTES;
-    let mut out = Vec::with_capacity(body.bytes.len() + overhead);
-    out.extend_from_slice(&MAGIC);
-    out.extend_from_slice(&VERSION.to_le_bytes());
-    out.extend_from_slice(&[0; 2]); // flags
-    out.extend_from_slice(&file.timeline().0.to_le_bytes());
-    out.extend_from_slice(&system_id.0.to_le_bytes());
-    out.extend_from_slice(&plain_len.to_le_bytes());
-    out.extend_from_slice(&stored_len.to_le_bytes());
-    out.extend_from_slice(&[0; 4]);
-    out.push(body.codec as u8);
-    out.push(u8::from(data_key.is_some()));
-    out.push(name_len);
-    out.push(0);
-    out.extend_from_slice(&nonce);
-    out.extend_from_slice(&tag.0);
-    out.extend_from_slice(name.as_bytes());
-    if let Some(data_key) = &data_key {
-        out.extend_from_slice(&data_key.ulid.to_bytes());
-    }
-    let aad = aad(repo, &out);
-    out.extend_from_slice(&crc32fast::hash(&out).to_le_bytes());
-    let body_at = out.len();
-    out.extend_from_slice(&body.bytes);
-    if let Some(data_key) = &data_key {
-        let body = out.get_mut(body_at..).unwrap_or_default();
-        let tag = data_key.cipher.seal(nonce, &aad, body);
-        let tag = tag.map_err(|_| Error::internal("encrypt", "could not encrypt a WAL file"))?;
-        out.extend_from_slice(&tag);
-    }
-    out.extend_from_slice(blake3::hash(&out).as_bytes());
-    Ok(out)
 }
 
 /// What an encrypted body is bound to: the repository and the whole header.

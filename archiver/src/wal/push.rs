@@ -9,7 +9,7 @@ use crate::postgres::history_file::TimelineHistory;
 use crate::postgres::wal_page;
 use crate::repository::{Repository, layout};
 use crate::storage::Put;
-use crate::wal::cluster::{self, Identity, Reason};
+use crate::wal::cluster::{self, Identity, Reason, Standing};
 use crate::wal::commit_index;
 use crate::wal::container::{self, Body};
 use crate::wal::patience::{self, Work};
@@ -70,16 +70,16 @@ pub fn push_bytes(
         identity: identify(repos, name, file, bytes, options.identity)?,
         file,
         plain: Arc::clone(bytes),
-        body: Body::compress(bytes, options.level)?,
         clock: SharedClock::clone(clock),
     });
+    let body = Arc::new(Body::compress(bytes, options.level)?);
     let mut outcome = PushOutcome {
         identity: job.identity,
         stored: Vec::new(),
         best_effort_failures: Vec::new(),
     };
     let mut refusal: Option<Error> = None;
-    for ((repo, required), result) in repos.iter().zip(run_all(&job, repos)) {
+    for ((repo, required), result) in repos.iter().zip(run_all(&job, body, repos)) {
         match result {
             Ok(stored) => outcome.stored.push((repo.name().to_owned(), stored)),
             Err(error) => {
@@ -170,7 +170,6 @@ struct Job {
     identity: Identity,
     file: ArchiveFile,
     plain: Arc<Vec<u8>>,
-    body: Body,
     clock: SharedClock,
 }
 
@@ -181,21 +180,25 @@ impl Job {
 }
 
 /// Pushes to all at once, so that one that hangs or is slow does not keep the file from the others.
-fn run_all(job: &Arc<Job>, repos: &[(Repository, bool)]) -> Vec<Result<Stored>> {
+fn run_all(job: &Arc<Job>, body: Arc<Body>, repos: &[(Repository, bool)]) -> Vec<Result<Stored>> {
     if let [(repo, true)] = repos {
-        return vec![push_one(job, repo)];
+        return vec![push_one(job, body, repo)];
     }
     let best_effort = |repo: &Repository| {
-        let (job, repo) = (Arc::clone(job), repo.clone());
+        let (job, body, repo) = (Arc::clone(job), Arc::clone(&body), repo.clone());
         Work::start(repo.name().to_owned().as_str(), move || {
-            push_one(&job, &repo)
+            push_one(&job, body, &repo)
         })
+    };
+    let push = |repo| {
+        let body = Arc::clone(&body);
+        move || push_one(job, body, repo)
     };
     std::thread::scope(|scope| {
         let pushes: Vec<_> = repos
             .iter()
             .map(|(repo, required)| match required {
-                true => Push::Required(scope.spawn(move || push_one(job, repo))),
+                true => Push::Required(scope.spawn(push(repo))),
                 false => Push::BestEffort(best_effort(repo)),
             })
             .collect();
@@ -233,25 +236,29 @@ impl Push<'_> {
     }
 }
 
-fn push_one(job: &Job, repo: &Repository) -> Result<Stored> {
+fn push_one(job: &Job, body: Arc<Body>, repo: &Repository) -> Result<Stored> {
     repo.require_key()?;
     let register = || {
         let clock = job.clock.as_ref();
         cluster::register_or_check(repo, &job.name, job.identity, Reason::FirstPush, clock)
     };
-    if !cluster::was_registered(repo, &job.name, job.identity) {
-        register()?;
-        return put_file(job, repo);
+    match cluster::standing(repo, &job.name, job.identity) {
+        Standing::Unknown => {
+            register()?;
+            return put_file(job, body, repo);
+        }
+        Standing::Counts => return put_file(job, body, repo),
+        Standing::Was => {}
     }
-    // It is far away: what was right a moment ago is looked at again while the file is on its way.
+    // It is far away: what was right a while ago is looked at again while the file is on its way.
     std::thread::scope(|scope| {
         let beside = std::thread::Builder::new().spawn_scoped(scope, register);
         let Ok(registered) = beside else {
             // No more threads: one after the other, then.
             register()?;
-            return put_file(job, repo);
+            return put_file(job, body, repo);
         };
-        let stored = put_file(job, repo);
+        let stored = put_file(job, body, repo);
         let panicked = |_| Err(Error::internal("panic", "a push panicked"));
         registered.join().unwrap_or_else(panicked)?;
         stored
@@ -283,17 +290,17 @@ pub(crate) fn copy_into(
         identity,
         file,
         plain: Arc::clone(bytes),
-        body: Body::compress(bytes, level)?,
         clock: SharedClock::clone(clock),
     };
-    put_file(&job, repo)
+    let body = Arc::new(Body::compress(bytes, level)?);
+    put_file(&job, body, repo)
 }
 
-fn put_file(job: &Job, repo: &Repository) -> Result<Stored> {
-    let sealed = container::seal(repo, job.system_id(), job.file, &job.plain, &job.body)?;
+fn put_file(job: &Job, body: Arc<Body>, repo: &Repository) -> Result<Stored> {
+    let sealed = container::seal(repo, job.system_id(), job.file, &job.plain, body)?;
     let key = layout::wal(job.system_id(), job.file)?;
     fault::point("push:before_put");
-    let put = repo.storage().put_if_absent(&key, &sealed)?;
+    let put = repo.storage().put_shared_if_absent(&key, &sealed)?;
     fault::point("push:after_put");
     match put {
         Put::Created => Ok(Stored::New),

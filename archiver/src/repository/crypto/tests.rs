@@ -553,3 +553,30 @@ fn a_writer_cannot_remove_an_owner() {
     removal::mark_for_test(&bench.memory, &bench.id, &opened, writer.slot).unwrap();
     assert_eq!(bench.opened(&key(3)).unwrap_err().code(), "key_removed");
 }
+
+/// Sealed where it was compressed, or copied for a second repository: the same content, under encryption as
+/// without, short enough to compress or not.
+#[test]
+fn a_body_is_sealed_in_place_or_copied() {
+    let bench = Bench::new(&[slot("a", key(1))]);
+    let clear: SharedStorage = Arc::new(MemoryStorage::new());
+    create(&clear, &SystemClock).unwrap();
+    let clear = Repository::open("clear", clear).unwrap();
+    let (system, file) = wal(1);
+    let zeros = vec![0; 100_000];
+    for repository in [bench.repository(&key(1)), clear] {
+        for plain in [ROWS, b"short", &zeros] {
+            let body = Arc::new(container::Body::compress(plain, 1).unwrap());
+            let memory = body.memory();
+            let shared = Arc::clone(&body);
+            let copied = container::seal(&repository, system, file, plain, shared).unwrap();
+            let own = container::seal(&repository, system, file, plain, body).unwrap();
+            assert!(memory.contains(&own.as_ptr()), "the last one is not copied");
+            assert!(!memory.contains(&copied.as_ptr()));
+            for sealed in [copied, own] {
+                let decoded = container::decode(&repository, system, file, &sealed);
+                assert_eq!(decoded.unwrap(), plain);
+            }
+        }
+    }
+}

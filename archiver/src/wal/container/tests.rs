@@ -122,8 +122,8 @@ fn a_bomb_is_bounded_by_the_stated_length() {
     let repo = repository();
     let name = file("000000010000000000000003");
     let plain = vec![0; 8 << 20];
-    let body = Body::compress(&plain, 1).unwrap();
-    let stored = seal(&repo, ID, name, &plain[..1024], &body).unwrap();
+    let body = Arc::new(Body::compress(&plain, 1).unwrap());
+    let stored = seal(&repo, ID, name, &plain[..1024], body).unwrap();
     let error = decode(&repo, ID, name, &stored).unwrap_err();
     assert_eq!(error.code(), "wal_container_damaged");
 }

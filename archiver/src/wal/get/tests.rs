@@ -146,7 +146,7 @@ fn pieces_of_a_damaged_copy_are_given_up_for_a_variant() {
     // A copy that is whole, and whose content is not what its tag says: pieces come before that
     // is known.
     let body = container::Body::compress(&random((1 << 20) + 1)[1..], 1).unwrap();
-    f.put_main(&container::seal(&f.repo, ID, f.file, &plain, &body).unwrap());
+    f.put_main(&container::seal(&f.repo, ID, f.file, &plain, body.into()).unwrap());
     let mut pieces = Pieces::default();
     let error = fetch_to(&f.repo, ID, f.file, &mut pieces).unwrap_err();
     assert_eq!(error.code(), "wal_container_damaged");
