@@ -14,6 +14,12 @@ type Objects = BTreeMap<Key, (Vec<u8>, DateTime<Utc>)>;
 pub struct MemoryStorage {
     objects: Arc<Mutex<Objects>>,
     clock: Option<SharedClock>,
+    /// Passes for one that is far away.
+    #[cfg(test)]
+    far: bool,
+    /// Answers no listing.
+    #[cfg(test)]
+    lists_fail: Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl std::fmt::Debug for MemoryStorage {
@@ -33,9 +39,25 @@ impl MemoryStorage {
     #[must_use]
     pub fn with_clock(clock: SharedClock) -> Self {
         Self {
-            objects: Arc::default(),
             clock: Some(clock),
+            ..Self::default()
         }
+    }
+
+    /// An empty storage that says of itself that it is far away.
+    #[cfg(test)]
+    pub(crate) fn far() -> Self {
+        Self {
+            far: true,
+            ..Self::default()
+        }
+    }
+
+    /// From now on listings fail, or work.
+    #[cfg(test)]
+    pub(crate) fn fail_lists(&self, fail: bool) {
+        self.lists_fail
+            .store(fail, std::sync::atomic::Ordering::SeqCst);
     }
 
     /// Makes an object look as if it had been stored at `at`.
@@ -130,6 +152,10 @@ impl Storage for MemoryStorage {
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
+        #[cfg(test)]
+        if self.lists_fail.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(Error::unavailable("lists_fail", "listings fail"));
+        }
         let objects = self.lock();
         let matching = objects
             .iter()
@@ -150,6 +176,11 @@ impl Storage for MemoryStorage {
 
     fn make_durable(&self, _key: &Key) -> Result<()> {
         Ok(())
+    }
+
+    #[cfg(test)]
+    fn is_remote(&self) -> bool {
+        self.far
     }
 }
 

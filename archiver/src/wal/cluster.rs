@@ -1,7 +1,7 @@
 //! Which cluster a name stands for: `clusters/<name>.json.<n>`, one record per system identifier
 //! the cluster has had. The highest one counts.
 
-mod known;
+pub(crate) mod known;
 
 pub use known::Standing;
 
@@ -127,16 +127,25 @@ pub fn register_or_check(
 ) -> Result<()> {
     // What was found counts from before it was asked for.
     let since = Instant::now();
+    let found = registered(repo, name, identity, reason, clock);
+    known::note(repo, name, found.as_ref().ok(), since);
+    found.map(drop)
+}
+
+fn registered(
+    repo: &Repository,
+    name: &str,
+    identity: Identity,
+    reason: Reason,
+    clock: &dyn Clock,
+) -> Result<Registration> {
+    let right = |known: Registration| check(repo, &known, identity).map(|()| known);
     if let Some(known) = current(repo, name)? {
-        let checked = check(repo, &known, identity);
-        known::note(repo, name, checked.is_ok().then_some(&known), since);
-        return checked;
+        return right(known);
     }
-    match put(repo, name, 1, identity, reason, clock)? {
-        Put::Created => Ok(()),
-        // Another writer was first: what it wrote counts.
-        Put::Exists => check(repo, &read(repo, name, 1)?, identity),
-    }
+    // Another writer may be first: what it wrote counts.
+    let _ = put(repo, name, 1, identity, reason, clock)?;
+    right(known::read(repo, name, 1)?)
 }
 
 /// Every name under which a cluster is registered.

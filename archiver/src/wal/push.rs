@@ -184,22 +184,21 @@ fn run_all(job: &Arc<Job>, body: Arc<Body>, repos: &[(Repository, bool)]) -> Vec
     if let [(repo, true)] = repos {
         return vec![push_one(job, body, repo)];
     }
-    let best_effort = |repo: &Repository| {
-        let (job, body, repo) = (Arc::clone(job), Arc::clone(&body), repo.clone());
+    let best_effort = |repo: &Repository, body| {
+        let (job, repo) = (Arc::clone(job), repo.clone());
         Work::start(repo.name().to_owned().as_str(), move || {
             push_one(&job, body, &repo)
         })
     };
-    let push = |repo| {
-        let body = Arc::clone(&body);
-        move || push_one(job, body, repo)
-    };
+    // Each has one, and nobody else: whoever comes last may change it.
+    let bodies = std::iter::repeat_n(body, repos.len());
     std::thread::scope(|scope| {
         let pushes: Vec<_> = repos
             .iter()
-            .map(|(repo, required)| match required {
-                true => Push::Required(scope.spawn(push(repo))),
-                false => Push::BestEffort(best_effort(repo)),
+            .zip(bodies)
+            .map(|((repo, required), body)| match required {
+                true => Push::Required(scope.spawn(move || push_one(job, body, repo))),
+                false => Push::BestEffort(best_effort(repo, body)),
             })
             .collect();
         let joined: Vec<_> = pushes.into_iter().map(Push::join_required).collect();

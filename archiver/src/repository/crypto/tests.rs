@@ -573,6 +573,8 @@ fn a_body_is_sealed_in_place_or_copied() {
             let own = container::seal(&repository, system, file, plain, body).unwrap();
             assert!(memory.contains(&own.as_ptr()), "the last one is not copied");
             assert!(!memory.contains(&copied.as_ptr()));
+            // Under encryption each has a nonce of its own.
+            assert_eq!(copied == own, !repository.is_encrypted());
             for sealed in [copied, own] {
                 let decoded = container::decode(&repository, system, file, &sealed);
                 assert_eq!(decoded.unwrap(), plain);

@@ -101,7 +101,7 @@ pub fn seal(
             let start = ROOM_BYTES.saturating_sub(head.bytes.len());
             let place = out.get_mut(start..ROOM_BYTES);
             let place = place.filter(|place| place.len() == head.bytes.len());
-            let long = || Error::internal("wal_name", "a header is too long");
+            let long = || Error::internal("wal_name", "a WAL file name is too long");
             place.ok_or_else(long)?.copy_from_slice(&head.bytes);
             (out, start)
         }

@@ -2,6 +2,7 @@ use super::*;
 use crate::ErrorKind;
 use crate::clock::SystemClock;
 use crate::storage::SharedStorage;
+use crate::storage::faulty::{Faults, FaultyStorage};
 use crate::storage::memory::MemoryStorage;
 use crate::wal::commit_index::testdata;
 use crate::wal::get;
@@ -329,4 +330,68 @@ fn a_best_effort_one_that_hangs_is_left_behind() {
     // What was left behind was done all the same.
     let file = "000000010000000000000003".parse().unwrap();
     assert!(get::fetch(&slow, ID, file).unwrap().is_some());
+}
+
+/// A repository that passes for one far away, and what counts and fails its calls.
+fn far() -> (Repository, FaultyStorage, MemoryStorage) {
+    let memory = MemoryStorage::far();
+    let counting = FaultyStorage::new(Arc::new(memory.clone()), Faults::none());
+    let storage: SharedStorage = Arc::new(counting.clone());
+    crate::repository::create(&storage, &SystemClock).unwrap();
+    (Repository::open("far", storage).unwrap(), counting, memory)
+}
+
+fn name_of(no: u64) -> String {
+    format!("0000000100000000{no:08X}")
+}
+
+/// While segments flow, most of them cost a put and no question.
+#[test]
+fn a_segment_that_follows_closely_costs_one_call() {
+    let (repo, counting, _) = far();
+    let calls = |no| {
+        let before = counting.calls();
+        push(&repo, &name_of(no), &segment(77, no, 1)).unwrap();
+        counting.calls() - before
+    };
+    assert!(calls(3) > 1, "the first one registers the cluster");
+    assert_eq!(calls(4), 1);
+    cluster::known::age(&repo, "main");
+    assert_eq!(calls(5), 2, "what is old is asked again, beside the put");
+    assert_eq!(calls(6), 1);
+}
+
+/// After a `pg_upgrade` elsewhere the old cluster is refused as soon as somebody asks, and from then on.
+#[test]
+fn another_registration_is_found_out() {
+    let (repo, _, _) = far();
+    push(&repo, &name_of(3), &segment(77, 3, 1)).unwrap();
+    let new = Identity {
+        system_identifier: SystemId(78),
+        segment_size: SegmentSize::new(1 << 20).unwrap(),
+        postgres_major: Some(17),
+    };
+    cluster::upgrade(&repo, "main", new, &SystemClock).unwrap();
+    cluster::known::age(&repo, "main");
+    for no in [4, 5] {
+        let refused = push(&repo, &name_of(no), &segment(77, no, 1));
+        assert_eq!(refused.unwrap_err().code(), "cluster_mismatch");
+    }
+    push(&repo, &name_of(3), &segment(78, 3, 1)).unwrap();
+}
+
+/// The put worked, and whether the cluster is the registered one is not known: not acknowledged.
+#[test]
+fn without_an_answer_nothing_is_acknowledged() {
+    let (repo, _, memory) = far();
+    push(&repo, &name_of(3), &segment(77, 3, 1)).unwrap();
+    cluster::known::age(&repo, "main");
+    memory.fail_lists(true);
+    for _ in 0..2 {
+        let failed = push(&repo, &name_of(4), &segment(77, 4, 1));
+        assert_eq!(failed.unwrap_err().code(), "lists_fail");
+    }
+    memory.fail_lists(false);
+    let stored = push(&repo, &name_of(4), &segment(77, 4, 1)).unwrap();
+    assert_eq!(stored, Stored::Duplicate);
 }
