@@ -10,6 +10,7 @@ pub mod protocol;
 mod backlog;
 mod behind;
 mod catch_up;
+mod fences;
 mod forks;
 mod host;
 mod jobs;

@@ -158,6 +158,9 @@ pub enum Command {
     Wal(commands::wal::Args),
     /// Tell the repositories about a pg_upgrade.
     Cluster(commands::cluster::Args),
+    /// Promote the standby of this host, so that every repository knows which server goes on.
+    #[command(after_help = examples::PROMOTE)]
+    Promote(commands::promote::Args),
     /// List, add, remove, rotate and prove the keys of an encrypted repository.
     Key(commands::key::Args),
     /// Look at the configuration file.

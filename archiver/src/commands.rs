@@ -16,6 +16,7 @@ pub mod info;
 pub mod init;
 pub mod key;
 pub mod mark;
+pub mod promote;
 pub mod reconcile;
 pub mod repo;
 pub mod restore;

@@ -145,7 +145,8 @@ pub struct Wal {
     /// from those later. 0 = none. A tenth of the disk stays free in any case.
     pub spool_bytes_max: u64,
     /// How often the agent looks for WAL of a timeline that another one has left (an old primary that
-    /// still writes), in seconds; a listing or two per repository. 0 = never.
+    /// still writes), and for promotions by `pgark promote`, in seconds; two or three listings per
+    /// repository. 0 = never.
     pub fork_check_seconds: u64,
     /// The agent alerts, and check fails, when more and more WAL waits for being archived and the disk of
     /// pg_wal will be full sooner than this, in seconds; also while each push succeeds, too slowly.

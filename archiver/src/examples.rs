@@ -21,6 +21,12 @@ Examples:
   pgark info
   pgark info --repository local --output json";
 
+pub(crate) const PROMOTE: &str = "\
+Examples:
+  pgark promote
+  pgark promote --dry-run --output json
+  pgark promote --yes";
+
 pub(crate) const ARCHIVE_PUSH: &str = "\
 Examples:
   pgark archive-push pg_wal/000000010000000000000001";

@@ -103,6 +103,10 @@ fn run(cli: &Cli) -> Result<u8> {
         Command::Wal(args) => commands::wal::run(&Config::load(path)?, args, output)?,
         Command::Key(args) => commands::key::run(&Config::load(path)?, args, output)?,
         Command::Cluster(args) => commands::cluster::run(&Config::load(path)?, args, output)?,
+        Command::Promote(args) => {
+            let cancel = cancel_on_signal()?;
+            commands::promote::run(&Config::load(path)?, args, output, &cancel)?;
+        }
         Command::Retention(args) => commands::retention::run(&Config::load(path)?, args, output)?,
         Command::Expire(args) => commands::expire::run(&Config::load(path)?, args, output)?,
         Command::Undelete(args) => commands::mark::undelete(&Config::load(path)?, args, output)?,

@@ -27,6 +27,7 @@ use crate::repository::tombs;
 use crate::retention::Demand;
 use crate::wal::cluster::{self, Registration};
 use crate::wal::commit_index::relmap;
+use crate::wal::fence;
 use crate::{Error, ErrorKind, Result};
 use chrono::{DateTime, Utc};
 use pgark_types::BackupLabel;
@@ -257,6 +258,13 @@ impl Transfer<'_> {
     /// ends the run before anything else is written.
     fn plan(&self, component: &str, report: &mut Report) -> Result<Part> {
         let registrations = cluster::copy(self.from, self.to, component)?;
+        for known in &registrations {
+            let copied = fence::copy(self.from, self.to, known.system_identifier);
+            if let Err(error) = copied {
+                // Marks, which no restore needs.
+                tracing::warn!(code = error.code(), "epochs were not copied: {error}");
+            }
+        }
         let here = backups::records(self.from, component)?;
         let there = backups::records(self.to, component)?;
         // After the listing: what is expired by then is known to be.

@@ -6,6 +6,7 @@ pub mod commit_index;
 pub mod conflicts;
 pub mod container;
 pub mod covered;
+pub mod fence;
 pub mod fork;
 pub mod get;
 pub mod inventory;

@@ -31,6 +31,7 @@ mod t210_archive_get;
 mod t211_prefetch;
 mod t220_standbys;
 mod t221_fork_alert;
+mod t222_promote;
 mod t300_bad_input;
 mod t310_crashes;
 mod t320_flips;

@@ -2,6 +2,7 @@
 //! left out of `latest`; what it holds is in no database that goes on, so somebody should know soon. Every
 //! agent of the cluster looks, whoever archived it.
 
+use super::fences::Fences;
 use super::host::Host;
 use super::spawn;
 use super::stats::Stats;
@@ -43,6 +44,7 @@ pub(super) fn start(
         open: None,
         known: BTreeMap::new(),
         alerted: BTreeMap::new(),
+        fences: Fences::default(),
     };
     spawn("forks", move || watch.run())
 }
@@ -58,6 +60,7 @@ struct Watch {
     known: BTreeMap<String, Arrivals>,
     /// When it was last said of a repository's timeline.
     alerted: BTreeMap<(String, TimelineId), Instant>,
+    fences: Fences,
 }
 
 impl Watch {
@@ -74,7 +77,8 @@ impl Watch {
     }
 
     fn look(&mut self) -> Result<()> {
-        let own = Identity::of_data_directory(&self.host.data_directory()?)?;
+        let directory = self.host.data_directory()?;
+        let own = Identity::of_data_directory(&directory)?;
         let cluster = (own.system_identifier, own.segment_size);
         let (opened, repositories) = match self.open.take() {
             Some((opened, open)) if opened.elapsed() < OPEN_MAX => (opened, open),
@@ -95,8 +99,9 @@ impl Watch {
                 }
             }
         }
+        let looked = self.fences.look(&repositories, &directory, &self.stats);
         self.open = all.then_some((opened, repositories));
-        Ok(())
+        looked
     }
 
     fn open(&self) -> Result<Vec<Repository>> {

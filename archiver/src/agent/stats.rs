@@ -54,6 +54,8 @@ pub(super) struct Stats {
     pub(super) behind_alerts: Counter,
     /// Alerts of WAL past a fork.
     pub(super) fork_alerts: Counter,
+    /// Alerts of a promotion that has left this server's timeline.
+    pub(super) fence_alerts: Counter,
     /// Times Postgres's archiver was woken.
     pub(super) wakeups: Counter,
     /// Connections refused: another user, or too many.

@@ -1,5 +1,6 @@
 //! `pgark check`: tries the whole path, from the server's WAL to the repository.
 
+mod epoch;
 mod room;
 
 use super::output::{Output, print_json, print_text};
@@ -322,6 +323,8 @@ fn server(
         });
         checks.add(format!("identity {}", repository.name()), known);
     }
+    let epoch = epoch::check(section, &mut session, &control, repositories);
+    checks.add("epoch", epoch);
     if args.no_switch {
         return;
     }

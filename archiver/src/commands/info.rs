@@ -18,6 +18,7 @@ use crate::repository::unfinished::{Sessions, Unfinished};
 use crate::restore::branch;
 use crate::wal::cluster;
 use crate::wal::conflicts::{self, Count};
+use crate::wal::fence::{Epoch, Epochs};
 use crate::wal::inventory::{Inventory, TimelineWal};
 use crate::wal::lag;
 use crate::wal::orphan::{self, Orphan};
@@ -56,6 +57,8 @@ struct Component {
     notes: BTreeMap<BackupLabel, Notes>,
     wal: Vec<TimelineWal>,
     orphans: Vec<Orphan>,
+    /// The newest epoch.
+    epoch: Option<Epoch>,
     window: Option<Window>,
     /// Why there is no window although there could be one.
     problem: Option<Error>,
@@ -227,6 +230,7 @@ fn describe(repository: &Repository, sessions: &Sessions, name: String) -> Resul
         notes,
         wal: Vec::new(),
         orphans: Vec::new(),
+        epoch: None,
         window: None,
         problem: None,
         conflicts: Count::default(),
@@ -247,6 +251,7 @@ impl Component {
         let inventory = Inventory::load(repository, system_id)?;
         self.wal = inventory.by_timeline(size);
         self.orphans = orphan::orphans(repository, &inventory, size)?;
+        self.epoch = Epochs::of_all([repository], system_id).newest().cloned();
         self.conflicts = conflicts::count(&conflicts::list(repository, system_id)?);
         // What is there can be listed, whatever the window lacks.
         match self.find_window(repository, &inventory, size) {
@@ -326,6 +331,7 @@ fn merge(found: &[Component]) -> Vec<Value> {
             "backups": backups,
             "wal": first.map(|c| c.wal.iter().map(wal_entry).collect::<Vec<_>>()).unwrap_or_default(),
             "orphans": first.map(|c| c.orphans.clone()).unwrap_or_default(),
+            "epoch": first.and_then(|c| c.epoch.clone()),
             "window": window.map(window_json),
             "unfinished": same.iter().flat_map(|c| c.unfinished.iter().map(|u| unfinished(c, u))).collect::<Vec<_>>(),
             "damaged": same.iter().flat_map(|c| c.damaged.iter().map(|d| damaged(c, d))).collect::<Vec<_>>(),
@@ -449,6 +455,9 @@ fn text(found: &[Component]) -> String {
         }
         for orphan in &component.orphans {
             let _ = writeln!(text, "  ORPHAN: {orphan}");
+        }
+        if let Some(epoch) = &component.epoch {
+            let _ = writeln!(text, "  {epoch}");
         }
         if let Some(window) = component.window {
             let time = |t: Option<chrono::DateTime<chrono::Utc>>| {

@@ -237,6 +237,36 @@ pub fn cluster_prefix(name: &str) -> String {
     format!("clusters/{name}.json.")
 }
 
+/// `fence/<sysid>/<epoch>.json`: who took an epoch.
+///
+/// # Errors
+/// None in fact.
+pub fn fence(system_id: SystemId, epoch: u32) -> Result<Key> {
+    let number = fence_number(epoch);
+    Key::new(format!("{}{number}.json", fence_prefix(system_id)))
+}
+
+/// `fence/<sysid>/<epoch>.timeline`: what came of it.
+///
+/// # Errors
+/// None in fact.
+pub fn fence_outcome(system_id: SystemId, epoch: u32) -> Result<Key> {
+    let number = fence_number(epoch);
+    Key::new(format!("{}{number}.timeline", fence_prefix(system_id)))
+}
+
+/// An epoch as names have it.
+#[must_use]
+pub fn fence_number(epoch: u32) -> String {
+    format!("{epoch:06}")
+}
+
+/// `fence/<sysid>/`.
+#[must_use]
+pub fn fence_prefix(system_id: SystemId) -> String {
+    format!("fence/{system_id}/")
+}
+
 /// `sessions/`.
 #[must_use]
 pub fn sessions_prefix() -> &'static str {

@@ -157,6 +157,12 @@ impl Repository {
         !matches!(self.encryption, Encryption::None)
     }
 
+    /// Whether it is encrypted and was opened without its key.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        matches!(self.encryption, Encryption::Locked)
+    }
+
     /// Whether what was written can be read: there is no encryption, or an owner's key.
     #[must_use]
     pub fn can_read(&self) -> bool {

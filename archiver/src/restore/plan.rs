@@ -224,6 +224,7 @@ fn plan_of(
     if request.timeline == TargetTimeline::Latest {
         let others = warnings::other_timelines(repository, &inventory, &labels, label, &lineage)?;
         warnings.extend(others);
+        warnings.extend(warnings::epoch(repository, &inventory, &lineage));
     }
     let mut plan = chooser.plan(&backup, label, lineage, resolved)?;
     if request.end_before_gap {

@@ -4,6 +4,7 @@ use super::plan::Plan;
 use crate::repository::Repository;
 use crate::repository::format::manifest::{Label, Manifest};
 use crate::wal::covered;
+use crate::wal::fence::{Epochs, lineage};
 use crate::wal::inventory::{Inventory, Lineage};
 use crate::{Error, Result};
 use pgark_types::{BackupLabel, SegmentName, SegmentSize, TimelineId};
@@ -74,6 +75,27 @@ pub(super) fn other_timelines(
         }
     }
     Ok(warnings)
+}
+
+/// That "latest" does not lead to the server that was last promoted with `pgark promote`. The newest
+/// timeline is followed all the same: a restore to the end of the archive, which somebody meant, and the
+/// promotion of a standby, which nobody did, leave the same history behind.
+pub(super) fn epoch(
+    repository: &Repository,
+    inventory: &Inventory,
+    lineage: &Lineage,
+) -> Option<String> {
+    let epochs = Epochs::of_all([repository], inventory.system_id());
+    let (epoch, outcome) = epochs.promoted()?;
+    let followed = lineage.spans.last()?.timeline;
+    let history = inventory.history(repository, followed).ok()?;
+    lineage::is_beside(&history, (&epoch.fence, outcome), None).then(|| {
+        format!(
+            "this restore follows timeline {followed}, which does not descend from the last promotion ({epoch}): \
+             if that server goes on, add --target-timeline {}",
+            outcome.timeline
+        )
+    })
 }
 
 /// What there is of a timeline outside the lineage.

@@ -34,6 +34,11 @@ pub(super) fn check_place(key: &Key, json: &[u8], backups: &BySession) -> Result
         ["clusters", file] => file
             .rsplit_once(".json.")
             .is_none_or(|(name, _)| says("name", name)),
+        ["fence", system_id, file] => {
+            let (id, epoch) = (field(&record, "system_identifier"), field(&record, "epoch"));
+            id.is_none_or(|id: SystemId| id.to_string() == *system_id)
+                && epoch.is_none_or(|n: u32| file.starts_with(&format!("{n:06}.")))
+        }
         ["components", component, "backups", label, _] => {
             says("component", component) && says("label", label)
         }
@@ -273,7 +278,7 @@ fn is_object_place(name: &str) -> bool {
         ["keys", last] => last.ends_with(".json"),
         ["packs" | "meta" | "sessions" | "keys", _, _]
         | ["clusters" | "verify" | "audit" | "sets", _]
-        | ["policy" | "gc", _, _]
+        | ["policy" | "gc" | "fence", _, _]
         | ["tomb" | "occurrences", _, _, _]
         | ["components", _, "notes", _, _]
         | ["components", _, "relmap", _]

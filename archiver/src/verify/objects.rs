@@ -48,7 +48,7 @@ impl Verification<'_> {
             ["repository.json"]
             | [
                 "components" | "sessions" | "clusters" | "verify" | "keys" | "policy" | "tomb"
-                | "gc" | "audit" | "sets" | "occurrences",
+                | "gc" | "audit" | "sets" | "occurrences" | "fence",
                 ..,
             ] => self.sealed(key),
             _ => Err(Error::data(
