@@ -268,7 +268,6 @@ fn a_second_failover() {
     caught_up(&standby, &scene.primary);
     caught_up(&other, &scene.primary);
     scene.primary.stop(StopMode::Immediate);
-    let id = Path::new(&scene.repository()).join("fence");
     // It dies once the server was asked.
     crashes(&beside, "promote:asked");
     wait_until("the standby is promoted", SOON, || !in_recovery(&standby));
@@ -319,7 +318,91 @@ fn a_second_failover() {
     assert_eq!((&back["epoch"], &back["timeline"]), (&3.into(), &2.into()));
     check(&beside, 0, "epoch 3, taken by");
     check(&third, 3, "FAILED epoch: another server was promoted");
-    assert_eq!(names(&id, "").len(), 1);
+}
+
+/// Runs it up to a point, does something, lets it go on; whether `repository` answers from then on decides the
+/// file `fault`.
+fn held(
+    directory: &TestDirectory,
+    pgark: &Pgark,
+    (point, repository): (&str, &str),
+    then: &dyn Fn(),
+) -> (i32, String) {
+    let [gate, fault, passed] = ["gate", "fault", "passed"].map(|name| directory.join(name));
+    let mut command = pgark.command(&["promote"]);
+    command.env("PGARK_FAULT_GATE", format!("{point}={}", gate.display()));
+    command.env("PGARK_FAULT_COUNT", &passed);
+    command.env("PGARK_FAULT_REPOSITORY", repository);
+    let fail = format!("fail-if-exists:{}", fault.display());
+    command.env("PGARK_FAULT_STORAGE", fail);
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("the point is reached", SOON, || {
+        let passed = std::fs::read_to_string(&passed).unwrap_or_default();
+        passed.contains(&format!("point {point}\n"))
+    });
+    then();
+    std::fs::write(&gate, b"").unwrap();
+    let output = child.wait_with_output().unwrap();
+    for path in [&gate, &passed] {
+        std::fs::remove_file(path).unwrap();
+    }
+    let _ = std::fs::remove_file(&fault);
+    let text = String::from_utf8(output.stderr).unwrap();
+    (output.status.code().unwrap(), text)
+}
+
+/// Two repositories that are required: one fails once the server is promoted. A user who may not promote
+/// takes no epoch; one without the key writes nothing.
+#[test]
+fn written_down_everywhere() {
+    let directory = TestDirectory::new("t222_everywhere");
+    let scene = Scene::new(&directory, Major::Pg15);
+    scene
+        .primary
+        .psql("CREATE ROLE weak LOGIN; GRANT pg_monitor TO weak");
+    let (standby, mut beside) = scene.standby("b");
+    repository(&directory, &mut beside, "second", true);
+    caught_up(&standby, &scene.primary);
+
+    let strong = std::fs::read_to_string(beside.config()).unwrap();
+    let weak = strong.replace("user=postgres", "user=weak");
+    assert_ne!(weak, strong);
+    std::fs::write(beside.config(), &weak).unwrap();
+    for arguments in [&["--dry-run"][..], &[]] {
+        refused(&beside, arguments, 10, &["promote_denied", "GRANT EXECUTE"]);
+    }
+    std::fs::write(beside.config(), &strong).unwrap();
+    assert_eq!(scene.fences(), [""; 0]);
+
+    let fault = directory.join("fault");
+    let at = ("promote:promoted", "second");
+    let (code, text) = held(&directory, &beside, at, &|| {
+        std::fs::write(&fault, b"").unwrap();
+    });
+    assert_eq!(code, 20, "{text}");
+    assert!(
+        text.contains("the server is promoted to timeline 2"),
+        "{text}"
+    );
+    let second = directory.join("second/fence").join(system_id(&standby));
+    assert_eq!(scene.fences(), ["000001.json", "000001.timeline"]);
+    assert_eq!(names(&second, ""), ["000001.json"]);
+    for _ in 0..2 {
+        let done = promote(&beside, &[]);
+        assert_eq!(done["promoted_before"], true);
+        assert!(
+            done["repositories"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|r| r["has_epoch"] == true)
+        );
+        assert_eq!(names(&second, ""), ["000001.json", "000001.timeline"]);
+    }
 }
 
 /// Between the epoch and the promotion nothing is let through; who is not required holds nothing up.
@@ -329,36 +412,11 @@ fn what_comes_between() {
     let scene = Scene::new(&directory, Major::Pg15);
     let (standby, mut beside) = scene.standby("b");
     repository(&directory, &mut beside, "spare", false);
-    let (gate, fault) = (directory.join("gate"), directory.join("fault"));
-    let passed = directory.join("passed");
-    // Runs it up to where it has the epoch, does something, lets it go on.
+    let fault = directory.join("fault");
     let meanwhile = |then: &dyn Fn()| {
-        let wait = format!("promote:taken={}", gate.display());
-        let fail = format!("fail-if-exists:{}", fault.display());
-        let mut command = beside.command(&["promote"]);
-        command.env("PGARK_FAULT_GATE", wait);
-        command.env("PGARK_FAULT_COUNT", &passed);
-        command.env("PGARK_FAULT_REPOSITORY", "local");
-        command.env("PGARK_FAULT_STORAGE", fail);
-        let child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        wait_until("the epoch is taken", SOON, || {
-            let passed = std::fs::read_to_string(&passed).unwrap_or_default();
-            passed.contains("point promote:taken\n")
-        });
-        then();
-        std::fs::write(&gate, b"").unwrap();
-        let output = child.wait_with_output().unwrap();
-        for path in [&gate, &passed] {
-            std::fs::remove_file(path).unwrap();
-        }
-        let _ = std::fs::remove_file(&fault);
+        let done = held(&directory, &beside, ("promote:taken", "local"), then);
         assert!(in_recovery(&standby));
-        let text = String::from_utf8(output.stderr).unwrap();
-        (output.status.code().unwrap(), text)
+        done
     };
     let (code, text) = meanwhile(&|| std::fs::write(&fault, b"").unwrap());
     assert_eq!(code, 20, "{text}");
@@ -389,6 +447,10 @@ fn what_comes_between() {
     let spare = directory.join("spare/fence").join(system_id(&standby));
     assert_eq!(names(&spare, ""), ["000003.json", "000003.timeline"]);
     // Both are told of, and neither is in the way.
-    let found = beside.run(&["verify", "--repository", "spare"]).expect(0);
-    assert!(!found.stdout.contains("fence"), "{}", found.stdout);
+    let _ = beside.run(&["verify", "--repository", "spare"]).expect(0);
+    let found = beside.run(&["verify", "--repository", "local"]).expect(3);
+    for (name, told) in [("000002", true), ("4294967295", true), ("000003", false)] {
+        let told_of = found.stdout.contains(&format!("/{name}."));
+        assert_eq!(told_of, told, "{name}: {}", found.stdout);
+    }
 }

@@ -12,14 +12,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+/// How often a repository far away is asked: an epoch is taken once in a year.
+const ASK_FAR_EVERY: Duration = Duration::from_secs(60);
 /// As long as nothing changes, it is said again after this time.
 const ALERT_EVERY: Duration = Duration::from_secs(600);
 
 /// What is known between two looks.
 #[derive(Debug, Default)]
 pub(super) struct Fences {
-    /// By repository.
-    known: BTreeMap<String, Epochs>,
+    /// By repository, and when it was asked.
+    known: BTreeMap<String, (Epochs, Option<Instant>)>,
     /// The epoch that was last alerted of, and when.
     alerted: Option<(u32, Instant)>,
 }
@@ -38,7 +40,13 @@ impl Fences {
         }
         let mut all = Epochs::default();
         for repository in repositories {
-            let known = self.known.entry(repository.name().to_owned()).or_default();
+            let (known, asked) = self.known.entry(repository.name().to_owned()).or_default();
+            let recently = asked.is_some_and(|at| at.elapsed() < ASK_FAR_EVERY);
+            if recently && repository.storage().is_remote() {
+                all.join(known.clone());
+                continue;
+            }
+            *asked = Some(Instant::now());
             match known
                 .clone()
                 .read_again(repository, control.system_identifier)
@@ -72,7 +80,7 @@ impl Fences {
             alert = "fenced",
             epoch = number,
             timeline = timeline.0,
-            "another server goes on with this cluster, on timeline {} ({epoch}). This one still writes timeline {timeline}: what it writes is stored, and is in no database that goes on. Stop it, see docs/runbooks/wal-past-a-fork.md",
+            "another server goes on with this cluster, on timeline {} ({epoch}). This one is on timeline {timeline}: what it writes there is stored, and is in no database that goes on. See that it does not run, see docs/runbooks/wal-past-a-fork.md",
             outcome.timeline
         );
     }

@@ -7,6 +7,7 @@
 
 pub mod lineage;
 mod notes;
+mod position;
 pub mod promotion;
 
 use crate::repository::{Repository, audit, layout, record};
@@ -90,7 +91,9 @@ pub struct Epoch {
 impl std::fmt::Display for Epoch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let fence = &self.fence;
-        write!(f, "epoch {}, taken by {}", fence.epoch, fence.taken_by)?;
+        write!(f, "epoch {}, taken by ", fence.epoch)?;
+        // In a repository in clear anybody may have written it.
+        write!(f, "{}", fence.taken_by.escape_debug())?;
         write!(f, " at {}", fence.taken_at.to_rfc3339())?;
         match &self.outcome {
             Some(outcome) => write!(f, ": timeline {} from {}", outcome.timeline, outcome.lsn),
@@ -106,6 +109,8 @@ pub struct Epochs {
     pub known: BTreeMap<u32, Epoch>,
     /// Those that cannot.
     pub unreadable: BTreeSet<u32>,
+    /// Those of which two repositories say different things.
+    disputed: BTreeSet<u32>,
     /// The highest number that is taken, readable or not; 0: none.
     pub highest: u32,
     /// What was listed. Records are put once: the same names, the same records.
@@ -215,12 +220,23 @@ impl Epochs {
     pub fn join(&mut self, other: Self) {
         self.highest = self.highest.max(other.highest);
         self.unreadable.extend(other.unreadable);
+        self.disputed.extend(other.disputed);
         for (number, epoch) in other.known {
             let known = self.known.entry(number).or_insert_with(|| epoch.clone());
-            if known.outcome.is_none() && known.fence == epoch.fence {
-                known.outcome = epoch.outcome;
+            if known.fence != epoch.fence {
+                self.disputed.insert(number);
+            }
+            // Of two takers, the one that was promoted counts.
+            if known.outcome.is_none() && epoch.outcome.is_some() {
+                *known = epoch;
             }
         }
+    }
+
+    /// Whether the repositories do not all say the same of an epoch, or one of them nothing that can be read.
+    #[must_use]
+    pub fn is_disputed(&self, number: u32) -> bool {
+        self.disputed.contains(&number) || self.unreadable.contains(&number)
     }
 
     /// The newest epoch.
@@ -286,8 +302,13 @@ fn read<T: Serialize + DeserializeOwned>(repository: &Repository, key: &Key) -> 
 }
 
 fn decide<T: Serialize>(repository: &Repository, key: &Key, record: &T) -> Result<bool> {
-    let proof = proof(repository, key, record)?.to_hex().to_string();
-    record::decide(repository, key, &Proven { proof, record })
+    repository.require_key()?;
+    record::decide(repository, key, &proven(repository, key, record)?)
+}
+
+fn proven<T: Serialize>(repository: &Repository, key: &Key, record: T) -> Result<Proven<T>> {
+    let proof = proof(repository, key, &record)?.to_hex().to_string();
+    Ok(Proven { proof, record })
 }
 
 fn epoch(repository: &Repository, system_id: SystemId, number: u32) -> Result<Option<Epoch>> {
@@ -449,6 +470,7 @@ pub fn spread(repositories: &Repositories, fence: &Fence, outcome: &Outcome) -> 
 
 /// Whether anything was missing that is there now.
 fn put_both(to: &Repository, fence: &Fence, outcome: &Outcome) -> Result<bool> {
+    to.require_key()?;
     let key = layout::fence(fence.system_identifier, fence.epoch)?;
     if read::<Fence>(to, &key)?.is_some_and(|stands| stands == *fence)
         && self::outcome(to, fence)?.is_some()

@@ -14,9 +14,21 @@ pub(super) fn check(
     control: &ControlFile,
     repositories: &[Repository],
 ) -> Result<((), String)> {
-    let epochs = Epochs::of_all(repositories, control.system_identifier);
+    let mut epochs = Epochs::default();
+    let mut failed = None;
+    for repository in repositories {
+        match Epochs::read(repository, control.system_identifier) {
+            Ok(of_this) => epochs.join(of_this),
+            Err(error) => failed = Some(error),
+        }
+    }
     let Some(newest) = epochs.newest() else {
-        return Ok(((), "none was taken".to_owned()));
+        let detail = match (failed, epochs.unreadable.last()) {
+            (Some(error), _) => format!("cannot be told: {error}"),
+            (None, Some(number)) => format!("epoch {number} was taken, and cannot be read"),
+            (None, None) => "none was taken".to_owned(),
+        };
+        return Ok(((), detail));
     };
     let directory = match &section.data_directory {
         Some(directory) => directory.clone(),

@@ -3,6 +3,7 @@
 
 use super::lineage::{begins, follows, left, own_history};
 use super::notes::Notes;
+use super::position::Position;
 use super::{Epoch, Epochs, Fence, Outcome, claim, finish, spread, take};
 use crate::cancel::CancelToken;
 use crate::clock::Clock;
@@ -15,7 +16,7 @@ use crate::wal::fork::is_standby;
 use crate::wal::get;
 use crate::wal::repositories::Repositories;
 use crate::{Error, ErrorKind, Result};
-use pgark_types::{ArchiveFile, Lsn, SegmentName, TimelineId};
+use pgark_types::{ArchiveFile, Lsn, TimelineId};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -77,13 +78,6 @@ pub struct Asked {
     pub has_epoch: bool,
 }
 
-/// Where a standby is.
-struct Position {
-    timeline: TimelineId,
-    replayed: Lsn,
-    received: Option<Lsn>,
-}
-
 /// Promotes the standby of this host.
 ///
 /// # Errors
@@ -107,6 +101,10 @@ pub fn run(
         return Err(failed.to_error().with_hint(
             "An epoch is taken in every required repository. When there is no time for that, \"pg_ctl promote\" promotes without one.",
         ));
+    }
+    // What is written without the key nobody could prove.
+    for (repository, _) in repositories.open.iter().filter(|(_, required)| *required) {
+        repository.require_key()?;
     }
     let identity = identity(section, &mut sql, &directory, &repositories)?;
     let epochs = Epochs::of_required(&repositories, identity.system_identifier)?;
@@ -184,7 +182,8 @@ impl Here<'_> {
             )
             .with_hint("A recovery to a target takes no epoch: end it with pg_promote() or pg_wal_replay_resume()."));
         }
-        let position = self.position()?;
+        self.may_promote()?;
+        let position = Position::of(&mut self.sql, &self.directory, self.identity)?;
         let begun = self.begun()?;
         let newest = self.epochs.newest().map(|epoch| epoch.fence.id);
         let is_newest = begun.as_ref().is_some_and(|f| Some(f.id) == newest);
@@ -193,6 +192,7 @@ impl Here<'_> {
         }
         // Where something unreadable has a higher number, a higher one still is taken.
         let begun = begun.filter(|f| f.epoch == self.epochs.highest);
+        let begun = begun.filter(|f| !request.confirmed || !self.epochs.is_disputed(f.epoch));
         let continued = begun.is_some();
         let mut promotion = self.report(
             (self.epoch_of(begun.as_ref()), position.timeline),
@@ -205,10 +205,32 @@ impl Here<'_> {
         let from = (position.timeline, position.replayed);
         let fence = self.taken(begun, from)?;
         self.cancel.check()?;
-        self.leave_recovery(request.timeout)?;
+        self.ask()?;
+        point("promote:asked");
+        let told = |error: Error| {
+            error.context("the server was told to promote, and is a primary or will be")
+        };
+        self.leave_recovery(request.timeout).map_err(told)?;
         point("promote:promoted");
-        let outcome = self.outcome(&fence)?;
+        let outcome = self.outcome(&fence).map_err(told)?;
         self.end(&fence, &outcome, promotion)
+    }
+
+    /// Before an epoch is taken for nothing.
+    fn may_promote(&mut self) -> Result<()> {
+        let query = "SELECT has_function_privilege('pg_promote(boolean,integer)', 'EXECUTE'), current_user::text";
+        let row = self.sql.query_one(query, &[])?;
+        if column::<bool>(&row, 0)? {
+            return Ok(());
+        }
+        let user: &str = column(&row, 1)?;
+        Err(Error::invalid(
+            "promote_denied",
+            format!("user \"{user}\" of the server may not call pg_promote()"),
+        )
+        .with_hint(
+            "On the primary: GRANT EXECUTE ON FUNCTION pg_promote(boolean, integer) TO that user.",
+        ))
     }
 
     /// The epoch of `begun`, or the next one, once every required repository has it and no newer one.
@@ -308,16 +330,21 @@ impl Here<'_> {
         Ok(None)
     }
 
-    fn leave_recovery(&mut self, timeout: Duration) -> Result<()> {
-        let row = self.sql.query_one("SELECT pg_promote(false)", &[])?;
-        if !column::<bool>(&row, 0)? {
-            return Err(Error::unavailable(
+    /// Tells the server to promote.
+    fn ask(&mut self) -> Result<()> {
+        let asked = self.sql.query_one("SELECT pg_promote(false)", &[]);
+        let row = asked.map_err(|e| e.context("the server may have been told to promote"))?;
+        match column::<bool>(&row, 0)? {
+            true => Ok(()),
+            false => Err(Error::unavailable(
                 "promotion_failed",
                 "the server could not be told to promote",
             )
-            .with_hint(AGAIN));
+            .with_hint(AGAIN)),
         }
-        point("promote:asked");
+    }
+
+    fn leave_recovery(&mut self, timeout: Duration) -> Result<()> {
         let began = Instant::now();
         while self.sql.in_recovery()? {
             self.cancel
@@ -345,7 +372,10 @@ impl Here<'_> {
         let timeline = own.timeline;
         let newest = self.epochs.promoted();
         let is_left = newest.is_some_and(|(by, outcome)| !follows(&own, &by.fence, outcome));
-        if let Some(fence) = self.begun()?
+        let begun = self.begun()?;
+        let is_disputed = |f: &Fence| request.confirmed && self.epochs.is_disputed(f.epoch);
+        let stands_against = begun.as_ref().is_some_and(is_disputed);
+        if let Some(fence) = begun.filter(|_| !stands_against)
             && (fence.timeline == timeline || own.switch_point(fence.timeline).is_some())
             && newest.is_none_or(|(epoch, _)| epoch.fence.epoch < fence.epoch)
         {
@@ -359,6 +389,9 @@ impl Here<'_> {
             let outcome = self.outcome(&fence)?;
             return self.end(&fence, &outcome, promotion);
         }
+        if stands_against {
+            return self.goes_on(request, timeline);
+        }
         let Some((epoch, outcome)) = newest else {
             return Err(not_a_standby());
         };
@@ -367,7 +400,11 @@ impl Here<'_> {
             let (fence, outcome) = (epoch.fence.clone(), outcome.clone());
             return match request.dry_run {
                 true => Ok(promotion),
-                false => Ok(self.ended(&fence, &outcome, promotion)),
+                // Repositories that an error had kept from it, or that are required since.
+                false => {
+                    take(&self.repositories, &fence)?;
+                    self.end(&fence, &outcome, promotion)
+                }
             };
         }
         if !is_left {
@@ -380,7 +417,11 @@ impl Here<'_> {
                 None => not_a_standby().with_detail("It was recovered to the past since the last promotion. With --yes it takes an epoch of its own: the repositories then know that it goes on."),
             });
         }
-        // Which server goes on, people know: this one.
+        self.goes_on(request, timeline)
+    }
+
+    /// Which server goes on, people know: this one, a primary.
+    fn goes_on(&mut self, request: &Request, timeline: TimelineId) -> Result<Promotion> {
         let promotion = self.report((self.epoch_of(None), timeline), None);
         if request.dry_run {
             return Ok(promotion);
@@ -430,7 +471,7 @@ impl Here<'_> {
         )?;
         let timeline = TimelineId::from_hex(column(&row, 0)?)?;
         // The server writes it before it leaves recovery.
-        self.history(timeline)?.ok_or_else(|| {
+        own_history(&self.directory, timeline).ok_or_else(|| {
             Error::data(
                 "history_file_missing",
                 format!(
@@ -452,29 +493,6 @@ impl Here<'_> {
             timeline: own.timeline,
             lsn: begins(&own),
             at: self.clock.now(),
-        })
-    }
-
-    /// Where the standby is. Until its next restartpoint the control file names the timeline before, and a
-    /// receiver that has lost its primary names none: what it has received of a newer one lies in pg_wal.
-    fn position(&mut self) -> Result<Position> {
-        let row = self.sql.query_one(
-            "SELECT greatest(c.timeline_id, r.min_recovery_end_timeline,
-                             (SELECT max(received_tli) FROM pg_stat_wal_receiver))::text,
-                    coalesce(pg_last_wal_replay_lsn(), '0/0')::text, pg_last_wal_receive_lsn()::text
-             FROM pg_control_checkpoint() AS c, pg_control_recovery() AS r",
-            &[],
-        )?;
-        let timeline = column::<&str>(&row, 0)?.parse::<u32>().unwrap_or(0);
-        let replayed: Lsn = column::<&str>(&row, 1)?.parse()?;
-        let received = column::<Option<&str>>(&row, 2)?.map(str::parse::<Lsn>);
-        let received = received.transpose()?;
-        let end = replayed.max(received.unwrap_or(replayed));
-        let in_wal = youngest_at(&self.directory, end, self.identity)?;
-        Ok(Position {
-            timeline: TimelineId(timeline).max(in_wal.unwrap_or(TimelineId(timeline))),
-            replayed,
-            received,
         })
     }
 
@@ -515,22 +533,6 @@ impl Here<'_> {
     }
 }
 
-/// The youngest timeline of which pg_wal has the segment that ends with the byte before `end`.
-fn youngest_at(directory: &Path, end: Lsn, identity: Identity) -> Result<Option<TimelineId>> {
-    let size = identity.segment_size;
-    let wanted = size.segment_no(Lsn(end.0.saturating_sub(1)));
-    let path = directory.join("pg_wal");
-    let could_not = |e| Error::io(format!("could not list \"{}\"", path.display()), e);
-    let mut youngest = None;
-    for entry in std::fs::read_dir(&path).map_err(could_not)? {
-        let name = entry.map_err(could_not)?.file_name();
-        let segment = name.to_str().and_then(|n| n.parse::<SegmentName>().ok());
-        let segment = segment.filter(|s| s.number(size).is_ok_and(|no| no == wanted));
-        youngest = youngest.max(segment.map(|s| s.timeline));
-    }
-    Ok(youngest)
-}
-
 fn fenced(code: &'static str, message: String, by: &Epoch) -> Error {
     Error::new(ErrorKind::Fenced, code, message).with_detail(format!("The newest is {by}."))
 }
@@ -547,35 +549,4 @@ fn timeline_left(by: &Epoch, timeline: TimelineId) -> Error {
 fn not_a_standby() -> Error {
     Error::invalid("not_a_standby", "the server is a primary, and no standby")
         .with_hint("Run \"pgark promote\" on the host of the standby that shall take over.")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use pgark_types::SegmentSize;
-
-    #[test]
-    fn a_newer_timeline_is_seen_in_pg_wal() {
-        let directory = tempfile::tempdir().unwrap();
-        let wal = directory.path().join("pg_wal");
-        std::fs::create_dir(&wal).unwrap();
-        let put = |name: &str| std::fs::write(wal.join(name), b"").unwrap();
-        let identity = Identity {
-            system_identifier: pgark_types::SystemId(7),
-            segment_size: SegmentSize::DEFAULT,
-            postgres_major: None,
-        };
-        let at = |lsn| youngest_at(directory.path(), Lsn(lsn), identity).unwrap();
-        put("00000001000000000000000A");
-        put("00000002.history");
-        // Made ready for later.
-        put("00000002000000000000000B");
-        assert_eq!(at(0xA00_0100), Some(TimelineId(1)));
-        // Up to the end of the segment, nothing of the next one.
-        assert_eq!(at(0xB00_0000), Some(TimelineId(1)));
-        assert_eq!(at(0xB00_0001), Some(TimelineId(2)));
-        put("00000002000000000000000A");
-        assert_eq!(at(0xA00_0100), Some(TimelineId(2)));
-        assert_eq!(at(0xC00_0100), None);
-    }
 }

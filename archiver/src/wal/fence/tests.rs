@@ -234,13 +234,41 @@ fn a_record_without_the_key_counts_for_nothing() {
     let forged = claimed(2, &clock);
     // Without the key everything but the proof can be made.
     let key = layout::fence(ID, 2).unwrap();
-    assert!(decide(&locked, &key, &forged).unwrap());
+    assert_eq!(
+        decide(&locked, &key, &forged).unwrap_err().code(),
+        "key_required"
+    );
+    let record = proven(&locked, &key, &forged).unwrap();
+    put(&repository, &key, &sealed::seal(&record).unwrap());
     let key = layout::fence_outcome(ID, 2).unwrap();
-    assert!(decide(&locked, &key, &came(&forged)).unwrap());
+    let record = proven(&locked, &key, came(&forged)).unwrap();
+    put(&repository, &key, &sealed::seal(&record).unwrap());
     let epochs = read_of(&repository);
     assert_eq!(epochs.promoted().unwrap().0.fence, own);
     assert_eq!(epochs.unreadable, BTreeSet::from([2]));
     assert_eq!(epochs.highest, 2);
     // Without the key nothing can be told, true or false.
     assert_eq!(read_of(&locked), Epochs::default());
+}
+
+/// Two repositories, whose required sets differed, have two takers of one number: who was promoted counts, and
+/// `--yes` takes another number.
+#[test]
+fn two_takers_of_one_number_are_a_dispute() {
+    let clock = SeededClock::shared(3);
+    let (near, far) = (repository("a"), repository("b"));
+    let (own, other) = (claimed(1, &clock), claimed(1, &clock));
+    take(&all(&[(&near, true)]), &own).unwrap();
+    let alone = Epochs::of_required(&all(&[(&near, true), (&far, true)]), ID).unwrap();
+    assert!(!alone.is_disputed(1));
+    take(&all(&[(&far, true)]), &other).unwrap();
+    finish(&all(&[(&far, true)]), &other, &came(&other)).unwrap();
+    for order in [[&near, &far], [&far, &near]] {
+        let mut joined = Epochs::default();
+        for repository in order {
+            joined.join(read_of(repository));
+        }
+        assert!(joined.is_disputed(1));
+        assert_eq!(joined.promoted().unwrap().0.fence, other);
+    }
 }
