@@ -3,6 +3,7 @@
 //! What: three backups with a ledger between them. A policy keeps two; the oldest is expired, undeleted,
 //! expired again, and removed by a gc that is killed in the middle and run again. Then a window that leaves
 //! the older of the two its own WAL alone. Last a recovery to the past, which suspends retention.
+//! On 15 with an encrypted repository: which timeline descends from which stands in encrypted files.
 //! Trap: gc takes a pack or a segment too many, which only a restore shows; a killed gc leaves a backup
 //! with holes; archive-get calls removed WAL the end of the WAL.
 //! Expectation: what is kept restores to the marks that its WAL reaches, to the commit; what is gone is
@@ -101,8 +102,11 @@ impl Scene<'_> {
     }
 }
 
-fn retention(major: Major) {
+fn retention(major: Major, encrypted: bool) {
     let directory = TestDirectory::new(&format!("t420_retention_{major}"));
+    if encrypted {
+        directory.set_encrypted();
+    }
     let builder = Cluster::builder(&directory, major, "a").wal_segment_mib(1);
     let (mut cluster, pgark) = archived(&directory, builder);
     let workload = Ledger::start(&directory, &cluster, 2, Duration::from_millis(1));
@@ -305,12 +309,12 @@ fn retention(major: Major) {
 
 #[test]
 fn retention_15() {
-    retention(Major::Pg15);
+    retention(Major::Pg15, true);
 }
 
 #[test]
 fn retention_17() {
     if pgark_regress::tier::needs_full() {
-        retention(Major::Pg17);
+        retention(Major::Pg17, false);
     }
 }
