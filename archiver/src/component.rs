@@ -14,6 +14,7 @@ pub mod drivers;
 pub mod health;
 pub mod hooks;
 pub mod host;
+pub mod in_place;
 pub mod ledger;
 pub mod levers;
 #[cfg(any(test, feature = "fault-injection"))]
