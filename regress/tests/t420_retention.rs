@@ -140,6 +140,15 @@ fn retention(major: Major, encrypted: bool) {
     let zero = ["retention", "set", "--keep-last", "0"];
     refused(pgark, &zero, 10, "policy_keeps_nothing");
     refused(pgark, &["retention", "set"], 10, "policy_empty");
+    let typo = [
+        "retention",
+        "set",
+        "--component",
+        "mian",
+        "--keep-last",
+        "2",
+    ];
+    refused(pgark, &typo, 10, "component_unknown");
     pgark
         .run(&["retention", "set", "--keep-last", "2"])
         .expect(0);
@@ -189,6 +198,9 @@ fn retention(major: Major, encrypted: bool) {
     ];
     refused(pgark, &restore, 10, "backup_missing");
     pgark.run(&["undelete", names[0]]).expect(0);
+    let over = ["pin", names[0], "--reason", "a", "--until"];
+    let over = [&over[..], &["2020-01-01T00:00:00Z"]].concat();
+    refused(pgark, &over, 10, "pin_until");
     assert_eq!(labels(pgark), names);
     scene.reaches("undeleted", names[0], &marks[0]);
     pgark
