@@ -251,6 +251,16 @@ pub struct Request {
     pub overwrite: bool,
 }
 
+impl Request {
+    /// The options that would set `overwrite`, for a hint: elsewhere nothing is saved before.
+    pub fn overwrite_options(&self) -> &'static str {
+        match self.to {
+            Some(_) => "--yes --no-safety-backup",
+            None => "--yes",
+        }
+    }
+}
+
 /// What [`Driver::evidence`] found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evidence {

@@ -291,7 +291,9 @@ fn print_plan(source: &OpenSource, options: &Options) {
 
 fn print_outcome(restored: &Restored) {
     if let Some(label) = &restored.safety {
-        print_text(format_args!("what was there is in backup {label}"));
+        print_text(format_args!(
+            "what was replaced or removed is in backup {label}"
+        ));
     }
     for note in &restored.notes {
         print_text(format_args!("  note: {}", visible(note)));

@@ -262,7 +262,9 @@ fn print_component(one: &ComponentReport) {
         )),
     }
     if let Some(safety) = &one.safety {
-        print_text(format_args!("  what was there before is backup {safety}"));
+        print_text(format_args!(
+            "  what was replaced or removed is in backup {safety}"
+        ));
     }
     for note in &one.notes {
         print_text(format_args!("  {note}"));

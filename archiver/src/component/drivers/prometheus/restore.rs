@@ -135,7 +135,10 @@ pub(super) fn restore(
             "component_not_empty",
             format!("\"{}\" holds data already", folder.display()),
         )
-        .with_hint("Use --yes: missing and damaged blocks are put there, what is newer stays."));
+        .with_hint(format!(
+            "Use {}: missing and damaged blocks are put there, what is newer stays.",
+            request.overwrite_options()
+        )));
     }
     builder
         .recursive(true)

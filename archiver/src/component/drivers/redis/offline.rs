@@ -62,7 +62,10 @@ pub(super) fn restore(
             "component_not_empty",
             format!("\"{}\" is there already", first.display()),
         )
-        .with_hint("Use --yes: what is there is moved aside."));
+        .with_hint(format!(
+            "Use {}: what is there is moved aside.",
+            request.overwrite_options()
+        )));
     }
     let mut lines = Vec::new();
     let stamp = Utc::now().format(".before-%Y%m%dT%H%M%S%3fZ").to_string();

@@ -96,7 +96,7 @@ pub(super) fn restore(
     }
     target.refuse_by_modules(&plan)?;
     if !request.overwrite {
-        target.refuse_by_content(context, source, &selection, &server, address)?;
+        target.refuse_by_content(context, source, request, &selection, &server, address)?;
     }
 
     // From here on things change.
@@ -348,14 +348,16 @@ impl Target<'_> {
         &mut self,
         context: &Context<'_>,
         source: &dyn Source,
+        request: &Request,
         selection: &Selection,
         server: &Server,
         address: &Address,
     ) -> Result<()> {
         let occupied = |what: String| {
-            Error::invalid("component_not_empty", what).with_hint(
-                "Use --yes to replace what is there, or restore under other names (--rename).",
-            )
+            Error::invalid("component_not_empty", what).with_hint(format!(
+                "Use {} to replace what is there, or restore under other names (--rename).",
+                request.overwrite_options()
+            ))
         };
         let there: u64 = server.databases().iter().map(|(_, keys)| keys).sum();
         if there == 0 {
