@@ -14,6 +14,7 @@ use super::http::{Access, Http};
 use crate::component::{
     CheckLine, Context, Driver, Evidence, Lever, Point, Request, Sink, Source, Stage,
 };
+use crate::storage::s3::settings::check_reference;
 use crate::{Error, Result};
 use api::Api;
 use serde::Deserialize;
@@ -68,6 +69,13 @@ impl Grafana {
         if settings.token.is_some() == settings.username.is_some() {
             return wrong("give either token, or username and password");
         }
+        for (uid, fields) in &settings.secrets {
+            for (field, reference) in fields {
+                check_reference(&format!("secrets.{uid}.{field}"), reference)?;
+            }
+        }
+        // A token may come later; an address that is none should not.
+        Http::new("Grafana", &settings.url, &Access::default(), None, 1)?;
         Ok(Self { settings })
     }
 
