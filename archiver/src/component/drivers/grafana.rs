@@ -144,6 +144,13 @@ impl Driver for Grafana {
         export::capture(&self.api(None)?, context, sink)
     }
 
+    fn vet(&self, context: &Context<'_>, source: &dyn Source, request: &Request) -> Result<()> {
+        match request.select.is_empty() {
+            true => Ok(()),
+            false => selection::Selection::of(context, source, &request.select).map(drop),
+        }
+    }
+
     fn restore(
         &self,
         context: &Context<'_>,
