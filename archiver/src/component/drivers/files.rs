@@ -155,18 +155,10 @@ impl Driver for Files {
 
     fn check(&self, _context: &Context<'_>) -> Result<Vec<CheckLine>> {
         let lines = self.paths.iter().map(|path| {
-            let found = walk::probe(path);
-            CheckLine {
-                name: format!("path {}", path.display()),
-                ok: found.is_ok(),
-                detail: match &found {
-                    Ok(what) => (*what).to_owned(),
-                    Err(error) => error.to_string(),
-                },
-                hint: match &found {
-                    Ok(_) => String::new(),
-                    Err(error) => error.hint().unwrap_or_default().to_owned(),
-                },
+            let name = format!("path {}", path.display());
+            match walk::probe(path) {
+                Ok(what) => CheckLine::well(&name, what),
+                Err(error) => CheckLine::failed(&name, &error, ""),
             }
         });
         Ok(lines.collect())
