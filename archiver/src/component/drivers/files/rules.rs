@@ -198,7 +198,9 @@ impl Selection {
         let mut taken = false;
         for ((text, pattern), hit) in self.patterns.iter().zip(&self.hit) {
             let below = path.strip_prefix(text.as_slice());
-            let is_below = below.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"));
+            // "/" itself has everything below it.
+            let is_below = text.is_empty()
+                || below.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"));
             let mut above = path;
             let mut found = is_below;
             while !found {

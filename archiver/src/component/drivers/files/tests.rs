@@ -303,6 +303,15 @@ fn one_path_comes_alone() {
     let link = tree.join("zlink").display().to_string();
     world.restore(&driver, &select(link)).unwrap();
     assert_eq!(fs::read(tree.join("zlink")).unwrap(), b"a");
+    fs::write(tree.join("docs/b.pdf"), b"changed").unwrap();
+    assert!(
+        world
+            .restore(&driver, &select("/".to_owned()))
+            .unwrap()
+            .1
+            .ok
+    );
+    assert_eq!(fs::read(tree.join("docs/b.pdf")).unwrap(), b"b");
     let error = world
         .restore(&driver, &select("/nowhere".to_owned()))
         .unwrap_err();
