@@ -14,6 +14,7 @@ pub mod drivers;
 pub mod health;
 pub mod hooks;
 pub mod host;
+pub mod in_place;
 pub mod ledger;
 pub mod levers;
 #[cfg(any(test, feature = "fault-injection"))]
@@ -250,6 +251,16 @@ pub struct Request {
     pub overwrite: bool,
 }
 
+impl Request {
+    /// The options that would set `overwrite`, for a hint: elsewhere nothing is saved before.
+    pub fn overwrite_options(&self) -> &'static str {
+        match self.to {
+            Some(_) => "--yes --no-safety-backup",
+            None => "--yes",
+        }
+    }
+}
+
 /// What [`Driver::evidence`] found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evidence {
@@ -272,6 +283,34 @@ pub struct EvidenceLine {
     pub ok: bool,
 }
 
+/// What it means for a store that a line is not well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ground {
+    /// The store is away, or damaged: a restore may be what it needs.
+    Store,
+    /// We are not let in: nothing can be said of the store.
+    Access,
+    /// How it is set up, and what it has room for: no restore mends that.
+    Setup,
+    /// What an earlier restore has left beside it.
+    Leftover,
+}
+
+/// Errors of whoever is not let in, or has no secret to show.
+const DENIED: [&str; 11] = [
+    "component_denied",
+    "engine_denied",
+    "permission_denied",
+    "redis_auth",
+    "redis_rights",
+    "s3_access_denied",
+    "s3_credentials_expired",
+    "s3_credentials_missing",
+    "s3_credentials_rejected",
+    "secret_unreadable",
+    "server_denied",
+];
+
 /// A line of `pgark check`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckLine {
@@ -283,6 +322,8 @@ pub struct CheckLine {
     pub detail: String,
     /// What to do; empty when it is well.
     pub hint: String,
+    /// What it means for the store when it is not well.
+    pub ground: Ground,
 }
 
 impl CheckLine {
@@ -294,6 +335,7 @@ impl CheckLine {
             ok: true,
             detail: detail.into(),
             hint: String::new(),
+            ground: Ground::Store,
         }
     }
 
@@ -305,7 +347,14 @@ impl CheckLine {
             ok: false,
             detail: detail.into(),
             hint: hint.into(),
+            ground: Ground::Store,
         }
+    }
+
+    /// The same, of another ground than the store itself.
+    #[must_use]
+    pub fn of(self, ground: Ground) -> Self {
+        Self { ground, ..self }
     }
 
     /// What failed; `hint` where the error has none.
@@ -315,7 +364,11 @@ impl CheckLine {
             Some(detail) => format!("{error}: {detail}"),
             None => error.to_string(),
         };
-        Self::wrong(name, detail, error.hint().unwrap_or(hint))
+        let line = Self::wrong(name, detail, error.hint().unwrap_or(hint));
+        match DENIED.contains(&error.code()) {
+            true => line.of(Ground::Access),
+            false => line,
+        }
     }
 }
 
@@ -350,6 +403,22 @@ pub trait Driver: Send + Sync {
     /// Kind Unavailable when the store cannot be reached or stops answering; Invalid when it refuses;
     /// Data when what it hands out is damaged.
     fn capture(&self, context: &Context<'_>, sink: &dyn Sink) -> Result<Point>;
+
+    /// Refuses a request that means nothing in this backup: asked before a safety backup is taken, which would
+    /// be for nothing. [`Driver::restore`] refuses it as well.
+    ///
+    /// # Errors
+    /// Kind Invalid; the source's.
+    fn vet(&self, context: &Context<'_>, source: &dyn Source, request: &Request) -> Result<()> {
+        let _ = (context, source, request);
+        Ok(())
+    }
+
+    /// Whether a restore of this kind keeps all that is there by itself: then no safety backup is taken.
+    fn keeps_what_is_there(&self, request: &Request) -> bool {
+        let _ = request;
+        false
+    }
 
     /// Restores from a backup.
     ///

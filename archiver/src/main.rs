@@ -27,6 +27,9 @@ fn main() -> ExitCode {
         }
     };
     trace(&cli);
+    if cli.output == commands::Output::Json {
+        pgark_archiver::progress::without_bars();
+    }
     match run(&cli) {
         Ok(code) => ExitCode::from(match commands::lost() {
             Some(error) => {

@@ -1,12 +1,44 @@
 //! Progress with rate and ETA: a bar on a terminal, a log line every ten seconds elsewhere.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// The bars of this process: several members of a set are captured at a time, each on its own line.
+static SCREEN: LazyLock<MultiProgress> =
+    LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
+static WITHOUT_BARS: AtomicBool = AtomicBool::new(false);
+
+/// From now on there are no bars, only log lines: a program reads what is printed.
+pub fn without_bars() {
+    WITHOUT_BARS.store(true, Ordering::Relaxed);
+}
+
+fn bar(what: &str, total: u64) -> Option<ProgressBar> {
+    if WITHOUT_BARS.load(Ordering::Relaxed) || !std::io::stderr().is_terminal() {
+        return None;
+    }
+    let (bar, template) = match total {
+        0 => (
+            ProgressBar::no_length(),
+            "{msg} {bytes} {bytes_per_sec} {elapsed}",
+        ),
+        total => (
+            ProgressBar::new(total),
+            "{msg} {bar:30} {percent}% {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}",
+        ),
+    };
+    let bar = SCREEN.add(bar);
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar.set_message(what.to_owned());
+    Some(bar)
+}
 
 /// What a backup is doing, for whoever watches it from another thread.
 #[derive(Debug, Clone, Default)]
@@ -40,7 +72,8 @@ pub struct Progress(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    what: &'static str,
+    what: String,
+    /// 0: nobody knows.
     total: u64,
     done: AtomicU64,
     started: Instant,
@@ -50,37 +83,28 @@ struct Inner {
 }
 
 impl Progress {
-    /// Begins `what` ("backup", "restore"), `total` bytes long.
+    /// Begins `what` ("backup", "restore"), `total` bytes long; 0: nobody knows how long.
     #[must_use]
-    pub fn start(what: &'static str, total: u64) -> Self {
+    pub fn start(what: impl Into<String>, total: u64) -> Self {
         Self::start_metered(what, total, None)
     }
 
     /// The same; `meter` shows it to another thread.
     #[must_use]
-    pub fn start_metered(what: &'static str, total: u64, meter: Option<Meter>) -> Self {
+    pub fn start_metered(what: impl Into<String>, total: u64, meter: Option<Meter>) -> Self {
+        let what = what.into();
         if let Some(Meter(readings)) = &meter {
             readings.total.store(total, Ordering::Relaxed);
             readings.done.store(0, Ordering::Relaxed);
         }
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            let template =
-                "{msg} {bar:30} {percent}% {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}";
-            if let Ok(style) = ProgressStyle::with_template(template) {
-                bar.set_style(style);
-            }
-            bar.set_message(what);
-            bar
-        });
         let now = Instant::now();
         let inner = Inner {
+            bar: bar(&what, total),
             what,
             total,
             done: AtomicU64::new(0),
             started: now,
             logged: Mutex::new(now),
-            bar,
             meter,
         };
         Self(Arc::new(inner))
@@ -93,6 +117,7 @@ impl Progress {
             readings.done.store(done, Ordering::Relaxed);
         }
         match &self.0.bar {
+            Some(bar) if self.0.total == 0 => bar.set_position(done),
             Some(bar) => bar.set_position(done.min(self.0.total)),
             None => self.log(done),
         }
@@ -108,6 +133,7 @@ impl Progress {
     pub fn finish(&self) {
         if let Some(bar) = &self.0.bar {
             bar.finish_and_clear();
+            SCREEN.remove(bar);
         }
     }
 
@@ -121,14 +147,32 @@ impl Progress {
         *logged = Instant::now();
         let seconds = self.0.started.elapsed().as_secs_f64().max(0.001);
         let rate = done as f64 / seconds;
-        let eta_seconds = (self.0.total.saturating_sub(done)) as f64 / rate.max(1.0);
+        let total = Some(self.0.total).filter(|total| *total > 0);
+        let left = total.map(|total| total.saturating_sub(done) as f64 / rate.max(1.0));
         tracing::info!(
             bytes_done = done,
-            bytes_total = self.0.total,
+            bytes_total = total,
             bytes_per_second = rate.round(),
-            eta_seconds = eta_seconds.round(),
+            eta_seconds = left.map(f64::round),
             "{} in progress",
             self.0.what
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_was_announced_is_counted_too() {
+        without_bars();
+        for total in [0, 5] {
+            let progress = Progress::start("backup", total);
+            progress.add(3);
+            progress.clone().add(4);
+            progress.finish();
+            assert_eq!(progress.done(), 7);
+        }
     }
 }

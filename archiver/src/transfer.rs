@@ -49,7 +49,7 @@ pub struct Request {
     /// keep: to catch up, without bringing back what went there. Into an empty one the newest backup is
     /// copied.
     pub newer_only: bool,
-    /// Read what both have, too, and compare.
+    /// Read the WAL that both have, too, and compare it.
     pub compare: bool,
 }
 

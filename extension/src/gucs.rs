@@ -21,7 +21,7 @@ pub(crate) fn define() {
     GucRegistry::define_string_guc(
         c"pgark.database",
         c"The database of this server that holds the extension pgark.",
-        c"Jobs and schedules work there alone. The background worker connects to it; a change takes effect when the worker restarts.",
+        c"Jobs and schedules work there alone. The background worker connects to it, anew after a change.",
         &DATABASE,
         GucContext::Sighup,
         GucFlags::default(),
@@ -112,7 +112,7 @@ pub(crate) fn worker() -> (bool, u64) {
 fn check_database() {
     let (here, wanted) = (server::database_name().unwrap_or_default(), database());
     if here == wanted {
-        return;
+        return check_encoding(&here);
     }
     error::raise(
         PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -121,5 +121,19 @@ fn check_database() {
         format!(
             "Connect to \"{wanted}\", or set pgark.database = '{here}' in postgresql.conf and reload."
         ),
+    )
+}
+
+/// Text comes to Rust as it lies in the database, and must be UTF-8 there.
+fn check_encoding(here: &str) {
+    let (encoding, is_known) = server::encoding();
+    if is_known {
+        return;
+    }
+    error::raise(
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        format!("pgark does not work in a database with encoding {encoding}"),
+        format!("The encoding of \"{here}\" is {encoding}; pgark needs UTF8 or SQL_ASCII. What it backs up is the whole server, whatever the encodings of its databases."),
+        "Make a database for it: CREATE DATABASE pgark ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0; and set pgark.database = 'pgark' in postgresql.conf and reload.".to_owned(),
     )
 }

@@ -171,6 +171,10 @@ fn policy(json: &str) -> RetentionPolicy {
             json.len()
         ));
     }
+    // Of an array the fields would be taken in their order.
+    if !json.trim_start().starts_with('{') {
+        refuse("It is no JSON object.".to_owned());
+    }
     let policy: RetentionPolicy = match serde_json::from_str(json) {
         Ok(policy) => policy,
         Err(error) => refuse(format!("{error}.")),

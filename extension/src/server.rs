@@ -44,6 +44,33 @@ pub(crate) fn random() -> Option<[u8; 16]> {
     filled.then_some(bytes)
 }
 
+/// Reads the configuration files again. The handler of SIGHUP only notes that there is news; a worker takes
+/// it when it has no transaction.
+pub(crate) fn reload_settings() {
+    // SAFETY: between transactions of the worker's own process, as the server's own workers do it.
+    unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) }
+}
+
+/// Ends the worker's process in such a way that the server starts it again: it takes status 0 for "done".
+pub(crate) fn exit_to_restart() -> ! {
+    // SAFETY: the backend's own way out, between transactions; nothing here waits to be dropped.
+    unsafe { pg_sys::proc_exit(1) }
+}
+
+/// The name of the database's encoding, and whether text of it can be passed to Rust.
+pub(crate) fn encoding() -> (String, bool) {
+    // SAFETY: reads the backend's own state; the name is a constant of the server.
+    unsafe {
+        let encoding = pg_sys::GetDatabaseEncoding();
+        let name = CStr::from_ptr(pg_sys::GetDatabaseEncodingName());
+        let known = [pg_sys::pg_enc::PG_UTF8, pg_sys::pg_enc::PG_SQL_ASCII];
+        let is_known = known
+            .iter()
+            .any(|one| i64::from(*one) == i64::from(encoding));
+        (name.to_string_lossy().into_owned(), is_known)
+    }
+}
+
 /// Refuses settings pgark.* that nobody defined.
 pub(crate) fn reserve_prefix(prefix: &'static CStr) {
     // SAFETY: takes a C string that lives as long as the process.

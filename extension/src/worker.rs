@@ -1,7 +1,7 @@
 //! The background worker: evaluates the schedules where pg_cron does not. One short transaction at a
 //! time; it opens no socket and does no work of a backup.
 
-use crate::{gucs, progress};
+use crate::{gucs, progress, server};
 use pgrx::bgworkers::{
     BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags,
 };
@@ -29,13 +29,19 @@ pub(crate) fn register() {
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn pgark_worker_main(_argument: pg_sys::Datum) {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
-    BackgroundWorker::connect_worker_to_spi(Some(&gucs::database()), None);
+    let database = gucs::database();
+    BackgroundWorker::connect_worker_to_spi(Some(&database), None);
     loop {
         let (on, seconds) = gucs::worker();
         if !BackgroundWorker::wait_latch(Some(Duration::from_secs(seconds))) {
             return;
         }
         if BackgroundWorker::sighup_received() {
+            server::reload_settings();
+            // A worker stays in its database for good. The server starts another one, in the new one.
+            if gucs::database() != database {
+                server::exit_to_restart();
+            }
             continue;
         }
         if on {

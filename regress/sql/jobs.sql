@@ -139,6 +139,7 @@ SELECT pgark.request_backup(ARRAY[['main'], ['cache']]);
 SELECT pgark.request_restore('main');
 SELECT pgark.request_restore('stores');
 SELECT pgark.request_restore('cache', 'x');
+SELECT pgark.request_restore('cache', selection => '{}');
 SELECT pgark.request_restore('cache', NULL, ARRAY['keys:*'], 'local') IS NOT NULL AS asked;
 SELECT components, repository, options, state FROM pgark.job ORDER BY id DESC LIMIT 1;
 SELECT pgark.cancel(max(id)) FROM pgark.job;

@@ -124,7 +124,7 @@ pub const PARTS: &[Part] = &[
     Part {
         name: "files",
         about: "files, and backup sets of several components: capture, quiesce, restore to one moment",
-        run: Run::EndToEnd(&["t50", "t510", "t513"]),
+        run: Run::EndToEnd(&["t50", "t510", "t513", "t514"]),
     },
     Part {
         name: "sftp",

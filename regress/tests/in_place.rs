@@ -169,7 +169,7 @@ pub(crate) fn check<S: Store>(directory: &TestDirectory, store: S) {
     // In place, and back.
     let done = scene.restore(&["--yes"], &[]).expect(0);
     let safety = scene.newest_safety(&backup);
-    let shown = format!("what was there is in backup {safety}");
+    let shown = format!("what was replaced or removed is in backup {safety}");
     assert!(done.stdout.contains(&shown), "{}", done.stdout);
     assert!(
         done.stdout.contains("restored, and the same as the backup"),

@@ -60,6 +60,7 @@ mod t510_sets;
 mod t511_moment;
 mod t512_blocked;
 mod t513_restore_set;
+mod t514_overlaps;
 mod t520_redis;
 mod t521_redis_faults;
 mod t525_qdrant;

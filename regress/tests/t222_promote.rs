@@ -245,6 +245,9 @@ fn promoted_once(major: Major) {
     check(&third, 0, "epoch 2, taken by");
     check(&beside, 3, "FAILED epoch: another server was promoted");
     let _ = beside.run(&["verify"]).expect(0);
+    // Who backs up a server that was left is told, and has the backup.
+    let told = beside.run(&["backup", "--component", "main"]).expect(0);
+    assert!(told.stderr.contains("timeline_left"), "{}", told.stderr);
 }
 
 #[test]

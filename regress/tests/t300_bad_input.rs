@@ -230,6 +230,34 @@ fn other_configs(bench: &mut Bench<'_>) {
     bench
         .case("bad conninfo", &slip, "config check", 10, Form::Hint)
         .says("invalid_conninfo");
+    for (n, (section, says)) in [
+        (
+            "kind = \"redis\"\nurl = \"redis://x\"\nredactt = 1",
+            "redactt",
+        ),
+        ("kind = \"files\"\npaths = [\"/x\"]\nbogus = 1", "bogus"),
+        ("kind = \"rediss\"\nurl = \"redis://x\"", "rediss"),
+        (
+            "kind = \"redis\"\nurl = \"redis://x\"\npassword = \"plaintext\"",
+            "secret_in_config",
+        ),
+        ("kind = \"redis\"\nurl = \"http://x\"", "redis_url"),
+        (
+            "kind = \"grafana\"\nurl = \"ftp://x\"\ntoken = \"env:T\"",
+            "http",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let config = bench.config(
+            &format!("component-{n}"),
+            &format!("{repository}[component.it]\n{section}\n"),
+        );
+        bench
+            .case("a wrong component", &config, "config check", 10, Form::Hint)
+            .says(says);
+    }
     bench
         .case("no [cluster]", &nowhere, "backup", 10, Form::Hint)
         .says("[cluster]");

@@ -387,7 +387,7 @@ fn init_wants_a_choice_and_a_kit() {
         "key_file_exists",
     );
     assert!(!directory.join("repository/repository.json").exists());
-    // The key file that the refused run made is taken.
+    assert!(!key.exists(), "a key of nothing");
     pgark.run(&["init", "--recovery-kit", kit_text]).expect(0);
     pgark
         .run(&[
@@ -429,6 +429,17 @@ fn init_wants_a_choice_and_a_kit() {
         "key_file_permissions",
     );
 
+    // Typed from the screen, or read by a program: the kit alone.
+    let printed = ["--output", "json", "key", "export", "--paper", "-"];
+    let printed = pgark.run(&printed).expect(0).json();
+    assert!(printed["recovery_kit"].is_null());
+    let printed = directory.file("printed", printed["kit"].as_str().unwrap());
+    std::fs::set_permissions(&printed, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let check = ["key", "check", "--kit", printed.to_str().unwrap()];
+    pgark.run(&check).expect(0);
+    let unnamed = ["key", "add", "--name", " ", "--recipient", "age1x"];
+    says(&pgark, &unnamed, "slot_name");
+
     // One more kit, removed again; the last slots stay.
     let paper = directory.join("paper");
     let exported = pgark.run(&[
@@ -452,4 +463,48 @@ fn init_wants_a_choice_and_a_kit() {
         &["key", "check", "--kit", paper.to_str().unwrap()],
         "key_wrong",
     );
+}
+
+#[test]
+fn init_makes_nothing_in_part() {
+    let directory = TestDirectory::new("t410_in_part");
+    let kit = directory.join("kit");
+    let init = ["init", "--recovery-kit", kit.to_str().unwrap()];
+    let refused = |pgark: &Pgark, code: &str| {
+        let told = pgark.run(&init).expect(10).stderr;
+        assert!(told.contains(&format!("(code {code})")), "{told}");
+        assert!(!kit.exists(), "a kit of nothing");
+        assert!(!directory.join("repository/repository.json").exists());
+    };
+    // What is to open it does not.
+    let identity = directory.file("identity", "no identity\n");
+    std::fs::set_permissions(&identity, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let recipients = |recipient: &str| {
+        format!(
+            "mode = \"recipients\"\nrecipients = [\"{recipient}\"]\nidentity_file = \"{}\"",
+            identity.display()
+        )
+    };
+    let alice = recipients("age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p");
+    refused(&over(&directory, "a", None, &alice), "identity_malformed");
+    let nobody = recipients("age1nobody");
+    refused(&over(&directory, "b", None, &nobody), "recipient");
+
+    // One kit does not open two.
+    let key = key_file(&directory.join("local.key"));
+    let mut both = over(&directory, "c", None, &key);
+    both.configure(&format!(
+        "[repository.far]\nkind = \"posix\"\npath = \"{}\"\n[repository.far.encryption]\n{key}\n",
+        directory.join("far").display()
+    ));
+    refused(&both, "recovery_kit_shared");
+    assert!(!directory.join("far").exists() && !directory.join("local.key").exists());
+    for name in ["local", "far"] {
+        let kit = directory.join(&format!("{name}.kit"));
+        let kit = kit.to_str().unwrap();
+        let one = ["init", "--repository", name, "--recovery-kit", kit];
+        both.run(&one).expect(0);
+        both.run(&["key", "check", "--repository", name, "--kit", kit])
+            .expect(0);
+    }
 }

@@ -251,3 +251,91 @@ fn a_writer_lives_through_a_rotation_15() {
         judge(&directory, &new_owner, name, &arguments, &truth, &counts);
     }
 }
+
+/// Who may not rotate leaves nothing that says it opens every backup, or is in the way of who may; and a
+/// lost record of the new epoch is no wrong key.
+#[test]
+fn a_refused_rotation_and_a_lost_epoch() {
+    let directory = TestDirectory::new("t411_refused");
+    let first = key_file(&directory.join("local.key"));
+    let owner = over(&directory, "owner", None, &first);
+    let kit = directory.join("first.kit");
+    let init = ["init", "--recovery-kit", kit.to_str().unwrap()];
+    owner.run(&init).expect(0);
+    let key = directory.join("writer.key");
+    add_writer(&owner, "host", &key);
+    let writer = over(&directory, "writer", None, &key_file(&key));
+
+    let [new, kit] = ["new.key", "new.kit"].map(|name| directory.join(name));
+    let (new_text, kit_text) = (new.to_str().unwrap(), kit.to_str().unwrap());
+    let rotate = [
+        "key",
+        "rotate",
+        "--repository",
+        "local",
+        "--key-file",
+        new_text,
+        "--recovery-kit",
+        kit_text,
+    ];
+    let add = ["key", "add", "--name", "x", "--key-file", new_text];
+    let export = ["key", "export", "--paper", kit_text];
+    let refused = |pgark: &Pgark, code: &str| {
+        for arguments in [&rotate[..], &add, &export] {
+            let told = pgark.run(arguments).expect(10).stderr;
+            assert!(told.contains(code), "{arguments:?}: {told}");
+            assert!(!new.exists() && !kit.exists(), "{arguments:?}");
+        }
+    };
+    refused(&writer, "(code key_write_only)");
+    // A kit in the way: the key of the same run goes too, and what was there stays.
+    let taken = directory.file("new.kit", "mine");
+    let told = owner.run(&rotate).expect(10).stderr;
+    assert!(told.contains("(code key_file_exists)"), "{told}");
+    assert!(!new.exists());
+    assert_eq!(std::fs::read_to_string(&taken).unwrap(), "mine");
+    std::fs::remove_file(&taken).unwrap();
+
+    let printed = owner.run(&rotate).expect(0).stdout;
+    assert!(
+        printed.contains("  pgark key remove --repository local 01"),
+        "{printed}"
+    );
+    let after = over(&directory, "after", None, &key_file(&new));
+    let epochs = directory.join("repository/keys/epoch");
+    let mut epochs = std::fs::read_dir(epochs)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let lost = epochs
+        .find(|path| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            name.starts_with("000002-")
+        })
+        .unwrap();
+    let aside = directory.join("aside");
+    std::fs::rename(&lost, &aside).unwrap();
+    for arguments in [&["key", "check"][..], &["info"], &["verify", "--all"]] {
+        let told = after.run(arguments).expect(30).stderr;
+        assert!(
+            told.contains("(code keys_missing)"),
+            "{arguments:?}: {told}"
+        );
+    }
+    std::fs::rename(&aside, &lost).unwrap();
+    after.run(&["key", "check"]).expect(0);
+
+    // The old key again: outdated.
+    let [new, kit] = ["late.key", "late.kit"].map(|name| directory.join(name));
+    let (key, kit_text) = (new.to_str().unwrap(), kit.to_str().unwrap());
+    let late = [
+        "key",
+        "rotate",
+        "--key-file",
+        key,
+        "--recovery-kit",
+        kit_text,
+    ];
+    let told = owner.run(&late).expect(10).stderr;
+    assert!(told.contains("(code key_outdated)"), "{told}");
+    assert!(!new.exists() && !kit.exists());
+}

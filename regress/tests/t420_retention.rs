@@ -3,6 +3,7 @@
 //! What: three backups with a ledger between them. A policy keeps two; the oldest is expired, undeleted,
 //! expired again, and removed by a gc that is killed in the middle and run again. Then a window that leaves
 //! the older of the two its own WAL alone. Last a recovery to the past, which suspends retention.
+//! On 15 with an encrypted repository: which timeline descends from which stands in encrypted files.
 //! Trap: gc takes a pack or a segment too many, which only a restore shows; a killed gc leaves a backup
 //! with holes; archive-get calls removed WAL the end of the WAL.
 //! Expectation: what is kept restores to the marks that its WAL reaches, to the commit; what is gone is
@@ -101,8 +102,11 @@ impl Scene<'_> {
     }
 }
 
-fn retention(major: Major) {
+fn retention(major: Major, encrypted: bool) {
     let directory = TestDirectory::new(&format!("t420_retention_{major}"));
+    if encrypted {
+        directory.set_encrypted();
+    }
     let builder = Cluster::builder(&directory, major, "a").wal_segment_mib(1);
     let (mut cluster, pgark) = archived(&directory, builder);
     let workload = Ledger::start(&directory, &cluster, 2, Duration::from_millis(1));
@@ -136,6 +140,15 @@ fn retention(major: Major) {
     let zero = ["retention", "set", "--keep-last", "0"];
     refused(pgark, &zero, 10, "policy_keeps_nothing");
     refused(pgark, &["retention", "set"], 10, "policy_empty");
+    let typo = [
+        "retention",
+        "set",
+        "--component",
+        "mian",
+        "--keep-last",
+        "2",
+    ];
+    refused(pgark, &typo, 10, "component_unknown");
     pgark
         .run(&["retention", "set", "--keep-last", "2"])
         .expect(0);
@@ -185,6 +198,9 @@ fn retention(major: Major) {
     ];
     refused(pgark, &restore, 10, "backup_missing");
     pgark.run(&["undelete", names[0]]).expect(0);
+    let over = ["pin", names[0], "--reason", "a", "--until"];
+    let over = [&over[..], &["2020-01-01T00:00:00Z"]].concat();
+    refused(pgark, &over, 10, "pin_until");
     assert_eq!(labels(pgark), names);
     scene.reaches("undeleted", names[0], &marks[0]);
     pgark
@@ -305,12 +321,12 @@ fn retention(major: Major) {
 
 #[test]
 fn retention_15() {
-    retention(Major::Pg15);
+    retention(Major::Pg15, true);
 }
 
 #[test]
 fn retention_17() {
     if pgark_regress::tier::needs_full() {
-        retention(Major::Pg17);
+        retention(Major::Pg17, false);
     }
 }

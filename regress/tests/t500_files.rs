@@ -281,6 +281,69 @@ fn a_tree_comes_back_as_it_was() {
     assert_eq!(picture(tree), wrecked);
 }
 
+/// No backup has the values of masked files: a restore in place keeps them, and says where.
+#[test]
+fn masked_values_are_kept_beside() {
+    let scene = Scene::new("files_masked", "redact = [\"*.env\"]\n");
+    let (pgark, tree) = (&scene.pgark, &scene.tree);
+    write(&tree.join("app.env"), b"TOKEN=hunter2\n", 0o600);
+    write(&tree.join("docs/a.txt"), b"a", 0o600);
+    give_all(tree);
+    back_up(pgark);
+    write(&tree.join("docs/fresh.env"), b"TOKEN=fresh\n", 0o600);
+    give_all(tree);
+    let restore = ["restore", "--component", "documents", "--yes"];
+    let done = pgark.run(&restore).expect(0);
+    let left = done
+        .stdout
+        .lines()
+        .find(|line| line.contains("left, though"));
+    assert!(
+        left.is_some_and(|line| line.contains("fresh.env")),
+        "{}",
+        done.stdout
+    );
+    assert!(
+        !done.stdout.contains("what was there is in"),
+        "{}",
+        done.stdout
+    );
+    let fresh = std::fs::read(tree.join("docs/fresh.env")).unwrap();
+    assert_eq!(fresh, b"TOKEN=fresh\n");
+    let path = tree.join("app.env").display().to_string();
+    let done = pgark
+        .run(&[&restore[..], &["--select", &path]].concat())
+        .expect(0);
+    assert_eq!(std::fs::read(&path).unwrap(), b"TOKEN=********\n");
+    let names = std::fs::read_dir(tree).unwrap();
+    let names = names.map(|one| one.unwrap().file_name().into_string().unwrap());
+    let mut names = names.filter(|name| name.starts_with("app.env.before-"));
+    let aside = names.next().expect("nothing was moved aside");
+    assert!(done.stdout.contains(&aside), "{}", done.stdout);
+    assert_eq!(
+        std::fs::read(tree.join(&aside)).unwrap(),
+        b"TOKEN=hunter2\n"
+    );
+    let mode = tree.join(&aside).metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    // Nor does the next backup have them.
+    back_up(pgark);
+    let place = scene.directory.folder("elsewhere");
+    let to = place.display().to_string();
+    let restore = ["restore", "--component", "documents", "--to", &to];
+    json(pgark, &restore, 0);
+    let there = std::fs::read(scene.below(&place).join(&aside)).unwrap();
+    assert_eq!(there, b"TOKEN=********\n");
+    // What would be replaced is named where it is, and so are both options that are needed.
+    let output = refused(pgark, &restore, "would_overwrite");
+    assert!(output.stderr.contains(&to), "{}", output.stderr);
+    assert!(
+        output.stderr.contains("--yes --no-safety-backup"),
+        "{}",
+        output.stderr
+    );
+}
+
 #[test]
 fn one_path_and_what_changes_meanwhile() {
     let scene = Scene::new("files_parts", "exclude = [\"*.tmp\"]\n");

@@ -427,6 +427,15 @@ fn a_member_that_fails_fails_the_set_and_nobody_else() {
     let checked = pgark.run(&["check", "--no-switch"]).expect(3).stdout;
     assert!(checked.contains("FAILED component broken"), "{checked}");
 
+    // Of two columns nobody says which is the id.
+    pgark.configure(&format!(
+        "[component.wide]\nkind = \"files\"\npaths = [\"{}\"]\n\
+         [component.wide.reconcile]\nquery = \"SELECT * FROM public.document\"\n",
+        application.documents.display()
+    ));
+    let refused = pgark.run(&["reconcile", "--component", "wide"]).expect(10);
+    assert!(refused.stderr.contains("2 columns"), "{}", refused.stderr);
+
     // A time after everything: the files are older than that, and the plan says so.
     cluster.archive_all();
     let now = cluster

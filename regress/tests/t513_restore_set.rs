@@ -426,6 +426,30 @@ fn around_a_cluster() {
     );
     stop_restored(&stack.directory.join("r2"));
 
+    // It is there, and its hook fails, having started it or not: nobody may work with stores that did not go
+    // back with it.
+    stack.wreck();
+    let starts = std::fs::read_to_string(&start).unwrap();
+    stack.file("start.sh", "echo no server; exit 7\n");
+    let output = restore("r2b", &[]).expect(20);
+    let report = output.json();
+    let own = &report["cluster"];
+    assert_eq!(own["outcome"], "failed", "{report:#}");
+    assert_eq!(
+        (&own["went_back"], &own["started"], &own["code"]),
+        (&json!(true), &json!(false), &json!("hook_failed")),
+        "{report:#}"
+    );
+    assert!(stack.directory.join("r2b").join("PG_VERSION").exists());
+    let log = stack.log();
+    assert!(!log.iter().any(|l| l.starts_with("after ")), "{log:?}");
+    let stopped = report["stopped"].as_array().unwrap().iter();
+    let mut names: Vec<&str> = stopped.map(|s| s["component"].as_str().unwrap()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["main", "one", "three", "two"], "{report:#}");
+    assert!(NAMES.iter().all(|name| stack.text(name) == "wrecked"));
+    stack.file("start.sh", &starts);
+
     // Its backup is gone.
     stack.wreck();
     let session = largest_pack(&stack.directory.join("repository"));
@@ -434,6 +458,7 @@ fn around_a_cluster() {
     assert_ne!(output.code, 0);
     let report = output.json();
     assert_eq!(report["cluster"]["outcome"], "failed", "{report:#}");
+    assert_eq!(report["cluster"]["went_back"], false, "{report:#}");
     assert_eq!(report["components"], json!([]), "{report:#}");
     let log = stack.log();
     let stopped = ["before three", "before two", "before one", "before main"];

@@ -241,6 +241,19 @@ fn every_kind_of_value_comes_back_whole_in_part_and_in_place() {
     assert!(bench.evidence(into.as_ref(), &backup, &sessions).ok);
     let refused = bench.try_restore(into.as_ref(), &backup, &select(&["session:7"]));
     assert!(text(&refused.unwrap_err()).contains("\"session:7\" exists"));
+    // Nothing at all: that is no restore, and nothing is emptied for it.
+    for nothing in ["nothing*", "[", "db=99,session:*"] {
+        let nothing = Request {
+            overwrite: true,
+            ..select(&[nothing])
+        };
+        let refused = bench.try_restore(into.as_ref(), &backup, &nothing);
+        assert_eq!(refused.unwrap_err().code(), "nothing_selected");
+        let vetted = into.vet(&bench.context(), &backup, &nothing);
+        assert_eq!(vetted.unwrap_err().code(), "nothing_selected");
+    }
+    assert_eq!(part.ask(&["DBSIZE"]), "301");
+    into.vet(&bench.context(), &backup, &sessions).unwrap();
     // Under other names.
     let renamed = Request {
         rename: vec![("session:*".to_owned(), "old:session:*".to_owned())],
@@ -558,10 +571,24 @@ fn the_append_only_file_is_captured_restored_under_and_mended() {
     assert_eq!(std::fs::read(&file).unwrap(), whole);
     let mended = bench.evidence(from.as_ref(), &backup, &repair);
     assert!(mended.ok, "{mended:?}");
+    // The server is down: a safety backup of it could not be taken, and the original is kept anyway.
+    assert!(from.keeps_what_is_there(&repair));
+    assert!(!from.keeps_what_is_there(&overwrite()));
     source.again(&["--aof-load-truncated", "no"]);
     assert_eq!(own_digest(&source), expected);
     // In place while it is down: what is there is moved aside.
     source.ask(&["FLUSHALL"]);
+    source.stop();
+    bench.restore(from.as_ref(), &backup, &overwrite());
+    let evidence = bench.evidence(from.as_ref(), &backup, &overwrite());
+    assert!(evidence.ok, "{evidence:?}");
+    source.again(&[]);
+    assert_eq!(own_digest(&source), expected);
+    // What was moved aside is in nobody's way: not in that of the next backup, nor of the next restore.
+    let mut lines = from.check(&bench.context()).unwrap();
+    lines.retain(|line| line.name == "data_dir");
+    assert!(lines[0].ok, "{lines:?}");
+    bench.capture(from.as_ref());
     source.stop();
     bench.restore(from.as_ref(), &backup, &overwrite());
     source.again(&[]);

@@ -365,7 +365,9 @@ fn leftovers_of_the_dead_are_removed_and_the_command_line_restores() {
     let data = engine.directory_of("app_data").unwrap();
     same(&picture(&data), &before);
     assert!(
-        restored.stdout.contains("what was there is in backup"),
+        restored
+            .stdout
+            .contains("what was replaced or removed is in backup"),
         "{}",
         restored.stdout
     );

@@ -156,11 +156,11 @@ fn samples_come_back() {
         select: vec![text.to_owned()],
         ..into(&part, true)
     };
-    bench.restore(
-        from.as_ref(),
-        &backup,
-        &range("2001-01-01T00:00:00Z..2002-01-01T00:00:00Z"),
-    );
+    let nothing = range("2001-01-01T00:00:00Z..2002-01-01T00:00:00Z");
+    let refused = bench.try_restore(from.as_ref(), &backup, &nothing);
+    assert_eq!(refused.unwrap_err().code(), "nothing_selected");
+    let vetted = from.vet(&bench.context(), &backup, &nothing);
+    assert_eq!(vetted.unwrap_err().code(), "nothing_selected");
     assert!(entries(&part).is_empty());
     bench.restore(from.as_ref(), &backup, &range("2001-01-01T00:00:00Z.."));
     assert_eq!(entries(&part), [block.as_str()]);

@@ -244,14 +244,17 @@ fn what_goes_wrong_is_told() {
         bench.try_capture(nobody.as_ref()).unwrap_err().code(),
         "component_unreachable"
     );
-    let wrong = Request {
-        select: vec!["dashboard/d0".to_owned()],
-        ..Request::default()
-    };
-    let error = bench
-        .try_restore(from.as_ref(), &backup, &wrong)
-        .unwrap_err();
-    assert_eq!(error.code(), "component_select");
+    for (select, code) in [
+        ("dashboard/d0", "component_select"),
+        ("dashboards/none", "nothing_selected"),
+    ] {
+        let wrong = Request {
+            select: vec![select.to_owned()],
+            ..Request::default()
+        };
+        let error = bench.try_restore(from.as_ref(), &backup, &wrong);
+        assert_eq!(error.unwrap_err().code(), code);
+    }
     let target = FakeGrafana::start();
     let unreadable = grafana(
         &bench,

@@ -13,7 +13,7 @@ use pgark_regress::fake_grafana::{FakeGrafana, State, TOKEN};
 use pgark_regress::minio_server::MinioServer;
 use pgark_regress::redis_server::{Make, RedisServer};
 use pgark_regress::s3_server::{self, S3Server};
-use pgark_regress::{TestDirectory, tier};
+use pgark_regress::{Pgark, TestDirectory, tier};
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -114,6 +114,66 @@ fn what_cannot_be_saved_is_left_alone() {
     assert_eq!(scene.backups().len(), 1);
     scene.restore(&["--yes"], &[]).expect(0);
     assert_ne!(scene.store.contents(), changed);
+}
+
+/// The directory of a server that is down: its append-only file is mended without a safety backup, which nobody
+/// could take then; what a restore moved aside stands in the way of no later backup. A selection of nothing is no
+/// restore.
+#[test]
+fn the_directory_of_a_redis_that_is_down() {
+    let directory = TestDirectory::new("t580_redis_down");
+    let own = ["--appendonly", "yes", "--aof-load-truncated", "no"];
+    let mut server = RedisServer::start(&directory, "redis", Make::Redis7, &own);
+    let mut pgark = Pgark::new(&directory, "host", None);
+    pgark.set_repository(&directory.repository());
+    pgark.configure(&format!(
+        "[component.it]\nkind = \"redis\"\nurl = \"{}\"\ndata_dir = \"{}\"\n",
+        server.url(),
+        server.folder().display()
+    ));
+    pgark.run(&["init", "--no-encryption"]).expect(0);
+    server.ask(&["SET", "session:1", "one"]);
+    let back_up = ["backup", "--component", "it"];
+    let count = || {
+        let info = ["--output", "json", "info", "--component", "it"];
+        let info = pgark.run(&info).expect(0).json();
+        info["components"][0]["backups"].as_array().unwrap().len()
+    };
+    pgark.run(&back_up).expect(0);
+    let restore = |more: &[&str]| pgark.run(&[&["restore", "--component", "it"], more].concat());
+
+    let refused = restore(&["--select", "nothing*", "--yes"]);
+    assert_code(&refused, "nothing_selected");
+    assert_eq!(refused.code, 10);
+    assert_eq!((count(), server.ask(&["DBSIZE"])), (1, "1".to_owned()));
+
+    // Torn, as by a full disk.
+    server.stop();
+    let file = server
+        .folder()
+        .join("appendonlydir/appendonly.aof.1.incr.aof");
+    let whole = std::fs::read(&file).unwrap();
+    std::fs::write(&file, [&whole[..], b"*3\r\n$3\r\nSET\r\n$1"].concat()).unwrap();
+    let done = restore(&["--select", "@repair-aof", "--yes"]).expect(0);
+    assert!(done.stdout.contains("the original is"), "{}", done.stdout);
+    assert_eq!(std::fs::read(&file).unwrap(), whole);
+    server.again(&[]);
+    assert_eq!(server.ask(&["GET", "session:1"]), "one");
+
+    server.ask(&["SET", "session:1", "two"]);
+    server.stop();
+    let folder = server.folder().display().to_string();
+    let to = ["--to", &folder, "--yes", "--no-safety-backup"];
+    let done = restore(&to).expect(0);
+    assert!(
+        done.stdout.contains("restored, and the same as the backup"),
+        "{}",
+        done.stdout
+    );
+    server.again(&[]);
+    assert_eq!(server.ask(&["GET", "session:1"]), "one");
+    pgark.run(&back_up).expect(0);
+    assert_eq!(count(), 2);
 }
 
 /// Directories below, and it.

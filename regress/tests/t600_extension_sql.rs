@@ -207,6 +207,7 @@ INSERT INTO pgark.queue_job (ulid, action, state, requested_by, requested_at, re
 INSERT INTO pgark.queue_occurrence SELECT 's' || i % 50, now() - i * interval '1 minute', 'queued', i, 'tick', now() FROM generate_series(1, 100000) i;
 INSERT INTO pgark.config_schedule (name, definition, version, changed_by, changed_at, effective, effective_at)
     SELECT 's' || i, d, 0, 'somebody', now(), d, now() - interval '1 minute' FROM generate_series(0, 49) i, LATERAL (SELECT jsonb_build_object('name', 's' || i, 'cron', '30 2 29 2 *', 'action', 'backup') AS d) AS x;
+UPDATE pgark.queue_policy SET version = 1, stored_version = 1;
 INSERT INTO pgark.config_retention (component, policy, version, changed_by, changed_at) SELECT name, '{"keep_last": 7}', 0, 'somebody', now() FROM pgark.catalog_component;
 ANALYZE;"#;
 

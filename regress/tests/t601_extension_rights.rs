@@ -183,6 +183,9 @@ fn keeps_configuration(major: Major) {
         SELECT pgark.schedule('nightly', '0 2 * * *', 'backup'), pgark.schedule('often', interval '6 hours', 'backup', ARRAY['main']),
             pgark.set_retention('main', '{\"keep_last\": 7}'), pgark.set_component('main', interval '1 day'), pgark.request_backup();
         SELECT pgark.policy_stored(3, '{}')");
+    // In effect for a year: much was due since.
+    cluster.psql("UPDATE pgark.config_schedule SET effective_at = now() - interval '1 year', effective = effective || '{\"anchor\": \"2020-01-01T00:00:00Z\"}' WHERE name = 'often';
+        UPDATE pgark.config_schedule SET effective_at = now() - interval '1 year'");
     let saved = "SELECT jsonb_agg(x) FROM (SELECT name, definition FROM pgark.config_schedule ORDER BY name) x;
         SELECT jsonb_agg(x) FROM (SELECT component, repository, policy FROM pgark.config_retention) x;
         SELECT jsonb_agg(x) FROM (SELECT component, backup_age_max FROM pgark.config_component) x";
@@ -200,9 +203,10 @@ fn keeps_configuration(major: Major) {
     assert_eq!(ask(&restored), before);
     // Nothing of it is in this cluster's repository yet; and what comes next is newer.
     assert_eq!(
-        restored.psql("SELECT count(*) FROM pgark.schedule WHERE pending"),
+        restored.psql("SELECT count(*) FROM pgark.schedule WHERE pending AND NOT in_effect AND next_due_at IS NULL"),
         "2"
     );
+    assert_eq!(restored.psql("SELECT pgark.tick()"), "0");
     assert_eq!(
         restored.psql("SELECT version FROM pgark.policy_to_store()"),
         "3"
@@ -215,6 +219,17 @@ fn keeps_configuration(major: Major) {
         restored.psql("SELECT count(DISTINCT id) FROM pgark.config_schedule"),
         "3"
     );
+    // They hold when the repository has them, from then on: what was due before was another cluster's.
+    restored.psql("SELECT pgark.policy_stored(3, '{}')");
+    let holds =
+        "SELECT string_agg(name || ' ' || in_effect, ', ' ORDER BY name) FROM pgark.schedule";
+    assert_eq!(
+        restored.psql(holds),
+        "nightly true, often true, third false"
+    );
+    restored.psql("SELECT pgark.policy_stored(4, '{}')");
+    let since = "SELECT count(*), bool_and(effective_at > now() - interval '1 hour') FROM pgark.config_schedule";
+    assert_eq!(restored.psql(since), "3|t");
 }
 
 /// What came from the repository, and not from these tables' users, is in a dump as everything else.
@@ -239,7 +254,7 @@ fn a_dump_keeps_what_came_from_the_repository() {
     assert!(!output.contains("ERROR:"), "{output}");
     assert_eq!(
         ask(&restored),
-        ["theirs true true,weekly true true", "true", "1"]
+        ["theirs true false,weekly true false", "true", "1"]
     );
     let document = "SELECT jsonb_array_length(document -> 'schedules'), document #>> '{retention,0,policy,keep_last}' FROM pgark.policy_to_store()";
     assert_eq!(restored.psql(document), "2|90");
@@ -247,7 +262,7 @@ fn a_dump_keeps_what_came_from_the_repository() {
     restored.psql("SELECT pgark.policy_import('{\"format\": 1, \"schedules\": [], \"retention\": [], \"recorded\": [\"other\"], \"schedules_recorded\": false}', '{\"n\": 1}', false)");
     assert_eq!(
         ask(&restored),
-        ["theirs true true,weekly true true", "true", "1"]
+        ["theirs true false,weekly true false", "true", "1"]
     );
     assert_eq!(restored.psql(document), "2|90");
 }
@@ -389,6 +404,44 @@ fn other_databases_get_an_error_that_says_so() {
             "{sql}"
         );
     }
+}
+
+#[test]
+fn other_encodings_get_an_error_that_says_so() {
+    let directory = TestDirectory::new("t601_encoding");
+    let mut cluster = cluster(&directory, Major::Pg15);
+    cluster.log_mut().allow("ERROR:  ");
+    cluster.psql(
+        "CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0",
+    );
+    cluster.psql(
+        "CREATE DATABASE ascii ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0",
+    );
+    let put = |database: &str| {
+        cluster.psql(&format!("ALTER SYSTEM SET pgark.database = '{database}'"));
+        cluster.reload();
+        cluster.wait_for(
+            "SHOW pgark.database",
+            database,
+            std::time::Duration::from_secs(30),
+        );
+    };
+    put("latin");
+    let refused = cluster
+        .try_psql("latin", "CREATE EXTENSION pgark")
+        .unwrap_err();
+    for part in [
+        "pgark does not work in a database with encoding LATIN1",
+        "DETAIL:",
+        "HINT:",
+    ] {
+        assert!(refused.contains(part), "{refused}");
+    }
+    put("ascii");
+    cluster.psql_in(
+        "ascii",
+        "CREATE EXTENSION pgark; SELECT pgark.request_backup()",
+    );
 }
 
 #[test]

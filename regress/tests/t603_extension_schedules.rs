@@ -37,10 +37,34 @@ fn worker(major: Major) {
         cluster.psql(said),
         "t|the background worker evaluates the schedules"
     );
-    // Switched off, it does nothing; the extension can go while it is there.
-    cluster.psql("ALTER SYSTEM SET pgark.worker = off");
-    cluster.reload();
-    cluster.wait_for("SHOW pgark.worker", "off", MINUTE);
+    // Switched off, it does nothing, whatever is due.
+    let set = |name: &str, value: &str| {
+        cluster.psql(&format!("ALTER SYSTEM SET {name} = '{value}'"));
+        cluster.reload();
+        cluster.wait_for(&format!("SHOW {name}"), value, MINUTE);
+    };
+    set("pgark.worker", "off");
+    // It may be at work still.
+    std::thread::sleep(Duration::from_secs(3));
+    cluster.psql(
+        "SELECT pgark.cancel(id) FROM pgark.job; DELETE FROM pgark.queue_occurrence;
+        UPDATE pgark.config_schedule SET effective_at = now() - interval '2 minutes'",
+    );
+    std::thread::sleep(Duration::from_secs(5));
+    let occurrences = "SELECT count(*) FROM pgark.queue_occurrence";
+    assert_eq!(cluster.psql(occurrences), "0");
+    set("pgark.worker", "on");
+    cluster.wait_for(&format!("{FIRED} 'worker'"), "t", MINUTE);
+    // It goes along when the extension is to be in another database, and lets it go from this one.
+    cluster.psql("CREATE DATABASE other");
+    set("pgark.database", "other");
+    let place = "SELECT string_agg(datname, ' ') FROM pg_stat_activity WHERE backend_type = 'pgark schedules'";
+    cluster.wait_for(place, "other", MINUTE);
+    cluster.psql_in("other", "CREATE EXTENSION pgark");
+    assert_eq!(
+        cluster.psql_in("other", said),
+        "t|the background worker evaluates the schedules"
+    );
     cluster.psql("DROP EXTENSION pgark");
     assert_eq!(cluster.psql(running), "1");
 }
@@ -100,6 +124,24 @@ fn pg_cron_fires() {
     cluster.psql("SELECT pgark.cancel(id) FROM pgark.job; UPDATE pgark.config_schedule SET effective_at = now() - interval '1 year'; DELETE FROM pgark.queue_occurrence");
     assert_eq!(cluster.psql("SELECT pgark.tick('agent')"), "0");
     assert_eq!(cluster.psql("SELECT pgark.tick('worker')"), "0");
+    // A job of that name that is somebody else's is none of pgark's; what its own has become is mended.
+    cluster.psql("CREATE ROLE other; GRANT USAGE ON SCHEMA cron TO other; SET ROLE other; SELECT cron.schedule('pgark', '0 0 1 1 *', 'SELECT 1')");
+    cluster.psql("UPDATE cron.job SET active = false WHERE username = 'other'; SELECT cron.unschedule(jobid) FROM cron.job WHERE username <> 'other'");
+    assert_eq!(
+        cluster.psql(said),
+        "pg_cron is installed and has no job for pgark"
+    );
+    let jobs = "SELECT string_agg(concat_ws(' ', username, active, command), ', ' ORDER BY username) FROM cron.job";
+    let in_order = "other f SELECT 1, postgres t SELECT pgark.tick('pg_cron')";
+    assert_eq!(cluster.psql("SELECT pgark.use_pg_cron()"), "t");
+    assert_eq!(cluster.psql(jobs), in_order);
+    cluster.psql(
+        "UPDATE cron.job SET database = 'elsewhere', active = false WHERE username = 'postgres'",
+    );
+    assert_eq!(cluster.psql(hint), "f|SELECT pgark.use_pg_cron();");
+    assert_eq!(cluster.psql("SELECT pgark.use_pg_cron()"), "t");
+    assert_eq!(cluster.psql(jobs), in_order);
+    assert_eq!(cluster.psql(said), "pg_cron evaluates the schedules");
     cluster.log_mut().allow("terminating");
 }
 

@@ -12,8 +12,9 @@ use crate::t610_jobs::{committed, done, installed};
 use chrono::TimeDelta;
 use pgark_archiver::repository::format::manifest::Label;
 use pgark_archiver::repository::sealed;
+use pgark_regress::process::wait_until;
 use pgark_regress::recovery::PATIENCE;
-use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory};
+use pgark_regress::{Cluster, Major, Pgark, StopMode, TestDirectory, account};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -261,6 +262,10 @@ fn a_recovery_to_the_past() {
     there.wait_for(&holds("90d"), "t", LONG);
     let schedules = "SELECT string_agg(name || in_effect, ' ') FROM pgark.schedule";
     there.wait_for(schedules, "weeklytrue", LONG);
+    for refused in ["the recovery target lies", "to this target would fail"] {
+        there.log_mut().allow(refused);
+    }
+    plans_agree(&there, &pgark, &lsn, &directory.join("elsewhere"));
     there.wait_for(
         "SELECT count(*) FROM pgark.backup WHERE state = 'live'",
         "2",
@@ -315,6 +320,31 @@ fn a_recovery_to_the_past() {
     let live = format!("SELECT state FROM pgark.backup WHERE label = '{younger}'");
     assert_eq!(there.psql(&live), "live");
     assert_eq!(committed(&pgark), 2);
+}
+
+/// Of the new timeline there may be no more than its history file: what the extension prints for a shell is what
+/// the binary can do all the same.
+fn plans_agree(there: &Cluster<'_>, pgark: &Pgark, lsn: &str, place: &Path) {
+    let line = |target: &str| {
+        let place = place.display();
+        let sql = format!("SELECT pgark.restore_command({target}, target_dir => '{place}')");
+        there.try_psql("postgres", &sql)
+    };
+    let works = |line: &str| {
+        let verb = line.strip_prefix("pgark ").unwrap();
+        let command = format!("{} --dry-run", pgark.shell(verb));
+        let mut shell = account::command("/bin/sh");
+        let output = shell.args(["-c", &command]).output().unwrap();
+        assert!(output.status.success(), "{line}: {output:?}");
+    };
+    // The fork itself: along the one timeline or the other.
+    let at_fork = format!("target_lsn => '{lsn}'");
+    wait_until("the catalog has the WAL", LONG, || line(&at_fork).is_ok());
+    works(&line(&at_fork).unwrap());
+    match line("clock_timestamp()") {
+        Ok(line) => works(&line),
+        Err(refused) => assert!(refused.contains("to this target would fail"), "{refused}"),
+    }
 }
 
 /// The schedule that the repository has brought back fires: its last occurrence is due, and runs once.

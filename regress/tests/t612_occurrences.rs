@@ -30,15 +30,16 @@ fn claims(directory: &TestDirectory, schedule: &str) -> Vec<serde_json::Value> {
     entries.map(read).collect()
 }
 
-/// Everybody evaluates the schedule at once, as at the full minute `n`.
-fn all_at_once(cluster: &Cluster<'_>, n: u32) {
+/// Everybody evaluates the schedule at once, as at the `n`-th full minute after `base`: the clock's own minute
+/// may end between two of them.
+fn all_at_once(cluster: &Cluster<'_>, base: &str, n: u32) {
     let sources = ["pg_cron", "worker", "agent"];
     std::thread::scope(|scope| {
         for source in sources {
             scope.spawn(move || {
                 // A killed server refuses; whoever is left does it.
                 let _ = cluster.try_psql("postgres", &format!(
-                    "SELECT pgark.tick_at(date_trunc('minute', now()) + interval '{n} minutes 1 second', '{source}')"
+                    "SELECT pgark.tick_at(timestamptz '{base}' + interval '{n} minutes 1 second', '{source}')"
                 ));
             });
         }
@@ -61,8 +62,9 @@ fn once_with_everybody_alive() {
     );
     // A minute that nobody counts on.
     cluster.psql("UPDATE pgark.config_schedule SET effective_at = now()");
+    let base = cluster.psql("SELECT date_trunc('minute', now())");
     for round in 1..=rounds() {
-        all_at_once(&cluster, round);
+        all_at_once(&cluster, &base, round);
         // Whoever dies, dies at some moment of the job.
         let moment = Duration::from_millis(u64::from(round) * 337 % 2000);
         match round % 3 {
@@ -79,7 +81,7 @@ fn once_with_everybody_alive() {
             _ => {}
         }
         // What was lost before it was queued is due still.
-        all_at_once(&cluster, round);
+        all_at_once(&cluster, &base, round);
         let open = "SELECT count(*) FROM pgark.job WHERE state IN ('queued', 'running')";
         wait_until("the queue is empty", PATIENCE, || {
             let _ = cluster.try_psql(

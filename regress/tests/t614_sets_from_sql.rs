@@ -137,6 +137,11 @@ fn each_and_all_of_them() {
 fn of_one_component(cluster: &Cluster<'_>, first: &str) {
     let verify = format!("pgark.request_verify('{first}', 'pages', 'cache')");
     assert_eq!(done(cluster, &verify), "succeeded");
+    // The label alone tells whose backup it is.
+    let verify = format!("pgark.request_verify('{first}', 'existence')");
+    assert_eq!(done(cluster, &verify), "succeeded");
+    let counted = "SELECT backup_count = (SELECT count(*) FROM pgark.backup WHERE state = 'live') FROM pgark.stat_repository";
+    cluster.wait_for(counted, "t", PATIENCE);
     cluster.psql("SELECT pgark.set_retention('cache', '{\"keep_last\": 1}')");
     let holds = "SELECT NOT pending FROM pgark.retention WHERE component = 'cache'";
     cluster.wait_for(holds, "t", PATIENCE);

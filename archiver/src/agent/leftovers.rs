@@ -4,6 +4,7 @@
 use super::spawn;
 use crate::Result;
 use crate::component::levers;
+use crate::component::scratch::Scratch;
 use crate::config::Config;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,9 @@ const EVERY_AFTER_FAILURE: Duration = Duration::from_secs(30);
 pub(super) fn start(config: &Arc<Config>) -> Result<()> {
     let config = Arc::clone(config);
     spawn("leftovers", move || {
+        // Writers first.
+        levers::recover(&config);
+        Scratch::sweep(&config);
         loop {
             let failures = levers::recover(&config);
             std::thread::sleep(match failures.is_empty() {

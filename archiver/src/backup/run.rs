@@ -21,6 +21,7 @@ use crate::repository::format::manifest::Label;
 use crate::repository::session::{Session, WalPin};
 use crate::wal::cluster::{self, Identity, Reason};
 use crate::wal::commit_index::relmap;
+use crate::wal::fence::{Epochs, lineage};
 use crate::wal::relnames;
 use crate::{Error, Result};
 use pgark_types::{BackupLabel, Lsn, SegmentName};
@@ -88,6 +89,7 @@ pub fn run(
         Session::begin(repository, clock, &section.name, &label)
     };
     let mut outlets = Outlets::begin(repositories, begin)?;
+    warn_if_left(&server, &control, repositories);
     let mut job = Job {
         config,
         options,
@@ -121,6 +123,22 @@ pub fn run(
         repositories,
         elapsed: began.elapsed(),
     })
+}
+
+/// A server that another one's promotion has left is backed up all the same: epochs refuse nothing. But
+/// nobody should take the backup for one of the cluster that goes on.
+fn warn_if_left(server: &Server, control: &ControlFile, repositories: &[Repository]) {
+    if server.in_recovery {
+        return;
+    }
+    let epochs = Epochs::of_all(repositories, control.system_identifier);
+    let timeline = lineage::of_primary(control);
+    if let Some((by, _)) = lineage::left(&epochs, &server.data_directory, timeline) {
+        tracing::warn!(
+            code = "timeline_left",
+            "another server was promoted, and this backup is of the one that was left, which still writes timeline {timeline}; the newest is {by}. See docs/runbooks/wal-past-a-fork.md"
+        );
+    }
 }
 
 fn new_label(clock: &SharedClock) -> BackupLabel {

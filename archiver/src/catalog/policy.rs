@@ -234,7 +234,7 @@ impl Connection {
     /// The server's.
     pub fn effective_schedules(&mut self) -> Result<Vec<Value>> {
         let rows = self.sql.query(
-            "SELECT effective::text FROM pgark.config_schedule WHERE effective IS NOT NULL ORDER BY name",
+            "SELECT effective::text FROM pgark.schedule WHERE effective IS NOT NULL ORDER BY name",
             &[],
         )?;
         let schedules = rows.iter().map(|row| {

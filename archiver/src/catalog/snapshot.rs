@@ -137,9 +137,10 @@ impl Snapshot {
         self.backups.alerts.iter().chain(&self.wal.alerts)
     }
 
-    /// How many backups count.
+    /// How many backups count, those of all components.
     pub(super) fn backup_count(&self) -> i64 {
-        let count = self.labels.values().map(Vec::len).sum::<usize>();
+        let is_live = |row: &&Value| row.get("state").and_then(Value::as_str) == Some("live");
+        let count = self.rows(&table::BACKUP).filter(is_live).count();
         i64::try_from(count).unwrap_or(i64::MAX)
     }
 

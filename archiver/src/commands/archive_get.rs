@@ -9,7 +9,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::postgres::wal_page::{self, LONG_HEADER_BYTES};
 use crate::repository::layout;
-use crate::wal::answer::{Answer, IN_FLIGHT, Place, Scope, answer_by};
+use crate::wal::answer::{Answer, IN_FLIGHT, Place, Scope, answer_by, is_wrong_setting};
 use crate::wal::fork;
 use crate::wal::get::{self, Taker};
 use crate::wal::repositories::Repositories;
@@ -115,7 +115,10 @@ impl Get<'_> {
 
     fn budget(&self, error: &Error, standby: bool) -> Duration {
         let budgets = Budgets::of(self.config_path);
-        if error.code() == "config_invalid" || error.code() == "config_unreadable" {
+        if error.code() == "config_invalid"
+            || error.code() == "config_unreadable"
+            || is_wrong_setting(error)
+        {
             return Duration::ZERO;
         }
         match (standby, error.code()) {
@@ -413,6 +416,22 @@ fn runs_under_pg_rewind() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_only_another_configuration_changes_is_not_waited_for() {
+        let get = Get {
+            config_path: Some(Path::new("/nowhere/pgark.toml")),
+            file: "000000010000000000000001".parse().unwrap(),
+            path: Path::new("RECOVERYXLOG"),
+            data_directory: PathBuf::from("."),
+        };
+        for standby in [true, false] {
+            let budget = |code| get.budget(&Error::invalid(code, "x"), standby);
+            assert_eq!(budget("key_required"), Duration::ZERO);
+            assert_eq!(budget("config_invalid"), Duration::ZERO);
+            assert!(budget("storage_missing") > Duration::ZERO);
+        }
+    }
 
     #[test]
     fn nothing_is_left_when_the_file_cannot_be_put_in_place() {

@@ -2,10 +2,10 @@
 
 use super::output::{Output, print_json, print_text};
 use crate::cancel::CancelToken;
-use crate::component::{drivers, health};
+use crate::component::{CheckLine, Ground, drivers, health};
 use crate::config::{Cluster, Config};
 use crate::postgres::control_file::ControlFile;
-use crate::postgres::session::{Session, column};
+use crate::postgres::session::{Session, column, is_denied};
 use crate::repository::{Repository, backups, sets};
 use crate::{Result, exit_code};
 use chrono::{DateTime, Utc};
@@ -22,10 +22,24 @@ pub struct Args {}
 #[serde(rename_all = "snake_case")]
 enum State {
     Ok,
+    /// Something is not well that no restore mends: its setup, its disk, what a restore has left.
+    Attention,
     /// It answers, and something about it is wrong.
     Damaged,
     Unreachable,
+    /// We are not let in, or do not know where to look.
+    Unknown,
 }
+
+impl State {
+    /// Whether a restore may be what it needs.
+    fn is_lost(self) -> bool {
+        matches!(self, Self::Damaged | Self::Unreachable)
+    }
+}
+
+/// What is said of a component that is [`State::Unknown`].
+const UNKNOWN: &str = "it cannot be judged: mend its section and its credentials, and assess again";
 
 #[derive(Debug, Serialize)]
 struct Assessed {
@@ -72,23 +86,12 @@ pub fn run(config: &Config, _args: &Args, output: Output, cancel: &CancelToken) 
     for (name, section) in &config.component {
         cancel.check()?;
         let kind = &section.common.kind;
-        let lines = drivers::open(name, kind, &section.settings)
-            .and_then(|driver| health::check(config, name, driver.as_ref(), cancel));
-        let (state, detail) = match lines {
-            Err(error) => (State::Unreachable, vec![error.to_string()]),
-            Ok(lines) => {
-                let bad = lines.iter().filter(|line| !line.ok);
-                let detail: Vec<String> = bad
-                    .map(|line| format!("{}: {}", line.name, line.detail))
-                    .collect();
-                // The first line is whether the store answers at all.
-                let state = match (detail.is_empty(), lines.first().is_some_and(|l| l.ok)) {
-                    (true, _) => State::Ok,
-                    (false, true) => State::Damaged,
-                    (false, false) => State::Unreachable,
-                };
-                (state, detail)
-            }
+        let (state, detail) = match drivers::open(name, kind, &section.settings) {
+            Err(error) => (State::Unknown, vec![error.to_string(), UNKNOWN.to_owned()]),
+            Ok(driver) => judged(
+                &health::check(config, name, driver.as_ref(), cancel)
+                    .unwrap_or_else(|error| vec![CheckLine::failed("check", &error, "")]),
+            ),
         };
         components.push(Assessed {
             name: name.clone(),
@@ -98,7 +101,13 @@ pub fn run(config: &Config, _args: &Args, output: Output, cancel: &CancelToken) 
             newest_backup: newest.get(name).cloned(),
         });
     }
-    let whole = newest_whole(&repositories);
+    let lost: Vec<&str> = components
+        .iter()
+        .filter(|c| c.state.is_lost())
+        .map(|c| c.name.as_str())
+        .collect();
+    // Where no set has them all, each is restored by itself.
+    let whole = newest_whole(&repositories, &lost).or_else(|| newest_whole(&repositories, &[]));
     let commands = recommended(config, &components, whole.as_ref());
     match output {
         Output::Json => print_json(json!({
@@ -110,7 +119,7 @@ pub fn run(config: &Config, _args: &Args, output: Output, cancel: &CancelToken) 
                 "commands": commands,
             },
         })),
-        Output::Text => print(&places, &components, whole.as_ref(), &commands),
+        Output::Text => print(&places, &components, &lost, whole.as_ref(), &commands),
     }
     let well = places.iter().all(|p| p.ok) && components.iter().all(|c| c.state == State::Ok);
     Ok(if well {
@@ -172,9 +181,32 @@ fn newest(repositories: &[Repository], components: &[String]) -> BTreeMap<String
     newest
 }
 
-fn newest_whole(repositories: &[Repository]) -> Option<sets::Set> {
+/// What the lines of a check say of the store.
+fn judged(lines: &[CheckLine]) -> (State, Vec<String>) {
+    let bad = || lines.iter().filter(|line| !line.ok);
+    let has = |ground| bad().any(|line| line.ground == ground);
+    let mut detail: Vec<String> = bad()
+        .map(|line| format!("{}: {}", line.name, line.detail))
+        .collect();
+    // The first line is whether the store answers at all.
+    let answers = lines.first().is_some_and(|line| line.ok);
+    let state = match (has(Ground::Store), has(Ground::Access)) {
+        (true, _) if answers => State::Damaged,
+        (true, _) => State::Unreachable,
+        (false, true) => State::Unknown,
+        (false, false) if detail.is_empty() => State::Ok,
+        (false, false) => State::Attention,
+    };
+    if state == State::Unknown {
+        detail.push(UNKNOWN.to_owned());
+    }
+    (state, detail)
+}
+
+/// The newest whole set of all repositories that all of `components` are members of.
+fn newest_whole(repositories: &[Repository], components: &[&str]) -> Option<sets::Set> {
     let found = repositories.iter().filter_map(|repository| {
-        let found = sets::newest_whole(repository);
+        let found = sets::newest_whole_with(repository, components);
         found
             .inspect_err(|error| tracing::error!(code = error.code(), "sets: {error}"))
             .ok()
@@ -186,8 +218,10 @@ fn newest_whole(repositories: &[Repository]) -> Option<sets::Set> {
 /// Whether the cluster answers; where it does not, what its data directory says.
 fn cluster(section: &Cluster) -> (State, Vec<String>) {
     let error = match Session::connect(&section.conninfo, "pgark assess").and_then(server) {
-        Ok(detail) if detail.is_empty() => return (State::Ok, detail),
-        Ok(detail) => return (State::Damaged, detail),
+        Ok(found) => return found,
+        Err(error) if is_denied(&error) => {
+            return (State::Unknown, vec![error.to_string(), UNKNOWN.to_owned()]);
+        }
         Err(error) => error,
     };
     let mut detail = vec![error.to_string()];
@@ -206,14 +240,15 @@ fn cluster(section: &Cluster) -> (State, Vec<String>) {
 }
 
 /// What is wrong with a server that answers.
-fn server(mut session: Session) -> Result<Vec<String>> {
-    let mut detail = Vec::new();
+fn server(mut session: Session) -> Result<(State, Vec<String>)> {
+    let (mut state, mut detail) = (State::Ok, Vec::new());
     let row = session.query_one(
         "SELECT coalesce(sum(checksum_failures), 0)::text FROM pg_stat_database",
         &[],
     )?;
     let failures: String = column(&row, 0)?;
     if failures != "0" {
+        state = State::Damaged;
         detail.push(format!("{failures} pages failed their checksum"));
     }
     let row = session.query_one(
@@ -224,14 +259,17 @@ fn server(mut session: Session) -> Result<Vec<String>> {
     )?;
     if column::<bool>(&row, 1)? {
         let file: String = column(&row, 0)?;
+        if state == State::Ok {
+            state = State::Attention;
+        }
         detail.push(format!("archiving fails: \"{file}\""));
     }
-    Ok(detail)
+    Ok((state, detail))
 }
 
-/// The commands that bring back what is not well.
+/// The commands that bring back what is lost.
 fn recommended(config: &Config, components: &[Assessed], whole: Option<&sets::Set>) -> Vec<String> {
-    let bad: Vec<&Assessed> = components.iter().filter(|c| c.state != State::Ok).collect();
+    let bad: Vec<&Assessed> = components.iter().filter(|c| c.state.is_lost()).collect();
     if bad.is_empty() {
         return Vec::new();
     }
@@ -269,6 +307,7 @@ fn recommended(config: &Config, components: &[Assessed], whole: Option<&sets::Se
 fn print(
     places: &[Place],
     components: &[Assessed],
+    lost: &[&str],
     whole: Option<&sets::Set>,
     commands: &[String],
 ) {
@@ -286,8 +325,10 @@ fn print(
     for component in components {
         let state = match component.state {
             State::Ok => "ok         ",
+            State::Attention => "ATTENTION  ",
             State::Damaged => "DAMAGED    ",
             State::Unreachable => "UNREACHABLE",
+            State::Unknown => "UNKNOWN    ",
         };
         let backup = match &component.newest_backup {
             Some(newest) => format!(
@@ -308,7 +349,11 @@ fn print(
     }
     match whole {
         Some(set) => print_text(format_args!(
-            "the newest whole set is {} of {}",
+            "the newest whole set{} is {} of {}",
+            match lost.iter().all(|name| set.member(name).is_some()) {
+                true if !lost.is_empty() => " that holds all that is lost",
+                _ => "",
+            },
             set.label,
             set.stopped_at.format("%Y-%m-%d %H:%M:%SZ")
         )),
@@ -316,5 +361,71 @@ fn print(
     }
     for command in commands {
         print_text(format_args!("recommended: {command}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+    use crate::config::component::Quiesce;
+    use crate::repository::sets::{Set, SetMember, SetStage};
+
+    #[test]
+    fn a_restore_is_only_for_what_is_lost() {
+        let well = CheckLine::well("server", "7.0");
+        let wrong = |ground| CheckLine::wrong("x", "y", "").of(ground);
+        let denied = Error::invalid("redis_auth", "refused AUTH");
+        let denied = CheckLine::failed("server", &denied, "");
+        let away = Error::unavailable("redis_unreachable", "nobody answers");
+        let away = CheckLine::failed("server", &away, "");
+        for (lines, expected) in [
+            (vec![well.clone()], State::Ok),
+            (
+                vec![well.clone(), wrong(Ground::Leftover)],
+                State::Attention,
+            ),
+            (vec![well.clone(), wrong(Ground::Setup)], State::Attention),
+            (vec![well.clone(), wrong(Ground::Access)], State::Unknown),
+            (vec![well, wrong(Ground::Store)], State::Damaged),
+            (vec![denied, wrong(Ground::Setup)], State::Unknown),
+            (vec![away, wrong(Ground::Setup)], State::Unreachable),
+        ] {
+            let (state, detail) = judged(&lines);
+            assert_eq!(state, expected, "{lines:?}");
+            let bad = lines.iter().filter(|line| !line.ok).count();
+            let advice = usize::from(state == State::Unknown);
+            assert_eq!(detail.len(), bad + advice, "{detail:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_lost_is_not_restored() {
+        let config =
+            Config::parse("[repository.r]\nkind = \"posix\"\npath = \"/r\"\n[cluster]\n").unwrap();
+        let label = BackupLabel::new(DateTime::UNIX_EPOCH, 1);
+        let mut set = Set::new(label.clone(), DateTime::UNIX_EPOCH, Quiesce::None);
+        for name in ["main", "cache", "vectors"] {
+            let member = SetMember::new(name, "files", SetStage::Derived);
+            set.members.push(member);
+        }
+        let assessed = |states: [State; 3]| {
+            let names = ["main", "cache", "vectors"];
+            let all = names.into_iter().zip(states);
+            all.map(|(name, state)| Assessed {
+                name: name.to_owned(),
+                kind: "files".to_owned(),
+                state,
+                detail: Vec::new(),
+                newest_backup: None,
+            })
+            .collect::<Vec<_>>()
+        };
+        let commands = |states| recommended(&config, &assessed(states), Some(&set));
+        let none = commands([State::Ok, State::Unknown, State::Attention]);
+        assert_eq!(none, Vec::<String>::new());
+        let some = commands([State::Ok, State::Unknown, State::Damaged]);
+        let expected = format!("pgark restore-set --set {label} --component vectors --dry-run");
+        assert_eq!(some, [expected]);
     }
 }

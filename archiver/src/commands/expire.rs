@@ -1,6 +1,6 @@
 //! `pgark expire`.
 
-use super::output::{Output, each_repository, print_json, print_text};
+use super::output::{Output, each_unlocked_repository, print_json, print_text};
 use crate::Result;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
@@ -43,7 +43,8 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
         confirm: args.confirm,
     };
     let mut found = Vec::new();
-    let result = each_repository(config, args.repository.as_deref(), |repository| {
+    // What a timeline descends from stands in its history file, which is encrypted like all WAL.
+    let result = each_unlocked_repository(config, args.repository.as_deref(), |repository| {
         let outcome = match args.dry_run {
             true => retention::preview(repository, component, SystemClock.now())?,
             false => retention::expire(repository, &SystemClock, component, &request)?,

@@ -1,10 +1,10 @@
 //! `pgark init`.
 
-use super::key_file;
+use super::key_file::Made;
 use super::output::{Output, print_json, print_text, repository_unknown};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, RepositoryConfig, RepositoryKind};
-use crate::repository::crypto::keys::NewSlot;
+use crate::repository::crypto::keys::{self, NewSlot};
 use crate::repository::crypto::source::KeySource;
 use crate::repository::{Repository, layout};
 use crate::storage::SharedStorage;
@@ -45,8 +45,8 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
     let wanted = storages
         .iter()
         .filter(|(n, ..)| args.repository.as_ref().is_none_or(|w| w == n));
-    let mut made = Vec::new();
-    let mut there_already = None;
+    // What is missing must be known before anything is made.
+    let mut plans = Vec::new();
     for (name, section, storage) in wanted {
         let there = matches!(storage.head(&layout::repository()?), Ok(Some(_)));
         // An interrupted init is gone on with.
@@ -58,6 +58,25 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
             true => None,
             false => choice(name, section, args)?,
         };
+        plans.push(Plan {
+            name,
+            section,
+            storage,
+            begun,
+            source,
+        });
+    }
+    one_kit_each(&plans)?;
+    let mut made = Vec::new();
+    let mut there_already = None;
+    for plan in plans {
+        let Plan {
+            name,
+            section,
+            storage,
+            begun,
+            source,
+        } = plan;
         let (storage, place) = match section.kind {
             RepositoryKind::Posix => directory(config, section)?,
             RepositoryKind::S3 => bucket(storage)?,
@@ -103,6 +122,34 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
     Ok(())
 }
 
+/// A repository that is asked for.
+struct Plan<'a> {
+    name: &'a str,
+    section: &'a RepositoryConfig,
+    storage: &'a SharedStorage,
+    /// The id that an interrupted init has given it.
+    begun: Option<[u8; 16]>,
+    /// How it is to be encrypted; `None` too where it is there already.
+    source: Option<KeySource>,
+}
+
+/// A kit opens one repository, and there is one file for it.
+fn one_kit_each(plans: &[Plan<'_>]) -> Result<()> {
+    let encrypted = plans.iter().filter(|plan| plan.source.is_some());
+    let names: Vec<String> = encrypted.map(|plan| format!("\"{}\"", plan.name)).collect();
+    if names.len() < 2 {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "recovery_kit_shared",
+        format!(
+            "the repositories {} need a recovery kit each",
+            names.join(", ")
+        ),
+    )
+    .with_hint("Make one after the other: --repository NAME --recovery-kit FILE."))
+}
+
 /// Whether and how to encrypt: it must be said, and not twice differently.
 fn choice(name: &str, section: &RepositoryConfig, args: &Args) -> Result<Option<KeySource>> {
     let source = match &section.encryption {
@@ -140,20 +187,8 @@ fn encrypted(
     source: &KeySource,
     kit: &Path,
 ) -> Result<()> {
-    let credential = key_file::credential(source, name)?;
-    let slots = [
-        NewSlot {
-            name: "first".to_owned(),
-            credential,
-        },
-        key_file::kit(kit, name, &id)?,
-    ];
-    repository::create_encrypted(storage, &SystemClock, &id, &slots)?;
-    Repository::open_with(
-        name,
-        SharedStorage::clone(storage),
-        &KeySource::KeyFile(kit.to_path_buf()),
-    )?;
+    let mut made = Made::default();
+    let credential = made.credential(source, name)?;
     let opens = !matches!(
         source,
         KeySource::Recipients {
@@ -161,6 +196,28 @@ fn encrypted(
             ..
         }
     );
+    // What will not open it must be known before it is there.
+    if opens && matches!(source, KeySource::Recipients { .. }) {
+        keys::try_out(&id, &credential, &source.to_open()?)?;
+    }
+    let slots = [
+        NewSlot {
+            name: "first".to_owned(),
+            credential,
+        },
+        made.kit(kit, name, &id)?,
+    ];
+    let created = repository::create_encrypted(storage, &SystemClock, &id, &slots);
+    // Any other error may have come after the keys were stored.
+    if !matches!(&created, Err(error) if error.code() == "repository_exists") {
+        made.keep();
+    }
+    created?;
+    Repository::open_with(
+        name,
+        SharedStorage::clone(storage),
+        &KeySource::KeyFile(kit.to_path_buf()),
+    )?;
     if opens {
         Repository::open_with(name, SharedStorage::clone(storage), source)?;
     }

@@ -1,6 +1,6 @@
 //! `pgark key`.
 
-use super::key_file;
+use super::key_file::Made;
 use super::output::{Output, choose_repository, print_json, print_text};
 use crate::clock::SystemClock;
 use crate::config::Config;
@@ -141,6 +141,13 @@ impl Target {
         self.open_with(&source.to_open()?)
     }
 
+    /// To make slots with: files are written for them, and should not be in vain.
+    fn open_to_add(&self) -> Result<Opened> {
+        let opened = self.open()?;
+        keys::require_owner(&opened)?;
+        Ok(opened)
+    }
+
     fn open_with(&self, credential: &Credential) -> Result<Opened> {
         let storage = self.repository.storage().as_ref();
         keys::open(storage, self.repository.id(), credential)
@@ -170,7 +177,10 @@ pub fn run(config: &Config, args: &Args, output: Output) -> Result<()> {
         Command::Check { kit } => check(&target, kit.as_deref(), output),
         Command::Add { name, new, writer } => add(&target, (name, new), *writer, output),
         Command::Remove { slot } => remove(&target, *slot, output),
-        Command::Rotate { new, recovery_kit } => rotate(&target, new, recovery_kit, output),
+        Command::Rotate { new, recovery_kit } => {
+            let named = args.repository.as_deref();
+            rotate(&target, new, (recovery_kit, named), output)
+        }
         Command::Export { paper } => export(&target, paper, output),
     }
 }
@@ -360,12 +370,21 @@ fn read_kit(path: &Path) -> Result<Secret> {
 }
 
 fn add(target: &Target, (name, new): (&str, &NewKey), writer: bool, output: Output) -> Result<()> {
-    let opened = target.open()?;
+    if name.trim().is_empty() {
+        return Err(
+            Error::invalid("slot_name", "a key slot needs a name").with_hint(
+                "By its name people know whose key to remove: for example --name backup-host.",
+            ),
+        );
+    }
+    let opened = target.open_to_add()?;
+    let mut made = Made::default();
     let new = NewSlot {
         name: name.to_owned(),
-        credential: key_file::credential(&new.source(), target.repository.name())?,
+        credential: made.credential(&new.source(), target.repository.name())?,
     };
     let slot = target.add(&opened, &new, writer)?;
+    made.keep();
     say(
         output,
         json!({"slot": slot, "name": name, "writer": writer}),
@@ -374,7 +393,7 @@ fn add(target: &Target, (name, new): (&str, &NewKey), writer: bool, output: Outp
 }
 
 fn export(target: &Target, paper: &Path, output: Output) -> Result<()> {
-    let opened = target.open()?;
+    let opened = target.open_to_add()?;
     let (name, id) = (target.repository.name(), target.repository.id());
     if paper == Path::new("-") {
         let key = Secret::random_key()?;
@@ -387,16 +406,22 @@ fn export(target: &Target, paper: &Path, output: Output) -> Result<()> {
             credential: Credential::Key(key),
         };
         let slot = target.add(&opened, &new, false)?;
-        print_text(text.trim_end());
+        say(
+            output,
+            json!({"slot": slot, "recovery_kit": null, "kit": text.trim_end()}),
+            text.trim_end().to_owned(),
+        )?;
         tracing::info!("key slot {slot}: prove the printed kit with \"pgark key check --kit -\"");
         return Ok(());
     }
-    let new = key_file::kit(paper, name, id)?;
+    let mut made = Made::default();
+    let new = made.kit(paper, name, id)?;
     let slot = target.add(&opened, &new, false)?;
+    made.keep();
     target.open_with(&Credential::Key(read_kit(paper)?))?;
     say(
         output,
-        json!({"slot": slot, "recovery_kit": paper}),
+        json!({"slot": slot, "recovery_kit": paper, "kit": null}),
         format!(
             "key slot {slot} (recovery-kit): the kit is in {}, and opens the repository",
             paper.display()
@@ -404,25 +429,40 @@ fn export(target: &Target, paper: &Path, output: Output) -> Result<()> {
     )
 }
 
-fn rotate(target: &Target, new: &NewKey, kit: &Path, output: Output) -> Result<()> {
-    let opened = target.open()?;
+/// `named`: the repository, where the command line names it.
+fn rotate(
+    target: &Target,
+    new: &NewKey,
+    (kit, named): (&Path, Option<&str>),
+    output: Output,
+) -> Result<()> {
+    let opened = target.open_to_add()?;
     let before = target.listing()?;
     let (name, id) = (target.repository.name(), target.repository.id());
-    let source = new.source();
+    let mut made = Made::default();
     let slots = [
         NewSlot {
             name: "rotated".to_owned(),
-            credential: key_file::credential(&source, name)?,
+            credential: made.credential(&new.source(), name)?,
         },
-        key_file::kit(kit, name, id)?,
+        made.kit(kit, name, id)?,
     ];
+    // An error does not tell what the storage has taken, and a new epoch opens with nothing else.
+    made.keep();
     let storage = target.repository.storage().as_ref();
-    let epoch = keys::rotate(storage, id, &opened, &slots, &SystemClock)?;
+    let epoch = keys::rotate(storage, id, &opened, &slots, &SystemClock).inspect_err(|_| {
+        tracing::warn!(
+            code = "key_file_stays",
+            "\"{}\" and the new key stay: \"pgark key check --kit\" tells whether they open the repository",
+            kit.display()
+        );
+    })?;
     target.open_with(&Credential::Key(read_kit(kit)?))?;
     let old: Vec<Ulid> = before.slots.iter().map(|slot| slot.slot).collect();
+    let repository = named.map_or_else(String::new, |name| format!(" --repository {name}"));
     let names: Vec<String> = old
         .iter()
-        .map(|slot| format!("  pgark key remove {slot}"))
+        .map(|slot| format!("  pgark key remove{repository} {slot}"))
         .collect();
     say(
         output,

@@ -1,7 +1,7 @@
 //! `pgark undelete`, `pin`, `unpin`, `annotate`: what an operator says about a backup afterwards.
 
 use super::output::{Output, each_repository, print_json, print_text};
-use crate::clock::SystemClock;
+use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::repository::format::manifest::OWN_ANNOTATIONS;
 use crate::repository::notes::{self, Note};
@@ -78,11 +78,24 @@ pub fn undelete(config: &Config, which: &Which, output: Output) -> Result<()> {
 /// Pins a backup.
 ///
 /// # Errors
-/// Kind Invalid for an unknown backup or a reason that says nothing; or the repository's.
+/// Kind Invalid for an unknown backup, a reason that says nothing, or a time that is over; or the
+/// repository's.
 pub fn pin(config: &Config, args: &Pin, output: Output) -> Result<()> {
     if args.reason.trim().is_empty() {
         return Err(Error::invalid("pin_reason", "a pin needs a reason")
             .with_hint("For example: --reason \"audit 2026\"."));
+    }
+    if let Some(until) = args.until.filter(|until| *until <= SystemClock.now()) {
+        return Err(Error::invalid(
+            "pin_until",
+            format!(
+                "a pin until {} holds nothing: that is over",
+                until.to_rfc3339()
+            ),
+        )
+        .with_hint(
+            "Name a time to come, or leave --until out. \"pgark unpin\" takes a pin away.",
+        ));
     }
     apply(
         config,

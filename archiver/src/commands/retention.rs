@@ -3,6 +3,8 @@
 use super::output::{Output, each_repository, print_json, print_text};
 use crate::clock::SystemClock;
 use crate::config::Config;
+use crate::repository::{Repository, backups};
+use crate::wal::cluster;
 use crate::{Error, Result, retention};
 use pgark_types::retention::{Age, RetentionPolicy, UtcOffset};
 use serde_json::json;
@@ -90,7 +92,8 @@ impl Set {
 /// Sets or shows policies.
 ///
 /// # Errors
-/// Kind Invalid without a rule, or with rules that keep nothing; or the repository's.
+/// Kind Invalid without a rule, with rules that keep nothing, or for a component that is not known; or
+/// the repository's.
 pub fn run(config: &Config, command: &Command, output: Output) -> Result<()> {
     match command {
         Command::Set(args) => set(config, args, output),
@@ -108,8 +111,21 @@ fn set(config: &Config, args: &Set, output: Output) -> Result<()> {
         );
     }
     let component = args.component.as_deref().unwrap_or(config.cluster_name());
+    // The cluster may get its policy before its first backup, on a host that does not name it either.
+    let is_known = args.component.is_none() || is_configured(config, component);
     let mut done = Vec::new();
+    let mut lacking = None;
     let result = each_repository(config, args.repository.as_deref(), |repository| {
+        if !is_known && let Err(error) = require_known(repository, component) {
+            return match error.code() {
+                // No mistake as long as another one has it.
+                "component_unknown" => {
+                    lacking.get_or_insert(error);
+                    Ok(())
+                }
+                _ => Err(error),
+            };
+        }
         let n = retention::set(repository, &SystemClock, component, policy)?;
         if output == Output::Text {
             print_text(format_args!(
@@ -122,10 +138,41 @@ fn set(config: &Config, args: &Set, output: Output) -> Result<()> {
         }));
         Ok(())
     });
+    if let Some(error) = lacking.filter(|_| done.is_empty() && result.is_ok()) {
+        return Err(error);
+    }
     if output == Output::Json {
         print_json(json!({"policies": done}));
     }
     result
+}
+
+fn is_configured(config: &Config, component: &str) -> bool {
+    let cluster = config.cluster.as_ref().map(|cluster| &*cluster.name);
+    config.component.contains_key(component) || cluster == Some(component)
+}
+
+/// Of what is not configured any more there may be backups, and they need a policy as well.
+fn require_known(repository: &Repository, component: &str) -> Result<()> {
+    let mut known = cluster::names(repository)?;
+    known.extend(backups::components(repository)?);
+    known.sort_unstable();
+    known.dedup();
+    if known.iter().any(|name| name == component) {
+        return Ok(());
+    }
+    let holds = match known.is_empty() {
+        true => "nothing".to_owned(),
+        false => known.join(", "),
+    };
+    Err(Error::invalid(
+        "component_unknown",
+        format!(
+            "repository \"{}\" holds nothing of \"{component}\", and the configuration has no such component",
+            repository.name()
+        ),
+    )
+    .with_hint(format!("The repository holds {holds}.")))
 }
 
 fn show(config: &Config, args: &Show, output: Output) -> Result<()> {
@@ -162,4 +209,35 @@ fn show(config: &Config, args: &Show, output: Output) -> Result<()> {
         print_json(json!({"policies": found}));
     }
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::{create, layout};
+    use crate::storage::SharedStorage;
+    use crate::storage::memory::MemoryStorage;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_component_is_configured_or_has_backups() {
+        let storage: SharedStorage = Arc::new(MemoryStorage::new());
+        create(&storage, &SystemClock).unwrap();
+        let repository = Repository::open("r", SharedStorage::clone(&storage)).unwrap();
+        let error = require_known(&repository, "gone").unwrap_err();
+        assert_eq!(error.code(), "component_unknown");
+        assert_eq!(error.hint(), Some("The repository holds nothing."));
+        let label = "20260101T000000Z-ABCD".parse().unwrap();
+        let key = layout::manifest("gone", &label).unwrap();
+        let _new = storage.put_if_absent(&key, b"x").unwrap();
+        require_known(&repository, "gone").unwrap();
+        let error = require_known(&repository, "gome").unwrap_err();
+        assert_eq!(error.hint(), Some("The repository holds gone."));
+
+        let config = "[repository.r]\nkind = \"posix\"\npath = \"/r\"\n\
+                      [cluster]\nname = \"erp\"\nconninfo = \"host=/run\"\n";
+        let config = Config::parse(config).unwrap();
+        assert!(is_configured(&config, "erp"));
+        assert!(!is_configured(&config, "main") && !is_configured(&config, "gone"));
+    }
 }

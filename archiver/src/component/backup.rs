@@ -13,6 +13,7 @@ use crate::backup::{Copy, copy_limit, open_for_backup};
 use crate::cancel::CancelToken;
 use crate::clock::SharedClock;
 use crate::config::Config;
+use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::repository::format::component::ComponentLabel;
 use crate::transfer::Settings;
@@ -284,8 +285,13 @@ impl Taking<'_> {
             cancel: self.cancel,
             scratch: driver_scratch.path(),
         };
-        let sink = Capture::new(lanes, self.cancel, self.bytes);
-        let point = self.driver.capture(&context, &sink)?;
+        // Of about that size, if at all, for drivers do not say.
+        let before = lanes.iter().map(Lane::parent_bytes).max().unwrap_or(0);
+        let progress = Progress::start(format!("backup of \"{}\"", self.name), before);
+        let sink = Capture::new(lanes, self.cancel, self.bytes).shown(progress.clone());
+        let point = self.driver.capture(&context, &sink);
+        progress.finish();
+        let point = point?;
         self.cancel.check()?;
         Ok(point)
     }

@@ -12,6 +12,7 @@ mod table;
 use self::lane::{Attributes, Lane};
 use super::{Entry, EntryKind, Point, Sink, Stored, fill};
 use crate::cancel::CancelToken;
+use crate::progress::Progress;
 use crate::repository::component::check_path;
 use crate::{Error, Result};
 use std::io::Read;
@@ -27,6 +28,8 @@ pub(super) struct Capture<'a> {
     cancel: &'a CancelToken,
     /// Bytes of content, for whoever watches.
     bytes: &'a AtomicU64,
+    /// Bytes that are dealt with, read or shared, for the terminal and the log.
+    progress: Option<Progress>,
 }
 
 impl<'a> Capture<'a> {
@@ -40,6 +43,21 @@ impl<'a> Capture<'a> {
             parent: first.filter(|_| same).cloned(),
             cancel,
             bytes,
+            progress: None,
+        }
+    }
+
+    /// The same, shown while it goes on.
+    pub(super) fn shown(self, progress: Progress) -> Self {
+        Self {
+            progress: Some(progress),
+            ..self
+        }
+    }
+
+    fn advance(&self, bytes: u64) {
+        if let Some(progress) = &self.progress {
+            progress.add(bytes);
         }
     }
 
@@ -112,6 +130,7 @@ impl Sink for Capture<'_> {
             size = size.saturating_add(len as u64);
             crc32c = crc32c::crc32c_append(crc32c, bytes);
             self.bytes.fetch_add(len as u64, Ordering::Relaxed);
+            self.advance(len as u64);
             self.cancel.check()?;
             files.retain_mut(|(lane, file)| match lane.bytes(file, bytes) {
                 Ok(()) => !lane.is_lost(),
@@ -180,7 +199,10 @@ impl Capture<'_> {
             }
         }
         match added {
-            true => Ok(true),
+            true => {
+                self.advance(entry.size);
+                Ok(true)
+            }
             false => Err(lane::first_failure(self.lanes)),
         }
     }

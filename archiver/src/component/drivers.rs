@@ -16,8 +16,19 @@ pub mod redis;
 pub mod s3_bucket;
 
 use super::Driver;
+use crate::storage::s3::settings::check_reference;
 use crate::{Error, Result};
 use serde::de::DeserializeOwned;
+
+/// Keys of the drivers whose values name a secret.
+const SECRETS: [&str; 6] = [
+    "password",
+    "token",
+    "api_key",
+    "access_key_id",
+    "secret_access_key",
+    "session_token",
+];
 
 /// The driver of component `name`. `settings` is its section without the keys that every component
 /// has; each driver parses its own, strictly.
@@ -25,6 +36,17 @@ use serde::de::DeserializeOwned;
 /// # Errors
 /// Kind Invalid for a kind that nobody knows, or a section that the driver does not understand.
 pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Driver>> {
+    let driver = of_kind(name, kind, settings)?;
+    // Whatever the kind: the drivers read them when they connect, and `config check` connects to nothing.
+    for key in SECRETS {
+        if let Some(toml::Value::String(reference)) = settings.get(key) {
+            check_reference(&format!("{key} of component \"{name}\""), reference)?;
+        }
+    }
+    Ok(driver)
+}
+
+fn of_kind(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Driver>> {
     match kind {
         files::KIND => Ok(Box::new(files::Files::open(name, settings)?)),
         "chroma" => Ok(Box::new(chroma::Chroma::new(parse(name, settings)?)?)),
@@ -48,6 +70,10 @@ pub fn open(name: &str, kind: &str, settings: &toml::Table) -> Result<Box<dyn Dr
         _ => Err(Error::invalid(
             "component_kind_unknown",
             format!("component \"{name}\" is of the unknown kind \"{kind}\""),
+        )
+        .with_hint(
+            "Kinds: files, chroma, docker_volume, elasticsearch, grafana, minio, postgres_dump, prometheus, qdrant, redis, \
+             s3_bucket.",
         )),
     }
 }
@@ -57,5 +83,6 @@ fn parse<S: DeserializeOwned>(name: &str, settings: &toml::Table) -> Result<S> {
     settings.clone().try_into().map_err(|e: toml::de::Error| {
         Error::invalid("config_invalid", format!("[component.{name}] is not valid"))
             .with_detail(format!("{}.", e.message()))
+            .with_hint("The page of its kind, in docs/guide/components, lists every key.")
     })
 }

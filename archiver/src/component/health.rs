@@ -1,7 +1,7 @@
 //! Whether components are well.
 
 use super::scratch::Scratch;
-use super::{CheckLine, Context, Driver};
+use super::{CheckLine, Context, Driver, Ground};
 use crate::cancel::CancelToken;
 use crate::clock::deadline;
 use crate::config::Config;
@@ -28,7 +28,8 @@ pub fn check(
     })
 }
 
-/// Waits until nothing is wrong with a store that was restored and started.
+/// Waits until nothing is wrong with a store that was restored and started; what a restore has left beside it
+/// stays until somebody removes it.
 ///
 /// # Errors
 /// Kind Unavailable: `not_ready`, `cancelled`.
@@ -43,7 +44,10 @@ pub fn wait(
     loop {
         cancel.check()?;
         let why = match check(config, component, driver, cancel) {
-            Ok(lines) => match lines.into_iter().find(|line| !line.ok) {
+            Ok(lines) => match lines
+                .into_iter()
+                .find(|line| !line.ok && line.ground != Ground::Leftover)
+            {
                 None => return Ok(()),
                 Some(line) => format!("{}: {}", line.name, line.detail),
             },

@@ -5,6 +5,11 @@
 //! environment, so that nothing is ever put together into a command line. It is a process group of
 //! its own, which is killed when the time is over.
 
+mod process;
+
+pub use process::Process;
+pub(super) use process::find;
+
 use crate::cancel::CancelToken;
 use crate::clock::deadline;
 use crate::{Error, Result};
@@ -21,6 +26,9 @@ const OUTPUT_BYTES_MAX: u64 = 1000;
 /// Between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(20);
+
+/// Is told which process a hook is, as soon as it runs.
+pub type Started<'a> = &'a dyn Fn(Process) -> Result<()>;
 
 /// A command to run.
 #[derive(Debug, Clone)]
@@ -44,6 +52,15 @@ impl Hook<'_> {
     /// # Errors
     /// Kind Invalid, `hook_not_started`; Unavailable, `hook_failed` or `hook_timeout`; `cancelled`.
     pub fn run(&self, cancel: Option<&CancelToken>) -> Result<()> {
+        self.run_noted(cancel, &|_| Ok(()))
+    }
+
+    /// As [`Hook::run`], for one that somebody has to end should this process die: `started` writes down
+    /// which process it is, and when it fails the hook is ended at once.
+    ///
+    /// # Errors
+    /// As [`Hook::run`]; those of `started`.
+    pub fn run_noted(&self, cancel: Option<&CancelToken>, started: Started<'_>) -> Result<()> {
         let Some((program, arguments)) = self.argv.split_first() else {
             return Ok(());
         };
@@ -75,6 +92,12 @@ impl Hook<'_> {
             .with_source(e)
             .with_hint("A hook is an executable file, named by its absolute path.")
         })?;
+        let noted = Process::of(child.id()).map_or(Ok(()), started);
+        if let Err(error) = noted {
+            kill(&mut child);
+            return Err(error);
+        }
+        crate::fault::point("hook:started");
         let status = self.wait(&mut child, cancel)?;
         if status.success() {
             return Ok(());

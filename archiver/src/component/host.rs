@@ -96,6 +96,8 @@ pub fn take(
 ) -> Result<Outcome> {
     let opened = open_drivers(config, &request.components)?;
     let leftover = super::levers::recover(config);
+    // Not while writers are held back: it may take its time.
+    Scratch::sweep(config);
     let label = super::backup::new_label(clock);
     let set = &config.backup_set;
     let applications = config.component.iter();

@@ -6,6 +6,7 @@
 //! the book: where that can be taken, the run is dead, and whoever finds the book undoes what it says.
 
 use super::Lever;
+use super::hooks::Process;
 use crate::crashsafe::{SharedFs, parent_of, write_durable};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -87,6 +88,9 @@ pub struct Entry {
     /// What it is about.
     #[serde(flatten)]
     pub undo: Undo,
+    /// Its commands, as far as they were known to run: who undoes it for a dead run ends them first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<Process>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -212,10 +216,56 @@ impl Ledger {
         next.format = 1;
         next.last = next.last.saturating_add(1);
         let id = next.last;
-        next.entries.push(Entry { id, undo });
+        next.entries.push(Entry {
+            id,
+            undo,
+            hooks: Vec::new(),
+        });
         self.write(&next)?;
         *book = next;
         Ok(id)
+    }
+
+    /// Notes that a command of an entry runs; durable when it returns.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn runs(&self, id: u32, hook: Process) -> Result<()> {
+        let mut book = self.lock();
+        let mut next = book.clone();
+        let Some(entry) = next.entries.iter_mut().find(|entry| entry.id == id) else {
+            return Ok(());
+        };
+        entry.hooks.retain(Process::is_alive);
+        entry.hooks.push(hook);
+        self.write(&next)?;
+        *book = next;
+        Ok(())
+    }
+
+    /// Takes the turn of those who hold writers back below this `state_dir`: what one of them lets go of
+    /// another may need held. `None`: another run has it. It ends with the file, and with the process.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn turn(&self) -> Result<Option<File>> {
+        // The directory itself: nothing is left in it, whoever may write there may read it, and each
+        // opening is a lock of its own, so that it holds between two sets of one agent too.
+        let directory = parent_of(&self.path);
+        let failed = |e| Error::io(format!("could not lock \"{}\"", directory.display()), e);
+        let file = File::open(directory).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+            Err(std::fs::TryLockError::Error(e)) => Err(failed(e)),
+        }
+    }
+
+    /// The run that it is of.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        let stem = self.path.file_stem().and_then(std::ffi::OsStr::to_str);
+        stem.unwrap_or_default()
     }
 
     /// Takes an entry out: it was undone. With the last one the book goes. That this is not durable, or

@@ -1,7 +1,7 @@
 //! Levers and hooks of this host's configuration.
 
 use super::brake::{self, Levers};
-use super::hooks::Hook;
+use super::hooks::{Hook, Started};
 use super::ledger::{Ledger, Undo};
 use super::scratch::Scratch;
 use super::{Context, Driver};
@@ -111,7 +111,7 @@ impl HostLevers<'_> {
 }
 
 impl Levers for HostLevers<'_> {
-    fn pull(&self, undo: &Undo) -> Result<()> {
+    fn pull(&self, undo: &Undo, started: Started<'_>) -> Result<()> {
         let cancel = Some(self.cancel);
         match undo {
             Undo::Lever { component, lever } | Undo::Capture { component, lever } => {
@@ -122,14 +122,14 @@ impl Levers for HostLevers<'_> {
             }
             Undo::Application { component } => self
                 .application("quiesce", component.as_deref())?
-                .run(cancel),
-            Undo::BeforeBackup { component } => {
-                self.around("before_backup", component)?.run(cancel)
-            }
+                .run_noted(cancel, started),
+            Undo::BeforeBackup { component } => self
+                .around("before_backup", component)?
+                .run_noted(cancel, started),
         }
     }
 
-    fn undo(&self, undo: &Undo) -> Result<()> {
+    fn undo(&self, undo: &Undo, started: Started<'_>) -> Result<()> {
         let never = CancelToken::default();
         match undo {
             Undo::Lever { component, lever } | Undo::Capture { component, lever } => {
@@ -141,11 +141,17 @@ impl Levers for HostLevers<'_> {
                     driver.release(context, lever)
                 })
             }
-            Undo::Application { component } => {
-                self.application("release", component.as_deref())?.run(None)
-            }
-            Undo::BeforeBackup { component } => self.around("after_backup", component)?.run(None),
+            Undo::Application { component } => self
+                .application("release", component.as_deref())?
+                .run_noted(None, started),
+            Undo::BeforeBackup { component } => self
+                .around("after_backup", component)?
+                .run_noted(None, started),
         }
+    }
+
+    fn check(&self) -> Result<()> {
+        self.cancel.check()
     }
 }
 

@@ -76,6 +76,27 @@ pub fn run(
     // The extended protocol takes one statement alone, and the transaction writes to nothing but
     // temporary tables.
     let query = rule.query.trim().trim_end_matches(';');
+    let failed = |e: Error| {
+        let kind = e.kind();
+        Error::new(
+            kind,
+            "reconcile_query",
+            format!("the query of [component.{component}.reconcile] failed"),
+        )
+        .with_source(e)
+        .with_hint("It returns one column, and names the schema of every table.")
+    };
+    // Of several the first would be compared, whichever was meant.
+    match session.columns(query).map_err(failed)? {
+        1 => {}
+        count => {
+            return Err(Error::invalid(
+                "reconcile_query",
+                format!("the query of [component.{component}.reconcile] returns {count} columns"),
+            )
+            .with_hint("Let it return one: the ids that the component should hold."));
+        }
+    }
     session
         .query(
             &format!(
@@ -84,16 +105,7 @@ pub fn run(
             ),
             &[],
         )
-        .map_err(|e| {
-            let kind = e.kind();
-            Error::new(
-                kind,
-                "reconcile_query",
-                format!("the query of [component.{component}.reconcile] failed"),
-            )
-            .with_source(e)
-            .with_hint("It returns one column, and names the schema of every table.")
-        })?;
+        .map_err(failed)?;
     collect(config, component, driver, rule, &mut session, cancel)?;
     let difference = Difference {
         wanted: count(&mut session, "SELECT count(*) FROM pg_temp.pgark_wanted")?,

@@ -82,9 +82,13 @@ pub fn save(
 ) -> Result<Option<BackupLabel>> {
     check_kind(name, driver, source)?;
     let request = &options.request;
-    if request.to.is_some() || !request.overwrite || options.without_safety {
+    let kept = options.without_safety || driver.keeps_what_is_there(request);
+    if request.to.is_some() || !request.overwrite || kept {
         return Ok(None);
     }
+    within(config, name, cancel, |context| {
+        driver.vet(context, source, request)
+    })?;
     crate::fault::point("component:before_safety");
     match take_safety(config, name, driver, source, clock, cancel) {
         Ok(label) => Ok(Some(label)),

@@ -26,8 +26,8 @@ pub struct Common {
     /// What it is: the driver. Its own keys stand in the same section.
     pub kind: String,
     /// A command (program and arguments, no shell) that is run before the component is captured: to stop
-    /// a service, say. Hooks find PGARK_HOOK, PGARK_COMPONENT, PGARK_SET and PGARK_OUTCOME in their
-    /// environment. One that fails fails the component.
+    /// a service, say. Hooks find PGARK_HOOK, PGARK_COMPONENT and PGARK_SET in their environment. One that
+    /// fails fails the component.
     #[serde(default)]
     pub before_backup: Vec<String>,
     /// A command that is run after the capture, whatever became of it, and after a crash at the next

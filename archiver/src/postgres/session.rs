@@ -4,6 +4,7 @@
 mod errors;
 mod password;
 
+pub use self::errors::is_denied;
 use self::errors::{from_server, is_connection_state, is_lost, lost, unreachable};
 use self::password::Environment;
 use crate::{Error, Result};
@@ -140,6 +141,18 @@ impl Session {
         let live = self.live()?;
         live.runtime
             .block_on(live.client.query(sql, params))
+            .map_err(|e| self.failed(e))
+    }
+
+    /// How many columns one statement returns. It is not run.
+    ///
+    /// # Errors
+    /// As [`Session::query`].
+    pub fn columns(&mut self, sql: &str) -> Result<usize> {
+        let live = self.live()?;
+        let prepared = live.runtime.block_on(live.client.prepare(sql));
+        prepared
+            .map(|statement| statement.columns().len())
             .map_err(|e| self.failed(e))
     }
 

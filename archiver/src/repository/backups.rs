@@ -49,9 +49,9 @@ enum State {
 /// The storage's. A damaged label is an entry, not an error.
 pub fn list(repository: &Repository, component: &str) -> Result<Vec<Found>> {
     let prefix = layout::backups_prefix(component);
-    let mut labels: Vec<BackupLabel> = repository
-        .storage()
-        .list(&prefix)?
+    let objects = repository.storage().list(&prefix)?;
+    let keys: HashSet<&str> = objects.iter().map(|object| object.key.as_str()).collect();
+    let mut labels: Vec<BackupLabel> = objects
         .iter()
         .filter_map(|o| {
             o.key
@@ -76,6 +76,19 @@ pub fn list(repository: &Repository, component: &str) -> Result<Vec<Found>> {
             Ok(match found {
                 Found::Committed(record) if expired => {
                     Found::Expired(record.label().clone(), Some(record))
+                }
+                Found::Committed(record) => {
+                    let key = layout::manifest(component, record.label())?;
+                    // Asked again: it may have come after it would have been listed.
+                    match keys.contains(key.as_str()) || repository.storage().head(&key)?.is_some()
+                    {
+                        true => Found::Committed(record),
+                        false => {
+                            let label = record.label().clone();
+                            let error = manifest_missing(&label);
+                            Found::Damaged(label, error)
+                        }
+                    }
                 }
                 Found::Damaged(label, _) if expired => Found::Expired(label, None),
                 found => found,
@@ -293,7 +306,12 @@ pub(crate) fn committed_manifest(
         )
         .with_hint("\"pgark info\" lists the backups there are.")
     };
-    let (manifest, root_digest) = any_manifest(repository, component, label)?.ok_or_else(absent)?;
+    let Some((manifest, root_digest)) = any_manifest(repository, component, label)? else {
+        return Err(match find_label(repository, component, label)? {
+            Some(_) => manifest_missing(label),
+            None => absent(),
+        });
+    };
     match read_end(repository, manifest.session())? {
         Some(End::Commit {
             root_digest: committed,
@@ -301,12 +319,43 @@ pub(crate) fn committed_manifest(
         }) if committed == root_digest.to_hex().as_str() && named == key.as_str() => {
             Ok((manifest, root_digest))
         }
-        Some(End::Commit { .. }) => Err(Error::data(
-            "manifest_damaged",
-            format!("the manifest of backup \"{label}\" is not the one that was committed"),
-        )),
+        Some(End::Commit { .. }) => Err(manifest_damaged(label)),
         _ => Err(absent()),
     }
+}
+
+fn manifest_missing(label: &BackupLabel) -> Error {
+    Error::data(
+        "manifest_missing",
+        format!("the manifest of backup \"{label}\" is missing: it cannot be restored"),
+    )
+    .with_hint("See docs/runbooks/damaged-object.md: another repository may have it.")
+}
+
+/// Checks that the manifest of a committed backup is the one that was committed. Needs no key.
+///
+/// # Errors
+/// Kind Data when it is missing or damaged; or the storage's.
+pub fn check_manifest(repository: &Repository, component: &str, label: &BackupLabel) -> Result<()> {
+    let Some(record) = find_label(repository, component, label)? else {
+        return Err(manifest_missing(label));
+    };
+    let key = layout::manifest(component, label)?;
+    let stored = match repository.storage().get(&key, MANIFEST_BYTES_MAX) {
+        Err(e) if e.code() == "object_not_found" => return Err(manifest_missing(label)),
+        other => other?,
+    };
+    match blake3::hash(&stored).to_hex().as_str() == record.root_digest() {
+        true => Ok(()),
+        false => Err(manifest_damaged(label)),
+    }
+}
+
+fn manifest_damaged(label: &BackupLabel) -> Error {
+    Error::data(
+        "manifest_damaged",
+        format!("the manifest of backup \"{label}\" is not the one that was committed"),
+    )
 }
 
 /// Refuses a record of another format, or one that belongs elsewhere.

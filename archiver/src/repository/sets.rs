@@ -391,13 +391,24 @@ pub fn presence(repository: &Repository, member: &SetMember) -> Result<Option<Pr
 /// # Errors
 /// The storage's. A damaged record is passed over.
 pub fn newest_whole(repository: &Repository) -> Result<Option<Set>> {
+    newest_whole_with(repository, &[])
+}
+
+/// As [`newest_whole`], of the sets that all of `components` are members of.
+///
+/// # Errors
+/// As [`newest_whole`].
+pub fn newest_whole_with(repository: &Repository, components: &[&str]) -> Result<Option<Set>> {
+    let has_all = |set: &Set| components.iter().all(|name| set.member(name).is_some());
     let labels = labels(repository)?;
     let seconds = labels.chunk_by(|a, b| a.second() == b.second());
     for labels in seconds.rev() {
         let mut sets = Vec::new();
         for label in labels {
             match find(repository, label) {
-                Ok(Some(set)) if set.outcome == SetOutcome::Complete => sets.push(set),
+                Ok(Some(set)) if set.outcome == SetOutcome::Complete && has_all(&set) => {
+                    sets.push(set);
+                }
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::Data => {}
                 Err(error) => return Err(error),

@@ -47,7 +47,7 @@ pub fn newest(
 }
 
 /// Whether the youngest timeline's first segment is there: a history file alone would make recovery
-/// end where its parent's WAL was still needed.
+/// end where its parent's WAL was still needed. `pgark_types::restore` plans by the same rule.
 fn has_begun(inventory: &Inventory, lineage: &Lineage, label: &Label) -> bool {
     let Some(span) = lineage.spans.last() else {
         return false;

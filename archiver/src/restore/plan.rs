@@ -85,6 +85,12 @@ impl Plan {
         forks.next()
     }
 
+    /// The name of segment number `no` in the lineage that recovery follows.
+    pub(super) fn segment(&self, no: u64) -> Option<SegmentName> {
+        let size = self.manifest.postgres.segment_size;
+        self.lineage.segment(no, size)
+    }
+
     /// The same plan for another repository's copy of its backup.
     pub(super) fn with_manifest(&self, manifest: &Manifest) -> Self {
         Self {
@@ -249,9 +255,9 @@ fn older_may_do(error: Error, label: &Label, labels: &[Label]) -> Error {
             "An older backup may do, with the WAL since then: --backup {}.",
             older.label
         )),
-        None => {
-            error.with_hint("There is no older backup. \"pgark verify\" says what else is damaged.")
-        }
+        None => error.with_hint(
+            "There is no older backup. \"pgark info\" shows expired ones, which \"pgark undelete\" may bring back; \"pgark verify\" says what else is damaged.",
+        ),
     }
 }
 
@@ -413,16 +419,34 @@ impl<'a> Chooser<'a> {
             }
             None => "unknown, since WAL is missing".to_owned(),
         };
+        let after_oldest = match &self.request.target {
+            RecoveryTarget::Time(time) => time.with_timezone(&Utc) >= oldest.stopped_at,
+            RecoveryTarget::Lsn(lsn) => *lsn >= oldest.stop_lsn,
+            _ => false,
+        };
+        // Within the window, and still out of reach.
+        let hint = match (&self.request.backup, after_oldest) {
+            (Some(_), true) => {
+                "The backup that --backup names ended later. Leave --backup out: an older one may serve."
+            }
+            (None, true) => {
+                "WAL is missing between the older backups and the target: see \"pgark wal ranges\". Choose a target before that gap or after the next backup, or a repository that has the WAL."
+            }
+            (_, false) => "Choose a target within the window, or a repository with older backups.",
+        };
         Err(Error::invalid(
             "target_out_of_window",
             "the recovery target lies before the end of every backup that could serve it",
         )
         .with_detail(format!(
-            "The window reaches from {} (LSN {}) to {until}.",
+            "The window reaches from {} (LSN {}) to {until}; the backup that is left for the target, \"{}\", ends at {} (LSN {}).",
             oldest.stopped_at.to_rfc3339(),
             oldest.stop_lsn,
+            label.label,
+            label.stopped_at.to_rfc3339(),
+            label.stop_lsn,
         ))
-        .with_hint("Choose a target within the window, or a repository with older backups."))
+        .with_hint(hint))
     }
 
     /// The lineage that the request means for this backup.

@@ -33,7 +33,10 @@ pub(super) fn gap(inventory: &Inventory, plan: &Plan) -> Result<Option<String>> 
     let Some(newest) = newest.filter(|n| n.number(size).is_ok_and(|no| no > last)) else {
         return Ok(None);
     };
-    let missing = SegmentName::new(plan.timeline, last + 1, size)?;
+    let missing = match plan.segment(last + 1) {
+        Some(missing) => missing,
+        None => SegmentName::new(plan.timeline, last + 1, size)?,
+    };
     Ok(Some(format!(
         "WAL segment {missing} is missing: what comes after it, up to {newest}, is lost to this restore"
     )))

@@ -3,12 +3,13 @@
 use super::history::{self, Loaded};
 use super::policy::{self, Kept};
 use crate::clock::Clock;
-use crate::repository::{Repository, audit, tombs};
-use crate::{Error, Result};
+use crate::repository::{Repository, audit, backups, tombs};
+use crate::{Error, ErrorKind, Result};
 use chrono::{DateTime, Utc};
 use pgark_types::BackupLabel;
 use pgark_types::retention::{
-    BackupDecision, BackupFacts, BackupState, Decisions, Pin, Refusal, WalDecision, decide, last_of,
+    BackupDecision, BackupFacts, BackupState, Decisions, Health, Pin, Refusal, WalDecision, decide,
+    last_of,
 };
 
 /// What the operator asked for.
@@ -143,6 +144,7 @@ pub fn expire(
         policy::confirm(repository, clock, component, &unexplained)?;
     }
     let going: Vec<BackupLabel> = going(&outcome).collect();
+    newest_is_whole(repository, component, &outcome.loaded, &going)?;
     let reason = format!("policy {}: {}", policy.n, policy.retention);
     for label in going {
         crate::fault::point("expire:tomb");
@@ -151,6 +153,29 @@ pub fn expire(
     }
     take_back_unless_enough_stays(repository, clock, component, &outcome.expired)?;
     Ok(outcome)
+}
+
+/// What stays must be worth it: of the newest good backup among it, the manifest is read. That of the others
+/// is for verify.
+fn newest_is_whole(
+    repository: &Repository,
+    component: &str,
+    loaded: &Loaded,
+    going: &[BackupLabel],
+) -> Result<()> {
+    let good = |b: &&BackupFacts| b.state == BackupState::Live && b.health == Health::Good;
+    let backups = loaded.history.backups.iter().filter(good);
+    let stays = backups.filter(|backup| !going.contains(&backup.label));
+    let newest = stays.max_by_key(|backup| backup.stopped_at);
+    let Some(newest) = newest.filter(|_| !going.is_empty()) else {
+        return Ok(());
+    };
+    match backups::check_manifest(repository, component, &newest.label) {
+        Err(error) if error.kind() == ErrorKind::Data => {
+            Err(history::unreadable(component, &newest.label, error))
+        }
+        checked => checked,
+    }
 }
 
 /// The live backups that no rule keeps.
@@ -194,6 +219,7 @@ fn one(
             .retain(|other| Some(other) != pin.as_ref());
     }
     may_go(repository, component, label, &loaded, clock.now())?;
+    newest_is_whole(repository, component, &loaded, std::slice::from_ref(label))?;
     crate::fault::point("expire:tomb");
     tombs::bury(repository, clock, component, label, "expired by name")?;
     let ours = vec![label.clone()];

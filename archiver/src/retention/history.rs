@@ -166,7 +166,7 @@ pub(super) fn without_wal() -> ClusterFacts {
     }
 }
 
-fn unreadable(component: &str, label: &BackupLabel, error: Error) -> Error {
+pub(super) fn unreadable(component: &str, label: &BackupLabel, error: Error) -> Error {
     Error::data(
         "backup_unreadable",
         format!("backup \"{label}\" of \"{component}\" cannot be read: nothing can be decided"),

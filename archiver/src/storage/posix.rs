@@ -226,10 +226,12 @@ impl Inner {
 
     fn missing(&self) -> Error {
         let root = self.root.display();
-        let there = if self.root.is_dir() {
-            format!("The directory \"{root}\" exists but holds no \"{MARKER}\".")
-        } else {
-            format!("The directory \"{root}\" does not exist.")
+        let there = match std::fs::metadata(&self.root) {
+            Ok(metadata) if metadata.is_dir() => {
+                format!("The directory \"{root}\" exists but holds no \"{MARKER}\".")
+            }
+            Ok(_) => format!("\"{root}\" is no directory."),
+            Err(_) => format!("The directory \"{root}\" does not exist."),
         };
         Error::unavailable(
             "storage_missing",

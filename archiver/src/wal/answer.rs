@@ -240,7 +240,7 @@ pub fn answer_by<T>(
                 let error = error.context(format!("repository \"{}\"", repo.name()));
                 // A best-effort repository may lack anything: its troubles prove nothing.
                 if *required {
-                    doubt.get_or_insert(error);
+                    note(&mut doubt, error);
                 } else {
                     tracing::warn!(code = error.code(), "{error}");
                 }
@@ -248,8 +248,8 @@ pub fn answer_by<T>(
         }
     }
     for failed in &repos.failed {
-        if failed.required && doubt.is_none() {
-            doubt = Some(failed.to_error());
+        if failed.required {
+            note(&mut doubt, failed.to_error());
         }
     }
     match (doubt, proof) {
@@ -259,6 +259,29 @@ pub fn answer_by<T>(
             "repository_unreachable",
             format!("no required repository could be asked for {file}"),
         )),
+    }
+}
+
+/// Whether the configuration must be changed before the same question is worth asking: the key is none, or
+/// not the one that reads.
+#[must_use]
+pub fn is_wrong_setting(error: &Error) -> bool {
+    matches!(
+        error.code(),
+        "key_required"
+            | "key_wrong"
+            | "key_write_only"
+            | "encryption_mismatch"
+            | "identity_missing"
+    )
+}
+
+/// The first doubt counts, but one that may pass comes before one that will not: as long as some required
+/// repository may have an answer yet, it is worth asking again.
+fn note(doubt: &mut Option<Error>, error: Error) {
+    match doubt {
+        Some(known) if !is_wrong_setting(known) || is_wrong_setting(&error) => {}
+        _ => *doubt = Some(error),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `docs/reference/cli.md` from clap's definitions.
 
-use clap::{Arg, Command, CommandFactory};
+use clap::{Arg, Command, CommandFactory, Id};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 const HEAD: &str = "\
@@ -24,15 +25,34 @@ pub(super) fn render() -> String {
         &mut page,
         command.get_arguments().filter(|a| a.is_global_set()),
     );
+    let told = globals(&command).collect();
     for verb in command.get_subcommands().filter(|c| c.get_name() != "help") {
-        section(&mut page, verb, "pgark", 2);
+        section(&mut page, verb, "pgark", (2, &told));
     }
     page.truncate(page.trim_end().len());
     page.push('\n');
     page
 }
 
-fn section(page: &mut String, command: &Command, parent: &str, level: usize) {
+/// The options that a command shares with its verbs.
+fn globals(command: &Command) -> impl Iterator<Item = Id> {
+    let shared = command.get_arguments().filter(|a| a.is_global_set());
+    shared.map(|a| a.get_id().clone())
+}
+
+/// The options of a command itself, without those that an outer section tells.
+fn own<'a>(command: &'a Command, told: &BTreeSet<Id>) -> impl Iterator<Item = &'a Arg> {
+    command.get_arguments().filter(|a| {
+        !told.contains(a.get_id()) && !["help", "version"].contains(&a.get_id().as_str())
+    })
+}
+
+fn section(
+    page: &mut String,
+    command: &Command,
+    parent: &str,
+    (level, told): (usize, &BTreeSet<Id>),
+) {
     let name = format!("{parent} {}", command.get_name());
     let about = command.get_about().map(ToString::to_string);
     let _ = write!(
@@ -46,26 +66,24 @@ fn section(page: &mut String, command: &Command, parent: &str, level: usize) {
         .filter(|c| c.get_name() != "help")
         .collect();
     if verbs.is_empty() {
-        let _ = write!(page, "```\n{}\n```\n\n", usage(command, &name));
+        let _ = write!(page, "```\n{}\n```\n\n", usage(command, &name, told));
     }
-    let own = |a: &&Arg| !a.is_global_set() && !["help", "version"].contains(&a.get_id().as_str());
-    options(page, command.get_arguments().filter(own));
+    options(page, own(command, told));
     if let Some(examples) = command.get_after_help().map(ToString::to_string) {
         let lines = examples.lines().filter_map(|line| line.strip_prefix("  "));
         let lines: Vec<&str> = lines.collect();
         let _ = write!(page, "Examples:\n\n```\n{}\n```\n\n", lines.join("\n"));
     }
+    let told = told.iter().cloned().chain(globals(command)).collect();
     for verb in verbs {
-        section(page, verb, &name, level + 1);
+        section(page, verb, &name, (level + 1, &told));
     }
 }
 
-fn usage(command: &Command, name: &str) -> String {
+fn usage(command: &Command, name: &str, told: &BTreeSet<Id>) -> String {
     let mut line = name.to_owned();
-    let (required, optional): (Vec<&Arg>, Vec<&Arg>) = command
-        .get_arguments()
-        .filter(|a| !a.is_global_set() && a.get_id() != "help")
-        .partition(|a| a.is_required_set());
+    let (required, optional): (Vec<&Arg>, Vec<&Arg>) =
+        own(command, told).partition(|a| a.is_required_set());
     if !optional.is_empty() {
         line.push_str(" [OPTIONS]");
     }

@@ -60,6 +60,18 @@ impl Action {
         }
     }
 
+    /// The error about a name that is none of theirs.
+    pub(crate) fn unknown(name: &str, known: impl IntoIterator<Item = Self>) -> ScheduleError {
+        let shown: String = name.chars().take(80).collect();
+        let known = known.into_iter().map(Self::as_str);
+        let known: Vec<_> = known.collect();
+        ScheduleError::new(
+            format!("action \"{shown}\" does not exist"),
+            format!("The actions are {}.", known.join(", ")),
+            "Name one of them.",
+        )
+    }
+
     /// Whether it may be asked for again and again by the clock.
     #[must_use]
     pub const fn can_be_scheduled(self) -> bool {
@@ -77,18 +89,9 @@ impl std::str::FromStr for Action {
     type Err = ScheduleError;
 
     fn from_str(s: &str) -> Result<Self, ScheduleError> {
-        Self::ALL
-            .into_iter()
-            .find(|action| action.as_str() == s)
-            .ok_or_else(|| {
-                let shown: String = s.chars().take(80).collect();
-                let names = Self::ALL.map(Self::as_str).join(", ");
-                ScheduleError::new(
-                    format!("action \"{shown}\" does not exist"),
-                    format!("The actions are {names}."),
-                    "Name one of them.",
-                )
-            })
+        let mut all = Self::ALL.into_iter();
+        all.find(|action| action.as_str() == s)
+            .ok_or_else(|| Self::unknown(s, Self::ALL))
     }
 }
 

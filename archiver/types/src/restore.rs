@@ -74,15 +74,18 @@ pub fn plan(history: &History, target: &Target) -> Result<Plan, NoPlan> {
     backups.sort_by_key(|b| (b.stopped_at, b.label.clone()));
     let mut timelines: Vec<&TimelineFacts> = cluster.timelines.iter().collect();
     timelines.sort_by_key(|t| std::cmp::Reverse(t.timeline));
-    if let Target::Point { timeline, .. } = target {
-        timelines.retain(|t| t.timeline == *timeline);
+    match target {
+        Target::Point { timeline, .. } => timelines.retain(|t| t.timeline == *timeline),
+        _ => timelines.retain(|t| has_begun(cluster, t, &backups)),
     }
     let mut best: Option<Plan> = None;
-    // The newest timeline that some backup leads to; within it the newest backup whose WAL is whole.
-    for timeline in timelines {
+    // The newest timeline that some backup leads to, and no other, as the binary does it when none is named;
+    // within it the newest backup whose WAL is whole.
+    let leads = |t: &TimelineFacts, b: &BackupFacts| t.descends_from(b.timeline, b.stop_lsn);
+    let mut timelines = timelines.into_iter();
+    if let Some(timeline) = timelines.find(|t| backups.iter().any(|b| leads(t, b))) {
         for backup in backups.iter().rev() {
-            if !timeline.descends_from(backup.timeline, backup.stop_lsn) || !before(backup, target)
-            {
+            if !leads(timeline, backup) || !before(backup, target) {
                 continue;
             }
             let Some(plan) = follow(cluster, timeline, backup, target) else {
@@ -93,9 +96,6 @@ pub fn plan(history: &History, target: &Target) -> Result<Plan, NoPlan> {
             }
             best.get_or_insert(plan);
         }
-        if best.is_some() {
-            break;
-        }
     }
     match best {
         // Nothing but the end is missing: the target lies beyond what is stored.
@@ -103,6 +103,12 @@ pub fn plan(history: &History, target: &Target) -> Result<Plan, NoPlan> {
         Some(plan) => Ok(plan),
         None => Err(NoPlan::TooEarly),
     }
+}
+
+/// Whether a restore that names no timeline may follow this one: `restore::branch` in the archiver.
+fn has_begun(cluster: &ClusterFacts, timeline: &TimelineFacts, backups: &[&BackupFacts]) -> bool {
+    let mut own = backups.iter().filter(|b| b.timeline == timeline.timeline);
+    cluster.has_first(timeline) || own.next().is_some()
 }
 
 fn before(backup: &BackupFacts, target: &Target) -> bool {

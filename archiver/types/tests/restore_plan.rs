@@ -154,3 +154,68 @@ fn says_why_there_is_none() {
     // The end of the address space is no place to overflow.
     assert!(plan(&facts, &Target::Lsn(Lsn(u64::MAX))).is_err());
 }
+
+/// After a recovery to the past the history file is stored first; the segment follows when it is full.
+#[test]
+fn a_timeline_counts_when_it_has_begun() {
+    let of = |runs: &[(u64, u64)]| {
+        history(
+            vec![backup(1, 1, 2), backup(3, 1, 6)],
+            vec![timeline(1, &[], &[(1, 9)]), timeline(2, &[(1, 7)], runs)],
+        )
+    };
+    let shown_of = |facts: &History, target: Target| shown(&plan(facts, &target).unwrap());
+    let not_yet = of(&[]);
+    assert_eq!(
+        shown_of(&not_yet, Target::Latest),
+        "03 tl1 000000010000000000000006 000000010000000000000009 4 "
+    );
+    assert_eq!(
+        shown_of(&not_yet, Target::Lsn(segment(7))),
+        "03 tl1 000000010000000000000006 000000010000000000000006 1 "
+    );
+    assert_eq!(
+        shown_of(&not_yet, Target::Lsn(segment(9))),
+        "03 tl1 000000010000000000000006 000000010000000000000008 3 "
+    );
+    let begun = of(&[(7, 7)]);
+    assert_eq!(
+        shown_of(&begun, Target::Latest),
+        "03 tl2 000000010000000000000006 000000020000000000000007 2 "
+    );
+    assert_eq!(plan(&begun, &Target::Lsn(segment(9))), Err(NoPlan::TooLate));
+    // A point names its timeline.
+    let point = Target::Point {
+        timeline: TimelineId(2),
+        lsn: segment(8),
+    };
+    assert_eq!(plan(&not_yet, &point), Err(NoPlan::TooLate));
+    // Without the first segment: from a backup of its own.
+    let mut own = of(&[(8, 9)]);
+    own.backups.push(backup(5, 2, 8));
+    assert_eq!(
+        shown_of(&own, Target::Latest),
+        "05 tl2 000000020000000000000008 000000020000000000000009 2 "
+    );
+}
+
+/// The binary goes to no other timeline by itself, so that a line without one would fail.
+#[test]
+fn what_was_left_has_to_be_named() {
+    let facts = history(
+        vec![backup(5, 1, 8), backup(7, 2, 8)],
+        vec![
+            timeline(1, &[], &[(1, 9)]),
+            timeline(2, &[(1, 7)], &[(7, 9)]),
+        ],
+    );
+    assert_eq!(plan(&facts, &Target::Time(day(6))), Err(NoPlan::TooEarly));
+    let point = Target::Point {
+        timeline: TimelineId(1),
+        lsn: segment(9),
+    };
+    assert_eq!(
+        shown(&plan(&facts, &point).unwrap()),
+        "05 tl1 000000010000000000000008 000000010000000000000008 1 "
+    );
+}

@@ -4,6 +4,7 @@ use super::super::output::{Output, human_bytes, print_json, print_text, visible}
 use crate::cancel::CancelToken;
 use crate::clock::{SharedClock, SystemClock};
 use crate::component::hooks::Hook;
+use crate::component::in_place::InPlace;
 use crate::component::restore::{self, Options, Restored};
 use crate::component::source::{self, OpenSource};
 use crate::component::{Driver, Evidence, Request, drivers, health};
@@ -129,8 +130,12 @@ pub(super) fn run(
         options.request.overwrite = true;
     }
     let driver = driver.as_ref();
-    let safety = restore::save(config, name, driver, &source, &options, &clock, cancel)?;
     let in_place = options.request.to.is_none();
+    let _turn = match in_place {
+        true => InPlace::begin(config, name)?,
+        false => None,
+    };
+    let safety = restore::save(config, name, driver, &source, &options, &clock, cancel)?;
     let common = &section.common;
     let hook = |what, argv, cancel| -> Result<()> {
         match in_place {
@@ -286,7 +291,9 @@ fn print_plan(source: &OpenSource, options: &Options) {
 
 fn print_outcome(restored: &Restored) {
     if let Some(label) = &restored.safety {
-        print_text(format_args!("what was there is in backup {label}"));
+        print_text(format_args!(
+            "what was replaced or removed is in backup {label}"
+        ));
     }
     for note in &restored.notes {
         print_text(format_args!("  note: {}", visible(note)));

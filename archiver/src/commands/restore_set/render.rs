@@ -130,6 +130,7 @@ pub(super) fn print_report_json(plan: &Plan, cluster: Option<&Cluster<'_>>, repo
     let cluster_report = report.cluster.as_ref().map(|own| {
         json!({
             "outcome": if own.error.is_none() { "restored" } else { "failed" },
+            "went_back": own.went_back,
             "started": own.started,
             "start_command": restored.map(|r| &r.outcome.start_command),
             "bytes_written": restored.map(|r| r.outcome.bytes_written),
@@ -192,8 +193,11 @@ pub(super) fn print_report(cluster: Option<&Cluster<'_>>, report: &Report) {
                     "{name}: FAILED: {error} (code {})",
                     error.code()
                 ));
+                if own.went_back {
+                    print_text("  it was restored all the same: what depends on it stays stopped");
+                }
                 if report.components.is_empty() {
-                    print_text("  without it no other component was touched");
+                    print_text("  no other component was restored");
                 }
             }
             None if own.started => print_text(format_args!("{name}: restored, and running")),
@@ -258,7 +262,9 @@ fn print_component(one: &ComponentReport) {
         )),
     }
     if let Some(safety) = &one.safety {
-        print_text(format_args!("  what was there before is backup {safety}"));
+        print_text(format_args!(
+            "  what was replaced or removed is in backup {safety}"
+        ));
     }
     for note in &one.notes {
         print_text(format_args!("  {note}"));

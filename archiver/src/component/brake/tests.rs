@@ -3,6 +3,7 @@ use crate::crashsafe::{CrashFs, RealFs, SharedFs};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Stores that are held or not, and whoever holds them, who may be dead.
 #[derive(Default)]
@@ -14,6 +15,8 @@ struct Stores {
     stuck: Option<&'static str>,
     /// How long a pull takes.
     slow: Duration,
+    /// How many pulls have held.
+    pulls: AtomicU64,
     fs: Option<CrashFs>,
 }
 
@@ -24,9 +27,10 @@ impl Stores {
 }
 
 impl Levers for Stores {
-    fn pull(&self, undo: &Undo) -> Result<()> {
+    fn pull(&self, undo: &Undo, _started: Started<'_>) -> Result<()> {
         std::thread::sleep(self.slow);
         self.held.lock().unwrap().insert(undo.to_string());
+        self.pulls.fetch_add(1, Ordering::SeqCst);
         match self.fails {
             Some(name) if undo.component() == Some(name) => Err(Error::unavailable(
                 "store",
@@ -36,7 +40,7 @@ impl Levers for Stores {
         }
     }
 
-    fn undo(&self, undo: &Undo) -> Result<()> {
+    fn undo(&self, undo: &Undo, _started: Started<'_>) -> Result<()> {
         // The dead undo nothing.
         if self.fs.as_ref().is_some_and(CrashFs::is_down) {
             return Err(Error::unavailable("dead", "dead"));
@@ -261,4 +265,156 @@ fn a_crash_at_every_step_leaves_nothing_held() {
         }
     }
     assert!(steps > 100, "only {steps} crashes");
+}
+
+/// Two sets at once: what one of them lets go of the other still needs held.
+#[test]
+fn writers_are_held_back_by_one_run_at_a_time() {
+    let state = tempfile::tempdir().unwrap();
+    let stores = Stores::default();
+    let first = Ledger::begin(real(), state.path(), "one").unwrap();
+    let first = Brake::new(Some(&first), &stores, LONG);
+    first.pull(application("a")).unwrap();
+    first.pull(application("b")).unwrap();
+
+    // It gives up after a while, and has let nobody go.
+    let second = Ledger::begin(real(), state.path(), "two").unwrap();
+    let impatient = Brake::new(Some(&second), &stores, Duration::from_millis(1));
+    let error = impatient.pull(application("a")).unwrap_err();
+    assert_eq!(error.code(), "quiesce_busy");
+    // Once for all: a set would wait for each of its stores otherwise.
+    assert!(impatient.state().no_turn);
+    assert_eq!(
+        impatient.pull(application("b")).unwrap_err().code(),
+        "quiesce_busy"
+    );
+    // What it stops for a member of its own waits for nobody.
+    impatient.pull(stopped("service")).unwrap();
+    impatient.finish();
+    assert_eq!(stores.held().len(), 2);
+
+    // One of them is not enough.
+    first.release(|undo| undo.component() == Some("a"));
+    assert!(second.turn().unwrap().is_none());
+    let patient = Brake::new(Some(&second), &stores, LONG);
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| patient.pull(application("a")));
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(stores.held(), ["the quiesced application of \"b\""]);
+        first.finish();
+        waits.join().unwrap().unwrap();
+    });
+    assert_eq!(stores.held(), ["the quiesced application of \"a\""]);
+    patient.finish();
+    assert!(stores.held().is_empty());
+    assert!(second.turn().unwrap().is_some());
+}
+
+/// A slow command that the watch has undone already: it will hold once more, and until that is undone
+/// too nobody else may begin, and it stays noted.
+#[test]
+fn a_run_keeps_its_turn_until_its_last_command_has_ended() {
+    let state = tempfile::tempdir().unwrap();
+    let ledger = Ledger::begin(real(), state.path(), "one").unwrap();
+    let other = Ledger::begin(real(), state.path(), "two").unwrap();
+    let stores = Stores {
+        slow: Duration::from_millis(600),
+        ..Stores::default()
+    };
+    let brake = Brake::new(Some(&ledger), &stores, Duration::from_millis(20));
+    std::thread::scope(|scope| {
+        scope.spawn(|| brake.watch());
+        let pull = scope.spawn(|| brake.pull(application("a")));
+        let end = Instant::now() + Duration::from_secs(60);
+        while !(brake.is_expired() && brake.state().pulled.is_empty()) && !pull.is_finished() {
+            assert!(Instant::now() < end, "it was not undone");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let (noted, turn) = (ledger.open_entries().len(), other.turn().unwrap());
+        // Else this machine was slow.
+        if stores.pulls.load(Ordering::SeqCst) == 0 {
+            assert_eq!((noted, turn.is_none()), (1, true));
+        }
+        drop(turn);
+        assert_eq!(pull.join().unwrap().unwrap_err().code(), "quiesce_expired");
+        assert!(other.turn().unwrap().is_some());
+        brake.finish();
+    });
+    assert!(stores.held().is_empty());
+    assert_eq!(books(state.path()), 0);
+}
+
+/// What a dead run has held is not let go while somebody else needs it held.
+#[test]
+fn a_dead_runs_book_waits_for_whoever_holds_writers_back() {
+    let state = tempfile::tempdir().unwrap();
+    let stores = Stores::default();
+    {
+        let dead = Ledger::begin(real(), state.path(), "dead").unwrap();
+        dead.note(application("a")).unwrap();
+        dead.note(stopped("service")).unwrap();
+    }
+    let ledger = Ledger::begin(real(), state.path(), "one").unwrap();
+    let brake = Brake::new(Some(&ledger), &stores, LONG);
+    brake.pull(application("a")).unwrap();
+    assert!(recover(Ledger::orphans(&real(), state.path()), &stores).is_empty());
+    assert_eq!(stores.held(), ["the quiesced application of \"a\""]);
+    // The service was started again: nobody waits for that.
+    let left: Vec<Entry> = Ledger::orphans(&real(), state.path())
+        .into_iter()
+        .flat_map(|dead| dead.unwrap().open_entries())
+        .collect();
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].undo, application("a"));
+    brake.finish();
+    assert!(recover(Ledger::orphans(&real(), state.path()), &stores).is_empty());
+    assert_eq!(books(state.path()), 0);
+}
+
+/// A command as a hook is one, in a process group of its own.
+fn command(script: &str, set: &str) -> std::process::Child {
+    use std::os::unix::process::CommandExt as _;
+    std::process::Command::new("/bin/sh")
+        .args(["-c", script])
+        .env("PGARK_SET", set)
+        .env("PGARK_HOOK", "quiesce")
+        .env("PGARK_COMPONENT", "a")
+        .process_group(0)
+        .spawn()
+        .unwrap()
+}
+
+/// It would stop the writers for good after they were let go.
+#[test]
+fn a_hook_that_outlived_its_run_is_ended_before_that_is_undone() {
+    // Its run died after the note of it, or before.
+    for noted in [true, false] {
+        let state = tempfile::tempdir().unwrap();
+        let stores = Stores::default();
+        let set = format!("dead-{}-{noted}", std::process::id());
+        let script = "sleep 600; true";
+        let mut child = command(script, &set);
+        let mut of_another = command("exec sleep 600", "another");
+        {
+            let dead = Ledger::begin(real(), state.path(), &set).unwrap();
+            let id = dead.note(application("a")).unwrap();
+            // Between fork and exec it is still a copy of this test.
+            let end = Instant::now() + Duration::from_secs(60);
+            while hooks::find(&set, "a").is_empty() {
+                assert!(Instant::now() < end, "it is not found");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            if noted {
+                dead.runs(id, hooks::Process::of(child.id()).unwrap())
+                    .unwrap();
+            }
+        }
+        assert!(recover(Ledger::orphans(&real(), state.path()), &stores).is_empty());
+        assert_eq!(books(state.path()), 0);
+        let status = child.try_wait().unwrap().expect("it still runs");
+        assert!(!status.success(), "noted: {noted}");
+        assert!(of_another.try_wait().unwrap().is_none());
+        of_another.kill().unwrap();
+        of_another.wait().unwrap();
+    }
 }

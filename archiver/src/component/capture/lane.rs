@@ -172,6 +172,12 @@ impl Lane {
             .map(|parent| &parent.backup.manifest.point)
     }
 
+    /// Bytes that the parent backup was made of; 0 without one.
+    pub(in crate::component) fn parent_bytes(&self) -> u64 {
+        let manifest = self.parent.as_ref().map(|parent| &parent.backup.manifest);
+        manifest.map_or(0, |manifest| manifest.bytes_source)
+    }
+
     fn store(&self) -> Result<StoreGuard<'_>> {
         self.store.lock().map(StoreGuard).map_err(|_| poisoned())
     }

@@ -93,7 +93,7 @@ impl Run<'_> {
             return;
         }
         self.note(format!(
-            "\"{component}\" was written to while it was captured: nothing held its writers back"
+            "\"{component}\" may have been written to while it was captured: nothing held its writers back"
         ));
         let component = component.to_owned();
         self.outcome.set.quiesce.not_held.push(component);

@@ -298,18 +298,8 @@ fn evidence_of(manifest: &Manifest) -> BTreeMap<String, serde_json::Value> {
 
 fn line(name: &str, result: Result<String>) -> CheckLine {
     match result {
-        Ok(detail) => CheckLine {
-            name: name.to_owned(),
-            ok: true,
-            detail,
-            hint: String::new(),
-        },
-        Err(error) => CheckLine {
-            name: name.to_owned(),
-            ok: false,
-            detail: error.to_string(),
-            hint: error.hint().unwrap_or_default().to_owned(),
-        },
+        Ok(detail) => CheckLine::well(name, detail),
+        Err(error) => CheckLine::failed(name, &error, ""),
     }
 }
 
@@ -361,6 +351,10 @@ impl Driver for Chroma {
             (None, Some(url)) => self.capture_server(context, url, sink),
             (None, None) => Err(Error::internal("chroma_target", "no source")),
         }
+    }
+
+    fn vet(&self, _context: &Context<'_>, source: &dyn Source, request: &Request) -> Result<()> {
+        Manifest::read(source)?.wanted(request).map(drop)
     }
 
     fn restore(

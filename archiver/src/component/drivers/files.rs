@@ -1,6 +1,7 @@
 //! Files: directories and single files of this host, with owner, mode, times, extended attributes, hard
 //! links and holes. Symbolic links are kept as such and never followed.
 
+mod aside;
 mod compare;
 pub(super) mod ids;
 pub(super) mod notes;
@@ -112,8 +113,15 @@ impl Files {
         };
         Ok(Self {
             paths,
-            rules: Rules::new(&section.include, &section.exclude, &section.redact)
-                .map_err(|e| invalid(e.to_string()))?,
+            rules: Rules::new(&section.include, &section.exclude, &section.redact).map_err(
+                |e| {
+                    let error = invalid(e.to_string());
+                    match e.hint() {
+                        Some(hint) => error.with_hint(hint),
+                        None => error,
+                    }
+                },
+            )?,
             cross_file_systems: section.cross_file_systems,
             threads,
         })
@@ -147,18 +155,10 @@ impl Driver for Files {
 
     fn check(&self, _context: &Context<'_>) -> Result<Vec<CheckLine>> {
         let lines = self.paths.iter().map(|path| {
-            let found = walk::probe(path);
-            CheckLine {
-                name: format!("path {}", path.display()),
-                ok: found.is_ok(),
-                detail: match &found {
-                    Ok(what) => (*what).to_owned(),
-                    Err(error) => error.to_string(),
-                },
-                hint: match &found {
-                    Ok(_) => String::new(),
-                    Err(error) => error.hint().unwrap_or_default().to_owned(),
-                },
+            let name = format!("path {}", path.display());
+            match walk::probe(path) {
+                Ok(what) => CheckLine::well(&name, what),
+                Err(error) => CheckLine::failed(&name, &error, ""),
             }
         });
         Ok(lines.collect())

@@ -14,6 +14,7 @@ use super::http::{Access, Http};
 use crate::component::{
     CheckLine, Context, Driver, Evidence, Lever, Point, Request, Sink, Source, Stage,
 };
+use crate::storage::s3::settings::check_reference;
 use crate::{Error, Result};
 use api::Api;
 use serde::Deserialize;
@@ -68,6 +69,13 @@ impl Grafana {
         if settings.token.is_some() == settings.username.is_some() {
             return wrong("give either token, or username and password");
         }
+        for (uid, fields) in &settings.secrets {
+            for (field, reference) in fields {
+                check_reference(&format!("secrets.{uid}.{field}"), reference)?;
+            }
+        }
+        // A token may come later; an address that is none should not.
+        Http::new("Grafana", &settings.url, &Access::default(), None, 1)?;
         Ok(Self { settings })
     }
 
@@ -134,6 +142,13 @@ impl Driver for Grafana {
 
     fn capture(&self, context: &Context<'_>, sink: &dyn Sink) -> Result<Point> {
         export::capture(&self.api(None)?, context, sink)
+    }
+
+    fn vet(&self, context: &Context<'_>, source: &dyn Source, request: &Request) -> Result<()> {
+        match request.select.is_empty() {
+            true => Ok(()),
+            false => selection::Selection::of(context, source, &request.select).map(drop),
+        }
     }
 
     fn restore(

@@ -336,6 +336,7 @@ fn parse_url(text: &str) -> Result<Url> {
             "the component's url is not usable".to_owned(),
         )
         .with_detail(format!("{why}."))
+        .with_hint("Write it as \"http://host:port\" or \"https://host:port\".")
     };
     let url = Url::parse(text).map_err(|e| invalid(&e.to_string()))?;
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {

@@ -197,18 +197,8 @@ impl Driver for PostgresDump {
     fn check(&self, context: &Context<'_>) -> Result<Vec<CheckLine>> {
         context.cancel.check()?;
         let line = |name: &str, found: Result<String>| match found {
-            Ok(detail) => CheckLine {
-                name: name.to_owned(),
-                ok: true,
-                detail,
-                hint: String::new(),
-            },
-            Err(error) => CheckLine {
-                name: name.to_owned(),
-                ok: false,
-                detail: error.to_string(),
-                hint: error.hint().unwrap_or_default().to_owned(),
-            },
+            Ok(detail) => CheckLine::well(name, detail),
+            Err(error) => CheckLine::failed(name, &error, ""),
         };
         let connected = Wire::connect(
             &self.address,

@@ -12,7 +12,7 @@ mod snapshot;
 
 use super::http::{Access, Http};
 use crate::component::{
-    CheckLine, Context, Driver, Evidence, Lever, Point, Request, Sink, Source, Stage,
+    CheckLine, Context, Driver, Evidence, Ground, Lever, Point, Request, Sink, Source, Stage,
 };
 use crate::{Error, Result};
 use serde::Deserialize;
@@ -68,6 +68,8 @@ impl Prometheus {
                 "data_dir must be an absolute path",
             ));
         }
+        // A token may come later; an address that is none should not.
+        Http::new("Prometheus", &settings.url, &Access::default(), None, 1)?;
         Ok(Self { settings })
     }
 
@@ -143,7 +145,7 @@ impl Driver for Prometheus {
                     "",
                 ));
                 let admin = text(&flags, "web.enable-admin-api") == "true";
-                lines.push(line(
+                let admin = line(
                     "admin API",
                     admin,
                     if admin {
@@ -152,7 +154,8 @@ impl Driver for Prometheus {
                         "off: no snapshot can be made"
                     },
                     "Start Prometheus with --web.enable-admin-api.",
-                ));
+                );
+                lines.push(admin.of(Ground::Setup));
                 let corruptions = runtime.get("corruptionCount").and_then(Value::as_u64);
                 lines.push(line(
                     "corruptions",
@@ -169,12 +172,16 @@ impl Driver for Prometheus {
                 ));
             }
         }
-        lines.push(snapshot::check(&self.settings.data_dir));
+        lines.push(snapshot::check(&self.settings.data_dir).of(Ground::Setup));
         Ok(lines)
     }
 
     fn capture(&self, context: &Context<'_>, sink: &dyn Sink) -> Result<Point> {
         capture::capture(&self.settings, &self.http()?, context, sink)
+    }
+
+    fn vet(&self, context: &Context<'_>, source: &dyn Source, request: &Request) -> Result<()> {
+        restore::vet(context, source, request)
     }
 
     fn restore(

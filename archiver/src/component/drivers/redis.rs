@@ -57,9 +57,14 @@ impl Redis {
         Ok(Self { settings })
     }
 
+    /// Whether the server's files are meant, and no keys.
+    fn is_of_folder(request: &Request) -> bool {
+        request.select == [select::APPEND_ONLY] || request.select == [REPAIR]
+    }
+
     /// `to` is a directory or a URL; without it, the server if it answers, else its directory.
     fn target(&self, request: &Request, context: &Context<'_>) -> Result<Target> {
-        let folder_alone = request.select == [select::APPEND_ONLY] || request.select == [REPAIR];
+        let folder_alone = Self::is_of_folder(request);
         match (&request.to, &self.settings.data_dir) {
             (Some(to), _) if to.starts_with('/') => Ok(Target::Folder(to.into())),
             (Some(to), _) => Address::parse(to).map(Target::Server),
@@ -133,6 +138,19 @@ impl Driver for Redis {
 
     fn capture(&self, context: &Context<'_>, sink: &dyn Sink) -> Result<Point> {
         capture::capture(&self.settings, context, sink)
+    }
+
+    fn vet(&self, context: &Context<'_>, source: &dyn Source, request: &Request) -> Result<()> {
+        match Self::is_of_folder(request) {
+            true => Ok(()),
+            false => restore::vet(context, source, request),
+        }
+    }
+
+    /// Mending copies the damaged file aside, and is for a server that does not start: there is nothing to back
+    /// up from.
+    fn keeps_what_is_there(&self, request: &Request) -> bool {
+        request.select == [REPAIR]
     }
 
     fn restore(

@@ -98,3 +98,48 @@ fn a_service_that_it_started_lives_on() {
         std::thread::sleep(POLL);
     }
 }
+
+#[test]
+fn a_process_is_told_from_the_next_one_of_its_number() {
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", "sleep 600; true"])
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let process = Process::of(child.id()).unwrap();
+    assert!(process.is_alive());
+    let text = serde_json::to_string(&process).unwrap();
+    let started = serde_json::to_value(&process).unwrap()["started"]
+        .as_u64()
+        .unwrap();
+    let earlier = text.replace(
+        &format!("\"started\":{started}"),
+        &format!("\"started\":{}", started - 1),
+    );
+    let earlier: Process = serde_json::from_str(&earlier).unwrap();
+    assert_ne!(earlier, process);
+    assert!(!earlier.is_alive() && earlier.end());
+    assert!(process.is_alive(), "another one of its number was ended");
+    assert!(process.end());
+    assert!(!child.wait().unwrap().success());
+    assert!(!process.is_alive());
+}
+
+#[test]
+fn one_that_cannot_be_noted_is_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ran");
+    let script = format!("sleep 1; touch {}", path.display());
+    let full = |_| Err(Error::unavailable("full", "no space"));
+    let error = hook(&shell(&script), 30).run_noted(None, &full);
+    assert_eq!(error.unwrap_err().code(), "full");
+    assert!(!path.exists());
+    let pid = std::sync::Mutex::new(None);
+    let noted = |process| {
+        *pid.lock().unwrap() = Some(process);
+        Ok(())
+    };
+    hook(&shell("exit 0"), 30).run_noted(None, &noted).unwrap();
+    let process = pid.lock().unwrap().take().unwrap();
+    assert!(!process.is_alive());
+}

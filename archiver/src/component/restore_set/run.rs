@@ -5,6 +5,7 @@ use super::services::{Services, StillStopped};
 use super::{Plan, Step};
 use crate::cancel::CancelToken;
 use crate::clock::SharedClock;
+use crate::component::in_place::InPlace;
 use crate::component::reconcile::{self, Difference};
 use crate::component::source::OpenSource;
 use crate::component::{Driver, Evidence, Request, health, restore};
@@ -71,6 +72,8 @@ pub struct Report {
 /// What became of the cluster.
 #[derive(Debug)]
 pub struct ClusterReport {
+    /// Whether it was restored into its directory, whatever became of it then.
+    pub went_back: bool,
     /// Whether a hook has started the server.
     pub started: bool,
     /// What the server says.
@@ -102,9 +105,14 @@ pub struct ComponentReport {
 /// without it nothing else is touched. What was stopped is started again, whatever became of it.
 ///
 /// # Errors
-/// Whatever happens before the first change: a safety backup that fails, a hook that stops nothing.
+/// Whatever happens before the first change: another restore of one of them, a safety backup that fails, a
+/// hook that stops nothing.
 pub fn run(execution: &Execution<'_>, cluster: Option<&mut dyn ClusterRestore>) -> Result<Report> {
     let mut report = Report::default();
+    let steps = execution.plan.steps.iter();
+    let _turns = steps
+        .map(|step| InPlace::begin(execution.config, &step.component))
+        .collect::<Result<Vec<_>>>()?;
     let mut safety = execution.safety_backups()?;
     let mut services = Services::new(execution);
     if let Err(error) = services.stop(cluster.as_ref().map(|cluster| cluster.target_dir())) {
@@ -113,7 +121,7 @@ pub fn run(execution: &Execution<'_>, cluster: Option<&mut dyn ClusterRestore>) 
     crate::fault::point("restore_set:stopped");
     if let Some(cluster) = cluster {
         let outcome = execution.cluster(cluster, &mut services);
-        let (failed, went_back) = (outcome.error.is_some(), outcome.started);
+        let (failed, went_back) = (outcome.error.is_some(), outcome.went_back);
         report.cluster = Some(outcome);
         if failed {
             report.stopped = match went_back {
@@ -209,12 +217,15 @@ impl Execution<'_> {
         services: &mut Services<'_>,
     ) -> ClusterReport {
         let mut report = ClusterReport {
+            went_back: false,
             started: false,
             evidence: None,
             error: None,
         };
         let mut restore = || -> Result<()> {
             cluster.restore()?;
+            // A hook that fails may have started it, and somebody may do so by hand.
+            report.went_back = true;
             if !services.start_cluster(cluster.target_dir())? {
                 return Ok(());
             }

@@ -335,3 +335,57 @@ fn a_sweep_looks_again_for_the_last_good_backup() {
     assert_eq!(good(&world), [a]);
     world.no_holes();
 }
+
+/// A backup whose manifest is lost or torn restores nothing, whatever its label says: the sound ones do not go
+/// for its sake, until somebody gives it up by name.
+#[test]
+fn a_backup_without_its_manifest_takes_no_place() {
+    for torn in [false, true] {
+        let world = World::new();
+        let mut labels = Vec::new();
+        for n in 0..3 {
+            world.push_wal(n * 10 + 1..=n * 10 + 10);
+            labels.push(world.backup(&[], n * 10 + 3).label);
+            world.hours(72);
+        }
+        retention::set(&world.repository, world.clock(), COMPONENT, keep_last(1)).unwrap();
+        let [first, second, newest] = labels.try_into().unwrap();
+        let storage = world.repository.storage();
+        let key = layout::manifest(COMPONENT, &newest).unwrap();
+        let whole = storage.get(&key, u64::MAX).unwrap();
+        storage.delete(&key).unwrap();
+        if torn {
+            let _ = storage
+                .put_if_absent(&key, &whole[..whole.len() / 2])
+                .unwrap();
+        }
+        let found = backups::list(&world.repository, COMPONENT).unwrap();
+        let told = found.iter().any(|f| {
+            matches!(f, Found::Damaged(label, e) if *label == newest && e.code() == "manifest_missing")
+        });
+        assert_eq!(told, !torn, "the listing alone tells of a missing one");
+        let kept = world.keys("");
+        refused(&world, &Request::default(), "backup_unreadable");
+        if torn {
+            refused(&world, &by_name(&second), "backup_unreadable");
+        }
+        assert_eq!(tombs_of(&world), 0);
+        let audit = |key: &&String| !key.starts_with("audit/");
+        assert!(
+            kept.iter()
+                .filter(audit)
+                .eq(world.keys("").iter().filter(audit))
+        );
+
+        // It is given up, and the policy holds again.
+        expire(&world, &by_name(&newest)).unwrap();
+        expire(&world, &Request::default()).unwrap();
+        assert_eq!(good(&world), [second.clone()]);
+        refused(&world, &by_name(&second), "last_good_backup");
+        let _ = first;
+    }
+}
+
+fn tombs_of(world: &World) -> usize {
+    world.keys("tomb/").len()
+}

@@ -192,3 +192,32 @@ fn sets_of_one_second_are_in_the_order_in_which_they_began() {
         assert_eq!(listed, [earlier.label, older.label, newer.label]);
     }
 }
+
+#[test]
+fn the_newest_whole_set_with_certain_members() {
+    let world = World::new();
+    world.push_wal(1..=10);
+    let backup = world.backup(&[], 3).label;
+    let set = |n: u32, names: &[&str]| {
+        let mut set = Set::new(BackupLabel::new(world.now(), n), world.now(), Quiesce::None);
+        for name in names {
+            let mut member = SetMember::new(name, "postgres", SetStage::Base);
+            member.outcome = MemberOutcome::Committed;
+            member.label = Some(backup.clone());
+            set.members.push(member);
+        }
+        sets::seal(&world.repository, &set, |_| true).unwrap();
+        world.hours(1);
+        set.label
+    };
+    let first = set(1, &[COMPONENT]);
+    let second = set(2, &[COMPONENT]);
+    let newest = |names: &[&str]| {
+        let found = sets::newest_whole_with(&world.repository, names).unwrap();
+        found.map(|set| set.label)
+    };
+    assert_ne!(first, second);
+    assert_eq!(newest(&[]), Some(second.clone()));
+    assert_eq!(newest(&[COMPONENT]), Some(second));
+    assert_eq!(newest(&[COMPONENT, "cache"]), None);
+}

@@ -43,6 +43,12 @@ pub(super) fn unreachable(target: &str, error: tokio_postgres::Error) -> Error {
     with_server_notes(Error::unavailable("server_unreachable", text), server, hint)
 }
 
+/// Whether `error` says that the server does not let this user in (SQLSTATE class 28): it is there.
+#[must_use]
+pub fn is_denied(error: &Error) -> bool {
+    error.code() == "server_unreachable" && error.message().contains("(SQLSTATE 28")
+}
+
 pub(super) fn lost(target: &str, error: tokio_postgres::Error) -> Error {
     let message = format!("lost the connection to the server ({target})");
     let hint = "The server's log says why. Run the command again once the server is up.";

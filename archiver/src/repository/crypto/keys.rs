@@ -155,7 +155,8 @@ fn put<T: Serialize>(storage: &dyn Storage, key: &Key, record: &T) -> Result<()>
 ///
 /// # Errors
 /// Kind Invalid, code `key_wrong`, when it opens none; Data, `keys_missing`, when there is no
-/// epoch, or a damaged record may have been the right one; or the storage's.
+/// epoch, or none for the slot that opens; `keys_damaged`, when a damaged record may have been the
+/// right one; or the storage's.
 pub fn open(storage: &dyn Storage, id: &[u8; 16], credential: &Credential) -> Result<Opened> {
     let listing = Listing::read(storage, id)?;
     on_wiped_stack(|| open_listed(&listing, id, credential))
@@ -212,11 +213,41 @@ fn open_listed(listing: &Listing, id: &[u8; 16], credential: &Credential) -> Res
         )
         .with_hint("Put the objects below keys/ back from a copy of the repository. If \"pgark init\" was interrupted, run it again."));
     }
+    if let Some(slot) = slot_without_epoch(listing, id, credential)? {
+        return Err(Error::data(
+            "keys_missing",
+            format!(
+                "key slot {} ({}) opens with this key, and the record of its key epoch is missing",
+                slot.slot, slot.name
+            ),
+        )
+        .with_hint("Put the objects below keys/epoch/ back from a copy of the repository. If the \"pgark key rotate\" or \"pgark init\" that made this key was interrupted, nothing was written under it: use the key from before, or of the run that came to its end."));
+    }
     Err(
         Error::invalid("key_wrong", "no key slot of the repository opens with this key")
             .with_detail(format!("It has {} slots.", listing.slots.len()))
             .with_hint("\"pgark key list\" shows them. Check [repository.*.encryption], or use the recovery kit as key_file."),
     )
+}
+
+/// The slot that `credential` opens and that leads nowhere: the record of its epoch was lost, or a rotation
+/// never came to it.
+fn slot_without_epoch<'a>(
+    listing: &'a Listing,
+    id: &[u8; 16],
+    credential: &Credential,
+) -> Result<Option<&'a SlotRecord>> {
+    let known = |slot: &&SlotRecord| listing.epochs.iter().any(|e| e.epoch == slot.epoch);
+    for slot in listing.slots.iter().filter(|slot| !known(slot)) {
+        match slot.open(id, credential) {
+            Ok(Some(_)) => return Ok(Some(slot)),
+            Ok(None) => {}
+            // Nobody needs a slot of no epoch: what is wrong with it does not make the key a right one.
+            Err(error) if error.kind() == ErrorKind::Data => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
 }
 
 fn epoch_aad(id: &[u8; 16], number: u32, epoch: Ulid) -> Vec<u8> {
@@ -384,6 +415,47 @@ fn put_slot(
     };
     put(storage, &layout::key_slot(slot)?, &record)?;
     Ok(record)
+}
+
+/// That slots can be made with what is open: before anything is written for them.
+///
+/// # Errors
+/// Kind Invalid: `key_outdated`, `key_write_only`.
+pub fn require_owner(opened: &Opened) -> Result<()> {
+    owner(opened).map(drop)
+}
+
+/// That `open` will open what is wrapped for `wrap`: tried with a key of nothing, before a repository is
+/// made for them.
+///
+/// # Errors
+/// Kind Invalid: `identity_mismatch`, or what is wrong with either.
+pub fn try_out(id: &[u8; 16], wrap: &Credential, open: &Credential) -> Result<()> {
+    let opened = on_wiped_stack(|| {
+        let contents = Contents::Master(Secret::random_key()?);
+        let (slot, epoch) = (Ulid::nil(), Ulid::nil());
+        let record = SlotRecord {
+            format: VERSION,
+            repository: to_hex(id),
+            slot,
+            name: String::new(),
+            epoch,
+            created_at: DateTime::UNIX_EPOCH,
+            tool: String::new(),
+            method: Method::wrap(id, (slot, epoch), wrap, &contents)?,
+        };
+        record.open(id, open)
+    })?;
+    match opened {
+        Some(_) => Ok(()),
+        None => Err(Error::invalid(
+            "identity_mismatch",
+            "the identity file holds no identity of the recipients",
+        )
+        .with_hint(
+            "Name its recipient in [repository.*.encryption]: \"age-keygen -y FILE\" prints it.",
+        )),
+    }
 }
 
 /// The master key of the youngest epoch.

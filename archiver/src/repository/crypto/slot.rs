@@ -314,7 +314,9 @@ fn writer(both: Secret) -> Result<Contents> {
     })
 }
 
-fn age_encrypt(recipients: &[String], plain: &[u8]) -> Result<Vec<u8>> {
+/// # Errors
+/// Kind Invalid, `recipient`, for one that is none.
+pub(super) fn parse_recipients(recipients: &[String]) -> Result<Vec<age::x25519::Recipient>> {
     let parse = |text: &String| {
         text.parse::<age::x25519::Recipient>().map_err(|why| {
             Error::invalid(
@@ -324,7 +326,11 @@ fn age_encrypt(recipients: &[String], plain: &[u8]) -> Result<Vec<u8>> {
             .with_hint("A recipient looks like \"age1…\"; age-keygen makes one with its identity.")
         })
     };
-    let parsed: Vec<_> = recipients.iter().map(parse).collect::<Result<_>>()?;
+    recipients.iter().map(parse).collect()
+}
+
+fn age_encrypt(recipients: &[String], plain: &[u8]) -> Result<Vec<u8>> {
+    let parsed = parse_recipients(recipients)?;
     let failed =
         |what: String| Error::invalid("recipient", format!("could not encrypt with age: {what}"));
     let encryptor =

@@ -2,6 +2,7 @@
 
 use super::key_text;
 use super::secret::Secret;
+use super::slot;
 use crate::{Error, Result};
 use std::path::PathBuf;
 
@@ -75,14 +76,18 @@ impl KeySource {
     ///
     /// # Errors
     /// As [`KeySource::to_open`]; and kind Invalid for a passphrase that is too short
-    /// (`passphrase_short`) or no recipients (`recipient`).
+    /// (`passphrase_short`), no recipients or malformed ones (`recipient`).
     pub fn to_wrap(&self) -> Result<Credential> {
         match self {
             Self::Recipients { recipients, .. } if recipients.is_empty() => Err(Error::invalid(
                 "recipient",
                 "there is no age recipient to encrypt the master key for",
             )),
-            Self::Recipients { recipients, .. } => Ok(Credential::Recipients(recipients.clone())),
+            Self::Recipients { recipients, .. } => {
+                // Before anything is made for them.
+                slot::parse_recipients(recipients)?;
+                Ok(Credential::Recipients(recipients.clone()))
+            }
             Self::Passphrase(source) => {
                 let passphrase = source.read()?;
                 if passphrase.bytes().len() < PASSPHRASE_BYTES_MIN {

@@ -65,6 +65,11 @@ fn a_missing_root_is_never_a_missing_object() {
         }
     }
     assert!(!directory.path().join(TEMPORARY).exists());
+    let file = directory.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let error = PosixStorage::new(file).list("wal/").unwrap_err();
+    assert_eq!(code(&error), (ErrorKind::Unavailable, "storage_missing"));
+    assert!(error.detail().unwrap().ends_with("\" is no directory."));
 }
 
 #[test]

@@ -270,6 +270,25 @@ fn credentials(config: &RepositoryConfig) -> Result<Credentials, &'static str> {
     }
 }
 
+fn written_out(key: &str) -> Error {
+    Error::invalid(
+        "secret_in_config",
+        format!("{key} must refer to a secret, not hold one"),
+    )
+    .with_hint("Write \"file:/path\" or \"env:NAME\".")
+}
+
+/// Refuses a secret that is written out, without reading the one that is not.
+///
+/// # Errors
+/// Kind Invalid, `secret_in_config`.
+pub fn check_reference(key: &str, reference: &str) -> Result<()> {
+    match reference.starts_with("file:") || reference.starts_with("env:") {
+        true => Ok(()),
+        false => Err(written_out(key)),
+    }
+}
+
 /// The value that `reference` names: `file:/path` (its first line) or `env:NAME`.
 ///
 /// # Errors
@@ -293,11 +312,7 @@ pub fn secret(key: &str, reference: &str) -> Result<String> {
     } else if let Some(name) = reference.strip_prefix("env:") {
         std::env::var(name).map_err(|_| unreadable(format!("${name} is not set.")))?
     } else {
-        return Err(Error::invalid(
-            "secret_in_config",
-            format!("{key} must refer to a secret, not hold one"),
-        )
-        .with_hint("Write \"file:/path\" or \"env:NAME\"."));
+        return Err(written_out(key));
     };
     match value.is_empty() {
         true => Err(unreadable("The value is empty.".to_owned())),

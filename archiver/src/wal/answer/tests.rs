@@ -313,6 +313,28 @@ fn absence_needs_every_required_repository() {
 }
 
 #[test]
+fn a_doubt_that_may_pass_comes_before_a_wrong_setting() {
+    let mut repos = repos(&[(1, 3)]);
+    let open = scope(&[(1, 3, None)]);
+    let fail = |error| FailedRepository {
+        name: "far".to_owned(),
+        required: true,
+        error,
+    };
+    let setting = || fail(Error::invalid("key_wrong", "another key"));
+    let away = || fail(Error::unavailable("storage_missing", "not mounted"));
+    let other = || fail(Error::invalid("key_required", "no key"));
+    for (failed, code) in [
+        (vec![setting(), away(), other()], "storage_missing"),
+        (vec![away(), setting()], "storage_missing"),
+        (vec![setting(), other()], "key_wrong"),
+    ] {
+        repos.failed = failed;
+        assert_eq!(ask(&repos, &open, 1, 4), code);
+    }
+}
+
+#[test]
 fn a_plan_counts_while_its_recovery_is_under_way() {
     const CONTROL: &[u8] = include_bytes!("../../../tests/fixtures/pg_control.15");
     let control = ControlFile::parse(CONTROL).unwrap();

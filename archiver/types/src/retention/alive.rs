@@ -63,16 +63,13 @@ impl History {
         cluster: &'a ClusterFacts,
     ) -> impl Iterator<Item = &'a TimelineFacts> + 'a {
         cluster.timelines.iter().filter(|timeline| {
-            let parent = timeline.ancestors.iter().flatten().next_back();
-            let first = parent.map(|parent| cluster.segment_size.segment_no(parent.switch));
             let mut own = self.backups.iter().filter(|b| {
                 b.state == BackupState::Live
                     && b.system_id == cluster.system_id
                     && b.timeline == timeline.timeline
                     && is_good(b, cluster)
             });
-            !timeline.runs.is_empty()
-                && (first.is_none_or(|no| timeline.covers(no, no)) || own.next().is_some())
+            !timeline.runs.is_empty() && (cluster.has_first(timeline) || own.next().is_some())
         })
     }
 }

@@ -164,6 +164,14 @@ impl ClusterFacts {
             .is_some_and(|timeline| timeline.covers(first, last))
     }
 
+    /// Whether the segment in which `timeline` left its parent is stored. A history file alone would make
+    /// recovery end where its parent's WAL was still needed.
+    pub(crate) fn has_first(&self, timeline: &TimelineFacts) -> bool {
+        let parent = timeline.ancestors.iter().flatten().next_back();
+        let first = parent.map(|parent| self.segment_size.segment_no(parent.switch));
+        first.is_none_or(|no| timeline.covers(no, no))
+    }
+
     /// The stretches of the lineage of `timeline`, oldest first: timeline, and numbers of its first
     /// and last segment there. On a segment in which timelines switch, the younger one's file counts.
     pub(crate) fn spans(&self, timeline: &TimelineFacts) -> Vec<(TimelineId, u64, u64)> {

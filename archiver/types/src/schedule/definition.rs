@@ -234,7 +234,9 @@ fn lift_own_options(raw: &mut Value) -> Result<(), ScheduleError> {
 
 impl Raw {
     fn check(self, now: DateTime<Utc>) -> Result<Definition, ScheduleError> {
-        let action: Action = self.action.parse()?;
+        let scheduled = || Action::ALL.into_iter().filter(|a| a.can_be_scheduled());
+        let action = self.action.parse::<Action>();
+        let action = action.map_err(|_| Action::unknown(&self.action, scheduled()))?;
         if !action.can_be_scheduled() {
             return Err(ScheduleError::new(
                 format!("action \"{action}\" cannot be scheduled"),

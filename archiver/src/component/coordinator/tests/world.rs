@@ -6,6 +6,7 @@ use crate::component::brake::Levers;
 use crate::component::coordinator::{
     Anchor, Base, Captured, Engine, Member, Outcome, Placed, Spec, Tools, run,
 };
+use crate::component::hooks::Started;
 use crate::component::ledger::{Ledger, Undo};
 use crate::component::{Consistency, Lever, Point, Stage};
 use crate::config::component::Quiesce;
@@ -340,7 +341,7 @@ impl Engine for World {
 }
 
 impl Levers for World {
-    fn pull(&self, undo: &Undo) -> Result<()> {
+    fn pull(&self, undo: &Undo, _started: Started<'_>) -> Result<()> {
         let mut state = self.state.lock().unwrap();
         match undo {
             Undo::Application { .. } => {
@@ -362,7 +363,7 @@ impl Levers for World {
         }
     }
 
-    fn undo(&self, undo: &Undo) -> Result<()> {
+    fn undo(&self, undo: &Undo, _started: Started<'_>) -> Result<()> {
         let mut state = self.state.lock().unwrap();
         match undo {
             Undo::Application { .. } => state.stopped = false,

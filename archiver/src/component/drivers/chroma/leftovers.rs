@@ -4,8 +4,8 @@
 
 use super::manifest::{Collection, Database};
 use super::remote::Remote;
-use crate::component::CheckLine;
 use crate::component::drivers::mark::{Mark, What};
+use crate::component::{CheckLine, Ground};
 use crate::{Error, Result};
 
 fn dead(remote: &Remote, database: &Database) -> Result<Vec<(Mark, Collection)>> {
@@ -46,7 +46,7 @@ pub(super) fn check(remote: &Remote, tenants: &[String]) -> CheckLine {
     let kept = all.iter().filter(|(mark, _)| mark.what != What::Restoring);
     let kept: Vec<String> = kept.map(described).collect();
     match (kept.is_empty(), all.len()) {
-        (false, _) => CheckLine::wrong(NAME, kept.join("; "), HINT),
+        (false, _) => CheckLine::wrong(NAME, kept.join("; "), HINT).of(Ground::Leftover),
         (true, 0) => CheckLine::well(NAME, "nothing of interrupted restores"),
         (true, count) => CheckLine::well(
             NAME,

@@ -121,6 +121,19 @@ impl Wanted<'_> {
     }
 }
 
+/// Whether a server takes it for the name of a collection (older ones want 63 characters at most).
+fn is_name(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    let ends = [bytes.first(), bytes.last()];
+    (3..=512).contains(&bytes.len())
+        && ends
+            .iter()
+            .all(|end| end.is_some_and(u8::is_ascii_alphanumeric))
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
 impl Manifest {
     /// A new one.
     pub(super) fn new(
@@ -168,7 +181,7 @@ impl Manifest {
     /// What `request` asks for.
     ///
     /// # Errors
-    /// Kind Invalid: `selection_unknown` for what the backup does not have, `selection_ambiguous`.
+    /// Kind Invalid: `selection_unknown` for what the backup does not have, `selection_ambiguous`, `chroma_name`.
     pub(super) fn wanted(&self, request: &Request) -> Result<Vec<Wanted<'_>>> {
         for name in request
             .select
@@ -217,6 +230,19 @@ impl Manifest {
                 name: name.to_owned(),
             })
             .collect();
+        // The server refuses others, but only once every record is there.
+        if let Some(wrong) = wanted
+            .iter()
+            .find(|one| one.name != one.from.name && !is_name(&one.name))
+        {
+            return Err(Error::invalid(
+                "chroma_name",
+                format!("Chroma takes no collection called \"{}\"", wrong.name),
+            )
+            .with_hint(
+                "A name has 3 to 512 letters of ASCII, digits, \".\", \"_\" and \"-\", and a letter or digit at either end.",
+            ));
+        }
         let mut names: Vec<String> = wanted.iter().map(Wanted::full_name).collect();
         names.sort();
         if let Some([twice, _]) = names.array_windows().find(|[a, b]| a == b) {
@@ -291,8 +317,16 @@ mod tests {
             })
         };
         assert_eq!(names(&[], &[]).unwrap(), "t/d/x t/d/y t/e/y");
-        assert_eq!(names(&["x"], &[("x", "z")]).unwrap(), "t/d/z");
-        assert_eq!(names(&["t/e/y"], &[("t/e/y", "u/v/w")]).unwrap(), "u/v/w");
+        assert_eq!(names(&["x"], &[("x", "z-1")]).unwrap(), "t/d/z-1");
+        assert_eq!(
+            names(&["t/e/y"], &[("t/e/y", "u/v/w.2")]).unwrap(),
+            "u/v/w.2"
+        );
+        // What no server takes is refused before anything is sent to it; its own name is its affair.
+        for wrong in ["z", "a b/c", "-ab", "ab_", "größe", "u/v/w"] {
+            let refused = names(&["x"], &[("x", wrong)]).unwrap_err();
+            assert_eq!(refused.code(), "chroma_name", "{wrong}");
+        }
         assert_eq!(
             names(&["y"], &[]).unwrap_err().code(),
             "selection_ambiguous"

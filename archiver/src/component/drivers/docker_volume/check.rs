@@ -6,7 +6,7 @@ use super::place::{self, Place};
 use super::volume::{User, Volume, names};
 use super::{DockerVolume, OnCapture, volume};
 use crate::Result;
-use crate::component::CheckLine;
+use crate::component::{CheckLine, Ground};
 
 /// Databases by a part of their images' names, and what backs them up.
 const DATABASES: [(&str, &str); 19] = [
@@ -125,11 +125,12 @@ fn of_volume(driver: &DockerVolume, engine: &Engine, volume: &Volume) -> Result<
     let removed = at_work.iter().filter(|user| user.auto_remove);
     let removed: Vec<&User> = removed.copied().collect();
     if driver.settings.on_capture == OnCapture::Stop && !removed.is_empty() {
-        lines.push(CheckLine::wrong(
+        let line = CheckLine::wrong(
             &name,
             format!("stopping would remove containers: {}", names(removed)),
             "Start them without --rm, or set on_capture = \"pause\".",
-        ));
+        );
+        lines.push(line.of(Ground::Setup));
     }
     for user in &at_work {
         let Some((what, instead)) = database(&user.image) else {

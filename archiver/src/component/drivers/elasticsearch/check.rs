@@ -7,7 +7,7 @@ use super::place::{Place, reading};
 use super::registration::{self, Registration};
 use super::server::{Server, text};
 use crate::Result;
-use crate::component::{CheckLine, Context};
+use crate::component::{CheckLine, Context, Ground};
 use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
@@ -49,9 +49,9 @@ pub(super) fn check(
         context.cancel.check()?;
         lines.push(look().unwrap_or_else(|error| CheckLine::failed(name, &error, HINT)));
     }
-    lines.push(path_repo(&about, place));
+    lines.push(path_repo(&about, place).of(Ground::Setup));
     context.cancel.check()?;
-    lines.push(repository(server, place, context));
+    lines.push(repository(server, place, context).of(Ground::Setup));
     Ok(lines)
 }
 
@@ -109,7 +109,8 @@ fn blocks(server: &Server) -> Result<CheckLine> {
             found.join(", "),
             "Free space on the nodes' disks (read_only_allow_delete is set by the server when they are full), \
              or take the block away: a restore in place would be refused.",
-        ),
+        )
+        .of(Ground::Setup),
     })
 }
 
@@ -137,7 +138,8 @@ fn disks(server: &Server) -> Result<CheckLine> {
             NAME,
             format!("{detail}; more than 95 % full: {}", full.join(", ")),
             "Free space: at its flood stage the server blocks writes, and a restore does not start.",
-        ),
+        )
+        .of(Ground::Setup),
     })
 }
 

@@ -123,6 +123,27 @@ impl Places {
         self.root(path).map(drop)
     }
 
+    /// How much of `path` belongs to the configured path. In place only.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub(super) fn root_len(&self, path: &[u8]) -> Result<usize> {
+        self.root(path).map(|root| root.prefix.len())
+    }
+
+    /// Where `path` of the backup belongs, for a message.
+    pub(super) fn shown(&self, path: &[u8]) -> String {
+        let found = self.root(path).map(|root| {
+            let rest = path.get(root.strip..).unwrap_or_default();
+            let rest = rest.strip_prefix(b"/").unwrap_or(rest);
+            root.base.join(OsStr::from_bytes(rest))
+        });
+        match found {
+            Ok(place) => place.display().to_string(),
+            Err(_) => format!("/{}", String::from_utf8_lossy(path)),
+        }
+    }
+
     /// Opens the directory of `path`, making what is missing when `make`. `None`: it is not there.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
-//! Removes what a restore in place must not leave: what the backup has not. Excluded files stay, and so
-//! do other file systems.
+//! Removes what a restore in place must not leave: what the backup has not. What no backup has as it is
+//! stays: excluded files, files whose values are masked, what was moved aside, and other file systems.
 
+use super::aside::is_aside;
 use super::notes::Notes;
 use super::place::stat_in;
 use super::rules::Where;
@@ -67,7 +68,7 @@ impl Pruning<'_> {
                 path: &below,
                 root_len,
             };
-            if self.files.rules.excludes(at) {
+            if self.files.rules.excludes(at) || is_aside(&name) {
                 continue;
             }
             let os_name = OsStr::from_bytes(&name);
@@ -98,6 +99,10 @@ impl Pruning<'_> {
                 FileType::RegularFile | FileType::Symlink | FileType::Fifo
             );
             if backed_up && self.files.rules.includes(at) && !self.known.has(&below) {
+                if kind == FileType::RegularFile && self.files.rules.redacts(at) {
+                    self.notes.add(LEFT, &below);
+                    continue;
+                }
                 rustix::fs::unlinkat(directory, os_name, AtFlags::empty())
                     .map_err(|e| failed(&below, e))?;
                 self.notes.add(REMOVED, &below);
@@ -108,6 +113,62 @@ impl Pruning<'_> {
 }
 
 const REMOVED: &str = "removed, for the backup has not got them";
+const LEFT: &str =
+    "left, though the backup has not got them, for no backup has their values (redact)";
+
+/// Whether a directory holds anything that a backup has not got as it is.
+///
+/// # Errors
+/// The file system's.
+pub(super) fn holds_unsaved(
+    files: &Files,
+    (above, name): (&OwnedFd, &OsStr),
+    path: &[u8],
+    root_len: usize,
+) -> Result<bool> {
+    let failed = |e| failed(path, e);
+    let directory = rustix::fs::openat(above, name, DIRECTORY, Mode::empty()).map_err(failed)?;
+    let device = |fd| rustix::fs::fstat(fd).map(|stat| stat.st_dev);
+    if device(&directory).map_err(failed)? != device(above).map_err(failed)? {
+        return Ok(true);
+    }
+    for inner in names(&directory, path)? {
+        let below = [path, b"/", &inner].concat();
+        let os_name = OsStr::from_bytes(&inner);
+        let Some(stat) = stat_in(&directory, os_name)? else {
+            continue;
+        };
+        let at = Where {
+            path: &below,
+            root_len,
+        };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let unsaved = match kind {
+            FileType::Directory => {
+                files.rules.excludes(at)
+                    || holds_unsaved(files, (&directory, os_name), &below, root_len)?
+            }
+            kind => is_unsaved(files, kind, at),
+        };
+        if unsaved {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a backup has not got something as it is, which is no directory.
+pub(super) fn is_unsaved(files: &Files, kind: FileType, at: Where<'_>) -> bool {
+    let is_root = at.path.len() == at.root_len;
+    match kind {
+        // It holds nothing.
+        FileType::Socket => false,
+        _ if !is_root && (files.rules.leaves_out(at) || !files.rules.includes(at)) => true,
+        FileType::RegularFile => files.rules.redacts(at),
+        FileType::Symlink | FileType::Fifo => false,
+        _ => true,
+    }
+}
 
 /// Removes a directory with everything in it: something else belongs in its place.
 ///

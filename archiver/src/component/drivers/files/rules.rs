@@ -1,8 +1,10 @@
 //! Which files, by patterns.
 //!
 //! A pattern without a slash is about the last name of a path; with a slash in front it is about the
-//! absolute path; with another slash about the path below the configured one.
+//! absolute path; with another slash about the path below the configured one. What a restore moved aside
+//! is met by its former name as well.
 
+use super::aside;
 use crate::{Error, Result};
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 use std::ffi::OsStr;
@@ -47,6 +49,17 @@ impl Rules {
         self.exclude.matches(at)
     }
 
+    /// Whether `at`, or a directory above it, is excluded. A configured path itself never is.
+    pub(super) fn leaves_out(&self, at: Where<'_>) -> bool {
+        let below = at.path.iter().enumerate().skip(at.root_len + 1);
+        let mut ends = below.filter_map(|(n, b)| (*b == b'/').then_some(n));
+        let excludes = |end: usize| {
+            let path = at.path.get(..end).unwrap_or_default();
+            self.excludes(Where { path, ..at })
+        };
+        at.path.len() > at.root_len && (ends.any(excludes) || self.excludes(at))
+    }
+
     /// Whether a file counts, which is not excluded.
     pub(super) fn includes(&self, at: Where<'_>) -> bool {
         self.include
@@ -73,6 +86,26 @@ pub(super) fn glob(pattern: &str) -> Result<Glob> {
     })
 }
 
+/// Refuses what no path can be, and a pattern of gitignore that means something else here.
+fn check(pattern: &str) -> Result<()> {
+    let mut parts = pattern.strip_prefix('/').unwrap_or(pattern).split('/');
+    if !parts.any(|part| matches!(part, "" | "." | "..")) {
+        return Ok(());
+    }
+    let error = Error::invalid(
+        "pattern_invalid",
+        format!("the pattern \"{pattern}\" matches nothing"),
+    );
+    let plain = pattern.trim_end_matches('/');
+    Err(match (plain.is_empty(), plain.len() < pattern.len()) {
+        (true, _) => error.with_hint("Write \"*\" for every name."),
+        (_, true) => error.with_hint(format!(
+            "Without the slash: \"{plain}\" in exclude leaves out a directory with all in it, \"{plain}/**\" is what lies below it."
+        )),
+        _ => error.with_hint("Write it without \".\", \"..\" and doubled slashes."),
+    })
+}
+
 impl Patterns {
     fn new(patterns: &[String]) -> Result<Self> {
         let [mut names, mut absolute, mut below] = [(); 3].map(|()| GlobSetBuilder::new());
@@ -82,6 +115,7 @@ impl Patterns {
                 Some(0) => &mut absolute,
                 Some(_) => &mut below,
             };
+            check(pattern)?;
             kind.add(glob(pattern)?);
         }
         let build = |set: &GlobSetBuilder| {
@@ -97,6 +131,20 @@ impl Patterns {
     }
 
     fn matches(&self, at: Where<'_>) -> bool {
+        if self.names.is_empty() && self.absolute.is_empty() && self.below.is_empty() {
+            return false;
+        }
+        if self.meets(at) {
+            return true;
+        }
+        let (root, below) = at.path.split_at_checked(at.root_len).unwrap_or_default();
+        aside::former_path(below).is_some_and(|below| {
+            let path = &[root, &below].concat();
+            self.meets(Where { path, ..at })
+        })
+    }
+
+    fn meets(&self, at: Where<'_>) -> bool {
         fn path(bytes: &[u8]) -> &Path {
             Path::new(OsStr::from_bytes(bytes))
         }
@@ -150,7 +198,9 @@ impl Selection {
         let mut taken = false;
         for ((text, pattern), hit) in self.patterns.iter().zip(&self.hit) {
             let below = path.strip_prefix(text.as_slice());
-            let is_below = below.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"));
+            // "/" itself has everything below it.
+            let is_below = text.is_empty()
+                || below.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"));
             let mut above = path;
             let mut found = is_below;
             while !found {
@@ -191,5 +241,63 @@ impl Selection {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(exclude: &[&str], redact: &[&str]) -> Result<Rules> {
+        let own = |patterns: &[&str]| patterns.iter().map(|p| (*p).to_owned()).collect::<Vec<_>>();
+        Rules::new(&[], &own(exclude), &own(redact))
+    }
+
+    fn at(path: &str) -> Where<'_> {
+        Where {
+            path: path.as_bytes(),
+            root_len: "srv/docs".len(),
+        }
+    }
+
+    #[test]
+    fn what_was_moved_aside_is_met_by_its_former_name() {
+        let rules = rules(&["cache/**"], &["*.env", "/srv/docs/secret/**", "keys/*"]).unwrap();
+        const ENDING: &str = ".before-20261130T093246123Z";
+        for path in ["a/app.env", "secret/deep/x", "keys/x"] {
+            assert!(rules.redacts(at(&format!("srv/docs/{path}"))), "{path}");
+            assert!(rules.redacts(at(&format!("srv/docs/{path}{ENDING}"))));
+        }
+        assert!(rules.redacts(at(&format!("srv/docs/secret{ENDING}/deep/x"))));
+        assert!(rules.excludes(at(&format!("srv/docs/cache{ENDING}/x"))));
+        assert!(!rules.redacts(at("srv/docs/app.env.before-now")));
+        assert!(!rules.redacts(at(&format!("srv/docs/plain{ENDING}"))));
+    }
+
+    #[test]
+    fn what_lies_in_an_excluded_directory_is_left_out() {
+        let rules = rules(&["cache", "docs", "x/y"], &[]).unwrap();
+        for (path, is_out) in [
+            ("srv/docs", false),
+            ("srv/docs/a/b", false),
+            ("srv/docs/cache", true),
+            ("srv/docs/a/cache/deep/b", true),
+            ("srv/docs/x/y/z", true),
+            ("srv/docs/x/z", false),
+        ] {
+            assert_eq!(rules.leaves_out(at(path)), is_out, "{path}");
+        }
+    }
+
+    #[test]
+    fn patterns_that_match_nothing_are_refused() {
+        for pattern in ["", "/", "//", "a/", "/a/", "a//b", "./a", "a/../b"] {
+            for (exclude, redact) in [(&[pattern][..], &[][..]), (&[][..], &[pattern][..])] {
+                let error = rules(exclude, redact).unwrap_err();
+                assert_eq!(error.code(), "pattern_invalid", "{pattern}");
+                assert!(error.hint().is_some());
+            }
+        }
+        assert!(rules(&["a", "/a", "a/**", "**/a", "/a/*.tmp", "..a"], &[]).is_ok());
     }
 }

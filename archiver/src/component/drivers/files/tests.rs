@@ -195,6 +195,9 @@ fn a_tree_comes_back_with_all_it_had() {
     // Nothing is replaced that nobody said may be.
     let error = world.restore(&driver, &to(&target)).unwrap_err();
     assert_eq!(error.code(), "would_overwrite");
+    let place = target.display().to_string();
+    assert!(error.to_string().contains(&place), "{error}");
+    assert!(error.hint().unwrap().contains("--yes --no-safety-backup"));
 }
 
 #[test]
@@ -300,6 +303,15 @@ fn one_path_comes_alone() {
     let link = tree.join("zlink").display().to_string();
     world.restore(&driver, &select(link)).unwrap();
     assert_eq!(fs::read(tree.join("zlink")).unwrap(), b"a");
+    fs::write(tree.join("docs/b.pdf"), b"changed").unwrap();
+    assert!(
+        world
+            .restore(&driver, &select("/".to_owned()))
+            .unwrap()
+            .1
+            .ok
+    );
+    assert_eq!(fs::read(tree.join("docs/b.pdf")).unwrap(), b"b");
     let error = world
         .restore(&driver, &select("/nowhere".to_owned()))
         .unwrap_err();
@@ -417,6 +429,8 @@ fn sections_are_strict_and_paths_are_checked() {
         ("paths = [\"/a\", \"/a/b\"]", "within"),
         ("paths = [\"/a\"]\nredakt = []", "redakt"),
         ("paths = [\"/a\"]\nexclude = [\"[\"]", "pattern"),
+        ("paths = [\"/a\"]\nexclude = [\"a/\"]", "matches nothing"),
+        ("paths = [\"/a\"]\nredact = [\"\"]", "matches nothing"),
     ] {
         let error = open(text).unwrap_err();
         assert_eq!(error.code(), "config_invalid");
@@ -437,4 +451,134 @@ fn sections_are_strict_and_paths_are_checked() {
     assert_eq!(take().unwrap_err().code(), "all_paths_missing");
     symlink("/etc", world.path("tree")).unwrap();
     assert_eq!(take().unwrap_err().code(), "path_is_symlink");
+}
+
+fn the_note<'n>(notes: &'n [String], what: &str) -> &'n str {
+    let note = notes.iter().find(|note| note.starts_with(what));
+    note.unwrap_or_else(|| panic!("no \"{what}\" in {notes:?}"))
+}
+
+/// What was moved aside of `name`.
+fn aside_of(directory: &Path, name: &str) -> std::path::PathBuf {
+    let names = fs::read_dir(directory).unwrap().map(|one| one.unwrap());
+    let start = format!("{name}.before-");
+    let mut found = names.filter(|one| one.file_name().to_string_lossy().starts_with(&start));
+    let only = found.next().expect("nothing was moved aside").path();
+    assert!(found.next().is_none());
+    only
+}
+
+#[test]
+fn values_that_no_backup_has_are_not_lost() {
+    let world = World::new();
+    let (tree, driver) = (world.path("tree"), world.driver("redact = [\"*.env\"]"));
+    write(&tree.join("docs/app.env"), b"PASSWORD=hunter2\n", 0o640);
+    world.back_up(&driver);
+    // What is newer than the backup goes, and what would be gone for good stays.
+    write(&tree.join("docs/fresh.env"), b"TOKEN=fresh\n", 0o600);
+    write(&tree.join("docs/new"), b"new", 0o600);
+    let (notes, evidence) = world.restore(&driver, &in_place()).unwrap();
+    assert!(evidence.ok, "{evidence:#?}");
+    let fresh = fs::read(tree.join("docs/fresh.env")).unwrap();
+    assert_eq!(fresh, b"TOKEN=fresh\n");
+    assert!(!tree.join("docs/new").exists());
+    assert!(the_note(&notes, "left, though").contains("docs/fresh.env"));
+    assert!(!the_note(&notes, "removed").contains("fresh.env"));
+    // Who names the masked file gets it, and the real one stays beside it.
+    let request = Request {
+        select: vec![tree.join("docs/app.env").display().to_string()],
+        ..in_place()
+    };
+    let (notes, _) = world.restore(&driver, &request).unwrap();
+    let masked = fs::read(tree.join("docs/app.env")).unwrap();
+    assert_eq!(masked, b"PASSWORD=********\n");
+    let aside = aside_of(&tree.join("docs"), "app.env");
+    let name = aside.file_name().unwrap().to_str().unwrap().to_owned();
+    assert!(the_note(&notes, "moved aside").contains(&name), "{notes:?}");
+    assert_eq!(fs::read(&aside).unwrap(), b"PASSWORD=hunter2\n");
+    assert_eq!(fs::metadata(&aside).unwrap().mode() & 0o777, 0o640);
+    // It is masked under that name, too, and no restore removes it.
+    let outcome = world.back_up(&driver);
+    assert!(the_note(&outcome.point.notes, "values were masked").contains(&name));
+    let target = world.path("restored");
+    world.restore(&driver, &to(&target)).unwrap();
+    let there = target.join(aside.strip_prefix("/").unwrap());
+    assert_eq!(fs::read(there).unwrap(), b"PASSWORD=********\n");
+    assert!(world.restore(&driver, &in_place()).unwrap().1.ok);
+    assert_eq!(fs::read(&aside).unwrap(), b"PASSWORD=hunter2\n");
+}
+
+#[test]
+fn what_takes_the_place_of_masked_or_excluded_files_moves_them_aside() {
+    let world = World::new();
+    let tree = world.path("tree");
+    write(&tree.join("app.env"), b"PASSWORD=old\n", 0o600);
+    write(&tree.join("w"), b"a file", 0o600);
+    write(&tree.join("d/x"), b"in a directory", 0o600);
+    write(&tree.join("note.tmp"), b"old", 0o600);
+    world.back_up(&world.driver(""));
+    // Since then the section masks and excludes.
+    let driver = world.driver("redact = [\"*.env\", \"d\"]\nexclude = [\"*.tmp\"]");
+    fs::write(tree.join("app.env"), b"PASSWORD=new\n").unwrap();
+    fs::write(tree.join("note.tmp"), b"new").unwrap();
+    fs::remove_file(tree.join("w")).unwrap();
+    write(&tree.join("w/deep/inner.env"), b"TOKEN=s\n", 0o600);
+    fs::remove_dir_all(tree.join("d")).unwrap();
+    write(&tree.join("d"), b"KEY=s\n", 0o600);
+    let (_, evidence) = world.restore(&driver, &in_place()).unwrap();
+    assert!(evidence.ok, "{evidence:#?}");
+    let now = |name: &str| fs::read(tree.join(name)).unwrap();
+    assert_eq!(now("app.env"), b"PASSWORD=old\n");
+    assert_eq!(now("w"), b"a file");
+    assert_eq!(now("d/x"), b"in a directory");
+    assert_eq!(now("note.tmp"), b"old");
+    let before = |name: &str| aside_of(&tree, name);
+    assert_eq!(fs::read(before("app.env")).unwrap(), b"PASSWORD=new\n");
+    assert_eq!(fs::read(before("d")).unwrap(), b"KEY=s\n");
+    assert_eq!(fs::read(before("note.tmp")).unwrap(), b"new");
+    let inner = before("w").join("deep/inner.env");
+    assert_eq!(fs::read(inner).unwrap(), b"TOKEN=s\n");
+}
+
+#[test]
+fn another_name_does_not_unmask_nor_is_masked() {
+    let world = World::new();
+    let tree = world.path("tree");
+    let driver = world.driver("redact = [\"*.key\"]");
+    const PLAIN: &[u8] = b"SECRET=hunter2\n";
+    const MASKED: &[u8] = b"SECRET=********\n";
+    // Whichever comes first.
+    write(&tree.join("sec/a-plain"), PLAIN, 0o600);
+    write(&tree.join("two/a.key"), PLAIN, 0o600);
+    for (from, to) in [
+        ("sec/a-plain", "sec/y.key"),
+        ("two/a.key", "two/b.key"),
+        ("two/a.key", "two/z-plain"),
+        ("two/a.key", "two/zz-plain"),
+    ] {
+        fs::hard_link(tree.join(from), tree.join(to)).unwrap();
+    }
+    let outcome = world.back_up(&driver);
+    let masked = the_note(&outcome.point.notes, "values were masked");
+    let in_clear = the_note(&outcome.point.notes, "stored with their values");
+    for name in ["sec/y.key", "two/a.key", "two/b.key"] {
+        assert!(masked.contains(name), "{masked}");
+    }
+    for name in ["sec/a-plain", "two/z-plain"] {
+        assert!(in_clear.contains(name), "{in_clear}");
+        assert!(!masked.contains(name), "{masked}");
+    }
+    let target = world.path("restored");
+    let (_, evidence) = world.restore(&driver, &to(&target)).unwrap();
+    assert!(evidence.ok, "{evidence:#?}");
+    let at = |name: &str| target.join(tree.strip_prefix("/").unwrap()).join(name);
+    for name in ["sec/y.key", "two/a.key", "two/b.key"] {
+        assert_eq!(fs::read(at(name)).unwrap(), MASKED, "{name}");
+    }
+    for name in ["sec/a-plain", "two/z-plain", "two/zz-plain"] {
+        assert_eq!(fs::read(at(name)).unwrap(), PLAIN, "{name}");
+    }
+    let inode = |name: &str| fs::metadata(at(name)).unwrap().ino();
+    assert_eq!(inode("two/z-plain"), inode("two/zz-plain"));
+    assert_ne!(inode("two/z-plain"), inode("two/a.key"));
 }

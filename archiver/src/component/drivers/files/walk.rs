@@ -2,10 +2,12 @@
 //! who moves things about while it runs can lead it elsewhere.
 
 mod content;
+mod links;
 mod masked;
 mod probe;
 
 use self::content::Guarded;
+use self::links::Links;
 pub(super) use self::probe::probe;
 use super::notes::Notes;
 use super::place::{stat_in, xattrs};
@@ -16,7 +18,7 @@ use crate::{Error, Result};
 use chrono::{DateTime, Utc};
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -79,9 +81,6 @@ struct Queue {
     failed: Option<Error>,
 }
 
-/// By device and inode: the path that was seen first, and how many are still to come.
-type Links = HashMap<(u64, u64), (Vec<u8>, u64)>;
-
 struct Walk<'a> {
     files: &'a Files,
     context: &'a Context<'a>,
@@ -89,7 +88,7 @@ struct Walk<'a> {
     notes: Notes,
     queue: Mutex<Queue>,
     wake: Condvar,
-    /// Files of several names: where the first was seen, and how many are still to come.
+    /// Files of several names.
     links: Mutex<Links>,
     now_seconds: i64,
     /// Whether the parent backup was taken by the user that we are.
@@ -453,43 +452,6 @@ impl Walk<'_> {
             root_len: above.root_len,
             device: stat.st_dev,
         }))
-    }
-
-    fn file(&self, directory: &Directory, name: &OsStr, entry: Entry, stat: &Stat) -> Result<()> {
-        if stat.st_nlink < 2 {
-            return self.content(directory, name, entry, stat).map(drop);
-        }
-        // One after the other: the second name must know what became of the first.
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        let inode = (stat.st_dev, stat.st_ino);
-        let left = match links.get_mut(&inode) {
-            Some((first, left)) => {
-                let to = first.clone();
-                *left = left.saturating_sub(1);
-                let left = *left;
-                self.add(Entry {
-                    kind: EntryKind::HardLink { to },
-                    size: 0,
-                    token: String::new(),
-                    ..entry
-                })?;
-                left
-            }
-            None => {
-                let path = entry.path.clone();
-                // Its width is the platform's.
-                #[allow(clippy::useless_conversion)]
-                let left = u64::from(stat.st_nlink).saturating_sub(1);
-                if self.content(directory, name, entry, stat)? {
-                    links.insert(inode, (path, left));
-                }
-                left
-            }
-        };
-        if left == 0 {
-            links.remove(&inode);
-        }
-        Ok(())
     }
 
     /// Stores a file with its content. False: it is gone.

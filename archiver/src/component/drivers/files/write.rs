@@ -1,9 +1,9 @@
 //! The restore of a tree. Each file is written beside its place and then takes it; directories get their
 //! modes and times last.
 
-use super::place::{Last, Place, Places};
-use super::rules::Selection;
-use super::{Files, REDACTED, prune};
+use super::place::{Last, Place, Places, stat_in};
+use super::rules::{Selection, Where};
+use super::{Files, REDACTED, aside, prune};
 use crate::component::drivers::files::notes::Notes;
 use crate::component::{Context, Entry, EntryKind, Request, Source, content_error};
 use crate::{Error, Result};
@@ -26,11 +26,17 @@ const READ_BYTES: usize = 1 << 20;
 pub(super) struct Known {
     hasher: RandomState,
     paths: HashSet<u64>,
+    /// Those of them that are masked.
+    masked: HashSet<u64>,
 }
 
 impl Known {
     pub(super) fn has(&self, path: &[u8]) -> bool {
         self.paths.contains(&self.hasher.hash_one(path))
+    }
+
+    fn masks(&self, path: &[u8]) -> bool {
+        self.masked.contains(&self.hasher.hash_one(path))
     }
 }
 
@@ -47,6 +53,9 @@ pub(super) fn restore(
     let selection = Selection::new(&request.select)?;
     let known = survey(places, context, source, &selection, request)?;
     let mut writer = Writer {
+        files,
+        known: &known,
+        ending: aside::ending(chrono::Utc::now()),
         places,
         source,
         last: Last::default(),
@@ -94,18 +103,21 @@ fn survey(
     let mut known = Known {
         hasher: RandomState::new(),
         paths: HashSet::new(),
+        masked: HashSet::new(),
     };
     let mut last = Last::default();
     for entry in source.entries() {
         context.cancel.check()?;
         let entry = entry?;
+        let hash = known.hasher.hash_one(entry.path.as_slice());
+        if entry.token == REDACTED {
+            known.masked.insert(hash);
+        }
         if !selection.takes(&entry.path) {
             continue;
         }
         places.check(&entry.path)?;
-        known
-            .paths
-            .insert(known.hasher.hash_one(entry.path.as_slice()));
+        known.paths.insert(hash);
         if request.overwrite {
             continue;
         }
@@ -122,9 +134,12 @@ fn survey(
         if !fits {
             return Err(Error::invalid(
                 "would_overwrite",
-                format!("\"/{}\" exists", String::from_utf8_lossy(&entry.path)),
+                format!("\"{}\" exists", places.shown(&entry.path)),
             )
-            .with_hint("Restore to another directory with --to, or confirm with --yes that it may be replaced."));
+            .with_hint(match places.in_place {
+                true => "Restore to another directory with --to, or confirm with --yes that it may be replaced.",
+                false => "Choose an empty directory. Nothing is saved before a restore with --to: --yes --no-safety-backup together say that what is there may be replaced.",
+            }));
         }
     }
     selection.check()?;
@@ -132,6 +147,10 @@ fn survey(
 }
 
 struct Writer<'a> {
+    files: &'a Files,
+    known: &'a Known,
+    /// Of what is moved aside.
+    ending: Vec<u8>,
     places: &'a Places,
     source: &'a dyn Source,
     last: Last,
@@ -177,13 +196,17 @@ impl Writer<'_> {
     }
 
     fn directory(&self, place: &Place, entry: &Entry) -> Result<()> {
-        let failed = |e| failed("could not make directory", entry, e);
+        let failed = |e| self.failed("could not make directory", entry, e);
         match place
             .stat()?
             .map(|stat| FileType::from_raw_mode(stat.st_mode))
         {
             Some(FileType::Directory) => return Ok(()),
-            Some(_) => remove(place).map_err(failed)?,
+            Some(there) => {
+                if !self.set_aside(place, entry, there)? {
+                    remove(place).map_err(failed)?;
+                }
+            }
             None => {}
         }
         let mode = Mode::from_raw_mode(0o700);
@@ -211,7 +234,7 @@ impl Writer<'_> {
             OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o600);
         let file = rustix::fs::openat(&place.directory, name, flags, mode)
-            .map_err(|e| failed("could not write", entry, e))?;
+            .map_err(|e| self.failed("could not write", entry, e))?;
         let file = File::from(file);
         let written = self.fill(&file, entry, from).and_then(|()| {
             self.belongings(&file, entry)?;
@@ -224,12 +247,7 @@ impl Writer<'_> {
     }
 
     fn fill(&mut self, file: &File, entry: &Entry, from: &[u8]) -> Result<()> {
-        let what = || {
-            format!(
-                "could not restore \"/{}\"",
-                String::from_utf8_lossy(&entry.path)
-            )
-        };
+        let what = || format!("could not restore \"{}\"", self.places.shown(&entry.path));
         let mut content = self.source.read(from)?;
         let mut at = 0_u64;
         loop {
@@ -271,7 +289,7 @@ impl Writer<'_> {
                 // It would run as whoever restores it.
                 entry.mode & 0o1777
             }
-            Err(e) => return Err(failed("could not give away", entry, e)),
+            Err(e) => return Err(self.failed("could not give away", entry, e)),
         };
         for (name, value) in &entry.xattrs {
             let set = rustix::fs::fsetxattr(
@@ -284,9 +302,9 @@ impl Writer<'_> {
         }
         // Behind the owner, whose change takes the set-id bits away.
         rustix::fs::fchmod(file, Mode::from_raw_mode(mode))
-            .map_err(|e| failed("could not set the mode of", entry, e))?;
+            .map_err(|e| self.failed("could not set the mode of", entry, e))?;
         rustix::fs::futimens(file, &times(entry))
-            .map_err(|e| failed("could not set the times of", entry, e))
+            .map_err(|e| self.failed("could not set the times of", entry, e))
     }
 
     fn attribute(&self, entry: &Entry, set: rustix::io::Result<()>) -> Result<()> {
@@ -297,21 +315,60 @@ impl Writer<'_> {
                     .add("extended attributes could not be set", &entry.path);
                 Ok(())
             }
-            Err(e) => Err(failed("could not set the attributes of", entry, e)),
+            Err(e) => Err(self.failed("could not set the attributes of", entry, e)),
         }
     }
 
     /// Gives what was written under `temporary` its name.
     fn take_place(&self, place: &Place, temporary: &OsStr, entry: &Entry) -> Result<()> {
-        let failed = |e| failed("could not write", entry, e);
+        let failed = |e| self.failed("could not write", entry, e);
         let there = place
             .stat()?
             .map(|stat| FileType::from_raw_mode(stat.st_mode));
-        if there == Some(FileType::Directory) {
+        if let Some(there) = there
+            && !self.set_aside(place, entry, there)?
+            && there == FileType::Directory
+        {
             prune::clear(&place.directory, place.name())?;
         }
         let (directory, name) = (&place.directory, place.name());
         rustix::fs::renameat(directory, temporary, directory, name).map_err(failed)
+    }
+
+    /// Moves aside what is in the place of an entry when the safety backup cannot have it as it is. False:
+    /// nothing was moved.
+    fn set_aside(&self, place: &Place, entry: &Entry, there: FileType) -> Result<bool> {
+        if !self.places.in_place {
+            return Ok(false);
+        }
+        let root_len = self.places.root_len(&entry.path)?;
+        let at = Where {
+            path: &entry.path,
+            root_len,
+        };
+        let unsaved = match there {
+            FileType::Directory => {
+                let directory = (&*place.directory, place.name());
+                self.files.rules.leaves_out(at)
+                    || prune::holds_unsaved(self.files, directory, &entry.path, root_len)?
+            }
+            there => prune::is_unsaved(self.files, there, at),
+        };
+        if !unsaved {
+            return Ok(false);
+        }
+        let failed = |e| self.failed("could not move aside what is at", entry, e);
+        let name = aside::name(place.name(), &self.ending);
+        if stat_in(&place.directory, &name)?.is_some() {
+            return Err(failed(Errno::EXIST));
+        }
+        rustix::fs::renameat(&place.directory, place.name(), &place.directory, &name)
+            .map_err(failed)?;
+        self.notes.add(
+            "moved aside, for no backup has it as it was (redact, exclude, include)",
+            &[entry.path.as_slice(), &self.ending].concat(),
+        );
+        Ok(true)
     }
 
     /// Makes something without content, then its owner and times.
@@ -323,7 +380,7 @@ impl Writer<'_> {
     ) -> Result<()> {
         let temporary = temporary();
         let name = OsStr::from_bytes(&temporary);
-        make(name).map_err(|e| failed("could not make", entry, e))?;
+        make(name).map_err(|e| self.failed("could not make", entry, e))?;
         let done = self
             .dress(place, name, entry)
             .and_then(|()| self.take_place(place, name, entry));
@@ -342,19 +399,28 @@ impl Writer<'_> {
         match rustix::fs::chownat(directory, name, owner.0, owner.1, nofollow) {
             Ok(()) => {}
             Err(Errno::PERM) => self.notes.add(OWNER, &entry.path),
-            Err(e) => return Err(failed("could not give away", entry, e)),
+            Err(e) => return Err(self.failed("could not give away", entry, e)),
         }
         if entry.kind == EntryKind::Fifo {
             let mode = Mode::from_raw_mode(entry.mode & 0o7777);
             rustix::fs::chmodat(directory, name, mode, AtFlags::empty())
-                .map_err(|e| failed("could not set the mode of", entry, e))?;
+                .map_err(|e| self.failed("could not set the mode of", entry, e))?;
         }
         rustix::fs::utimensat(directory, name, &times(entry), nofollow)
-            .map_err(|e| failed("could not set the times of", entry, e))
+            .map_err(|e| self.failed("could not set the times of", entry, e))
     }
 
     fn hard_link(&mut self, entry: &Entry, to: &[u8]) -> Result<()> {
         let place = self.place(&entry.path)?;
+        if self.known.masks(to) {
+            // An older backup: a link to a masked file is none to the real one.
+            let token = REDACTED.to_owned();
+            let entry = Entry {
+                token,
+                ..entry.clone()
+            };
+            return self.file(&place, &entry, to);
+        }
         if !self.selection.takes(to) {
             // Its first name is not wanted: the content is.
             return self.file(&place, entry, to);
@@ -369,18 +435,23 @@ impl Writer<'_> {
             name,
             AtFlags::empty(),
         )
-        .map_err(|e| failed("could not link", entry, e))?;
+        .map_err(|e| self.failed("could not link", entry, e))?;
         let done = self.take_place(&place, name, entry);
         // rename(2) does nothing when both names are of one file already.
         let _ = rustix::fs::unlinkat(&place.directory, name, AtFlags::empty());
         done
     }
 
+    fn failed(&self, what: &str, entry: &Entry, e: Errno) -> Error {
+        let place = self.places.shown(&entry.path);
+        Error::io(format!("{what} \"{place}\""), e.into())
+    }
+
     fn close(&mut self, entry: &Entry) -> Result<()> {
         let place = self.place(&entry.path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = rustix::fs::openat(&place.directory, place.name(), flags, Mode::empty())
-            .map_err(|e| failed("could not open directory", entry, e))?;
+            .map_err(|e| self.failed("could not open directory", entry, e))?;
         self.belongings(&File::from(directory), entry)
     }
 }
@@ -409,9 +480,4 @@ fn temporary() -> Vec<u8> {
 /// Removes what is no directory.
 fn remove(place: &Place) -> rustix::io::Result<()> {
     rustix::fs::unlinkat(&place.directory, place.name(), AtFlags::empty())
-}
-
-fn failed(what: &str, entry: &Entry, e: Errno) -> Error {
-    let path = String::from_utf8_lossy(&entry.path);
-    Error::io(format!("{what} \"/{path}\""), e.into())
 }

@@ -74,7 +74,7 @@ pub(super) fn restore(
     let selection = Selection::of(context, source, &request.select)?;
     let there = there(api, context)?;
     if !request.overwrite {
-        refuse_existing(&selection.meant, &there)?;
+        refuse_existing(&selection.meant, &there, request)?;
     }
     let secrets = resolve(settings)?;
     let mut importer = Importer {
@@ -140,7 +140,7 @@ fn in_order(class: Class, selection: &Selection) -> Vec<(String, bool)> {
         .collect()
 }
 
-fn refuse_existing(meant: &Names, there: &There) -> Result<()> {
+fn refuse_existing(meant: &Names, there: &There, request: &Request) -> Result<()> {
     for (class, names) in meant {
         for name in names {
             let occupied = match class {
@@ -153,7 +153,10 @@ fn refuse_existing(meant: &Names, there: &There) -> Result<()> {
                     "component_not_empty",
                     format!("Grafana has {} \"{name}\" already", class.folder()),
                 )
-                .with_hint("Use --yes to replace it; what the backup does not have stays."));
+                .with_hint(format!(
+                    "Use {} to replace it; what the backup does not have stays.",
+                    request.overwrite_options()
+                )));
             }
         }
     }

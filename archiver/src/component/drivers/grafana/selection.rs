@@ -46,7 +46,7 @@ impl Selection {
     /// Reads the backup. `select` holds `dashboards`, `dashboards/<uid>`, and so on.
     ///
     /// # Errors
-    /// Kind Invalid, `component_select`; those of [`read`].
+    /// Kind Invalid: `component_select`, `nothing_selected`; those of [`read`].
     pub(super) fn of(
         context: &Context<'_>,
         source: &dyn Source,
@@ -102,6 +102,16 @@ impl Selection {
                 .entry(object.class)
                 .or_default()
                 .insert(object.name);
+        }
+        if selection.meant.is_empty() && !select.is_empty() {
+            return Err(Error::invalid(
+                "nothing_selected",
+                format!(
+                    "the backup holds nothing that \"{}\" selects",
+                    select.join("\", \"")
+                ),
+            )
+            .with_hint("Name an object by its uid, as \"dashboards/<uid>\", or a class of which the backup has some."));
         }
         selection.add_needed(source, &parents, folders, panels)?;
         selection.folders = ordered(&parents);

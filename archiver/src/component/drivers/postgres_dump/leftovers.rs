@@ -4,8 +4,8 @@
 use super::wire::{Wire, identifier};
 use super::{Settings, inspect};
 use crate::Result;
-use crate::component::CheckLine;
 use crate::component::drivers::mark::{Mark, What};
+use crate::component::{CheckLine, Ground};
 
 const NAME: &str = "leftovers of restores";
 
@@ -39,7 +39,7 @@ pub(super) fn check(wire: &mut Wire) -> CheckLine {
         .map(|(mark, name)| format!("database \"{name}\" is {}", meaning(mark.what)))
         .collect();
     match (kept.is_empty(), dead.len()) {
-        (false, _) => CheckLine::wrong(NAME, kept.join("; "), HINT),
+        (false, _) => CheckLine::wrong(NAME, kept.join("; "), HINT).of(Ground::Leftover),
         (true, 0) => CheckLine::well(NAME, "nothing of interrupted restores"),
         (true, count) => CheckLine::well(
             NAME,
@@ -57,11 +57,14 @@ pub(super) fn check_closed(wire: &mut Wire, settings: &Settings) -> Option<Check
     }
     match inspect::closed(wire, &settings.exclude_databases) {
         Ok(names) if names.is_empty() => None,
-        Ok(names) => Some(CheckLine::wrong(
-            NAME,
-            format!("no backup has {}", names.join(", ")),
-            "ALTER DATABASE … ALLOW_CONNECTIONS true, or name it in exclude_databases.",
-        )),
+        Ok(names) => {
+            let line = CheckLine::wrong(
+                NAME,
+                format!("no backup has {}", names.join(", ")),
+                "ALTER DATABASE … ALLOW_CONNECTIONS true, or name it in exclude_databases.",
+            );
+            Some(line.of(Ground::Setup))
+        }
         Err(error) => Some(CheckLine::failed(NAME, &error, "")),
     }
 }

@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 /// What Prometheus takes for an unfinished block, and removes.
 const UNFINISHED: &str = ".tmp-for-creation";
 
+const SELECT: &str = "Write a range of time, RFC 3339 (\"2026-01-01T00:00:00Z..2026-02-01T00:00:00Z\"), or a \
+    block's name.";
+
 /// Blocks of the backup that are meant.
 struct Meant {
     metas: Vec<Meta>,
@@ -42,10 +45,8 @@ fn is_meant(select: &[String], meta: &Meta) -> Result<bool> {
     }
     for text in select {
         let wrong = || {
-            Error::invalid("component_select", format!("\"{text}\" selects no blocks")).with_hint(
-                "Write a range of time, RFC 3339 (\"2026-01-01T00:00:00Z..2026-02-01T00:00:00Z\"), or a \
-                 block's name.",
-            )
+            Error::invalid("component_select", format!("\"{text}\" selects no blocks"))
+                .with_hint(SELECT)
         };
         match text.split_once("..") {
             None if block::is_name(text) => {
@@ -61,7 +62,11 @@ fn is_meant(select: &[String], meta: &Meta) -> Result<bool> {
                         .map(|time| time.timestamp_millis())
                         .map_err(|_| wrong()),
                 };
-                if meta.max_time > time(from, i64::MIN)? && meta.min_time < time(until, i64::MAX)? {
+                let (from, until) = (time(from, i64::MIN)?, time(until, i64::MAX)?);
+                if from >= until {
+                    return Err(wrong());
+                }
+                if meta.max_time > from && meta.min_time < until {
                     return Ok(true);
                 }
             }
@@ -91,6 +96,16 @@ fn meant(context: &Context<'_>, source: &dyn Source, request: &Request) -> Resul
             metas.push(meta);
         }
     }
+    if metas.is_empty() && !request.select.is_empty() {
+        return Err(Error::invalid(
+            "nothing_selected",
+            format!(
+                "the backup holds no block that \"{}\" selects",
+                request.select.join("\", \"")
+            ),
+        )
+        .with_hint(SELECT));
+    }
     let names: BTreeSet<&str> = metas.iter().map(|meta| meta.ulid.as_str()).collect();
     files.retain(|name, _| names.contains(name.as_str()));
     Ok(Meant { metas, files })
@@ -98,6 +113,17 @@ fn meant(context: &Context<'_>, source: &dyn Source, request: &Request) -> Resul
 
 fn writing(path: &Path, error: std::io::Error) -> Error {
     Error::io(format!("could not write \"{}\"", path.display()), error)
+}
+
+/// Refuses a selection that means no block.
+///
+/// # Errors
+/// Kind Invalid: `nothing_selected`, `component_select`; those of the source.
+pub(super) fn vet(context: &Context<'_>, source: &dyn Source, request: &Request) -> Result<()> {
+    match request.select.is_empty() {
+        true => Ok(()),
+        false => meant(context, source, request).map(drop),
+    }
 }
 
 /// Restores.
@@ -135,7 +161,10 @@ pub(super) fn restore(
             "component_not_empty",
             format!("\"{}\" holds data already", folder.display()),
         )
-        .with_hint("Use --yes: missing and damaged blocks are put there, what is newer stays."));
+        .with_hint(format!(
+            "Use {}: missing and damaged blocks are put there, what is newer stays.",
+            request.overwrite_options()
+        )));
     }
     builder
         .recursive(true)
@@ -337,4 +366,38 @@ pub(super) fn evidence(
         ok: lines.iter().all(|line| line.ok),
         lines,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_of_time_must_hold_something() {
+        let meta = Meta {
+            ulid: "01HZZZZZZZZZZZZZZZZZZZZZZZ".to_owned(),
+            min_time: 1_767_225_600_000, // 2026-01-01
+            max_time: 1_769_904_000_000, // 2026-02-01
+            stats: block::Stats::default(),
+        };
+        let meant = |text: &str| is_meant(&[text.to_owned()], &meta);
+        for (text, expected) in [
+            ("2026-01-10T00:00:00Z..2026-01-11T00:00:00Z", true),
+            ("2025-01-10T00:00:00Z..", true),
+            ("..", true),
+            ("01HZZZZZZZZZZZZZZZZZZZZZZZ", true),
+            ("01HZZZZZZZZZZZZZZZZZZZZZZ0", false),
+            ("2001-01-01T00:00:00Z..2002-01-01T00:00:00Z", false),
+        ] {
+            assert_eq!(meant(text).unwrap(), expected, "{text}");
+        }
+        for wrong in [
+            "2026-01-11T00:00:00Z..2026-01-10T00:00:00Z",
+            "2026-01-10T00:00:00Z..2026-01-10T00:00:00Z",
+            "yesterday",
+        ] {
+            let error = meant(wrong).unwrap_err();
+            assert_eq!(error.code(), "component_select", "{wrong}");
+        }
+    }
 }

@@ -9,6 +9,7 @@ pub use repair::{Repair, repair};
 
 use super::rdb;
 use crate::{Error, Result};
+use chrono::{DateTime, NaiveDateTime, Utc};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,9 @@ pub const DIRECTORY: &str = "appendonlydir";
 /// As [`DIRECTORY`].
 pub const NAME: &str = "appendonly.aof";
 const MANIFEST_ENDING: &str = ".manifest";
+/// What a restore puts behind the name of what it moves aside, and the time after it.
+const ASIDE: &str = ".before-";
+const ASIDE_TIME: &str = "%Y%m%dT%H%M%S%3fZ";
 /// A manifest names a handful of files.
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 
@@ -64,7 +68,7 @@ impl Layout {
         let mut manifests = Vec::new();
         for entry in read_dir(data_dir)? {
             let path = entry.path();
-            if path.is_dir() {
+            if path.is_dir() && !is_aside(&path) {
                 // A directory that we may not read is not the server's.
                 let names = std::fs::read_dir(&path).into_iter().flatten().flatten();
                 manifests.extend(names.map(|e| e.path()).filter(|p| is_manifest(p)));
@@ -153,6 +157,21 @@ impl Layout {
             .map(|part| format!("{}\n", part.line))
             .collect()
     }
+}
+
+/// What a restore calls a file or directory that it moves aside.
+#[must_use]
+pub fn aside(path: &Path, now: DateTime<Utc>) -> PathBuf {
+    let mut aside = path.to_owned().into_os_string();
+    aside.push(format!("{ASIDE}{}", now.format(ASIDE_TIME)));
+    aside.into()
+}
+
+/// Whether a restore moved it aside: no server loads that.
+fn is_aside(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let time = name.and_then(|name| name.rsplit_once(ASIDE));
+    time.is_some_and(|(_, time)| NaiveDateTime::parse_from_str(time, ASIDE_TIME).is_ok())
 }
 
 fn is_manifest(path: &Path) -> bool {

@@ -5,7 +5,7 @@ use super::connection::{Connection, Reply};
 use super::server::Server;
 use super::settings::{Address, Method, Settings};
 use crate::Result;
-use crate::component::{CheckLine, Context};
+use crate::component::{CheckLine, Context, Ground};
 use std::path::Path;
 
 const REACH: &str = "Look whether the server runs, and at url of the component.";
@@ -30,12 +30,13 @@ pub(super) fn check(settings: &Settings, context: &Context<'_>) -> Result<Vec<Ch
             lines.extend(role(&server));
             lines.extend(persistence(&server));
             lines.extend(memory(&server));
-            lines.extend(
-                settings
-                    .data_dir
-                    .as_deref()
-                    .map(|dir| data_dir(dir, &server)),
-            );
+            let data_dir = settings.data_dir.as_deref();
+            lines.extend(data_dir.map(|dir| self::data_dir(dir, &server)));
+            // The server has its data: what else is wrong with it no restore mends.
+            lines = lines
+                .into_iter()
+                .map(|line| line.of(Ground::Setup))
+                .collect();
         }
         Err(error) => {
             context.cancel.check()?;

@@ -62,19 +62,17 @@ pub(super) fn restore(
             "component_not_empty",
             format!("\"{}\" is there already", first.display()),
         )
-        .with_hint("Use --yes: what is there is moved aside."));
+        .with_hint(format!(
+            "Use {}: what is there is moved aside.",
+            request.overwrite_options()
+        )));
     }
     let mut lines = Vec::new();
-    let stamp = Utc::now().format(".before-%Y%m%dT%H%M%S%3fZ").to_string();
+    let now = Utc::now();
     for path in occupied {
-        let mut aside = path.clone().into_os_string();
-        aside.push(&stamp);
+        let aside = aof::aside(&path, now);
         std::fs::rename(&path, &aside).map_err(|e| writing(&path, e))?;
-        lines.push(format!(
-            "moved {} to {}",
-            path.display(),
-            Path::new(&aside).display()
-        ));
+        lines.push(format!("moved {} to {}", path.display(), aside.display()));
     }
     let position = &source.point().position;
     let had = position

@@ -81,6 +81,9 @@ pub(super) fn restore(
         replace: request.overwrite,
     };
     let plan = plan(context, source, &selection)?;
+    if plan.keys.is_empty() && !selection.is_every_key() {
+        return Err(nothing_selected(&request.select));
+    }
     target.probe(plan.version)?;
     target.refuse_by_size(&server, &plan, &selection)?;
     let databases: BTreeSet<u32> = plan.keys.keys().map(|db| target_db(address, *db)).collect();
@@ -96,7 +99,7 @@ pub(super) fn restore(
     }
     target.refuse_by_modules(&plan)?;
     if !request.overwrite {
-        target.refuse_by_content(context, source, &selection, &server, address)?;
+        target.refuse_by_content(context, source, request, &selection, &server, address)?;
     }
 
     // From here on things change.
@@ -119,10 +122,39 @@ pub(super) fn restore(
     if expired > 0 {
         lines.push(format!("left out {expired} keys that have expired since"));
     }
-    if target.restored == 0 && !selection.is_every_key() {
-        lines.push("no key of the backup was selected".to_owned());
-    }
     Ok(lines)
+}
+
+/// Refuses a selection that means no key of the backup. It reads on to the first one that is meant.
+///
+/// # Errors
+/// Kind Invalid: `nothing_selected`, `component_select`; those of the source.
+pub(super) fn vet(context: &Context<'_>, source: &dyn Source, request: &Request) -> Result<()> {
+    let selection = Selection::parse(&request.select, &request.rename)?;
+    if selection.is_every_key() {
+        return Ok(());
+    }
+    let mut reader = open(source, context)?;
+    while let Some(item) = reader.next(|_| false).map_err(whole_only)? {
+        context.cancel.check()?;
+        if matches!(item, Item::Key(key) if selection.takes(&key.head)) {
+            return Ok(());
+        }
+    }
+    Err(nothing_selected(&request.select))
+}
+
+fn nothing_selected(select: &[String]) -> Error {
+    Error::invalid(
+        "nothing_selected",
+        format!(
+            "the backup holds no key that \"{}\" selects",
+            select.join("\", \"")
+        ),
+    )
+    .with_hint(
+        "Write a pattern (\"session:*\"), a database (\"db=2\"), or both (\"db=2,session:*\").",
+    )
 }
 
 /// Says what state the server is in now.
@@ -348,14 +380,16 @@ impl Target<'_> {
         &mut self,
         context: &Context<'_>,
         source: &dyn Source,
+        request: &Request,
         selection: &Selection,
         server: &Server,
         address: &Address,
     ) -> Result<()> {
         let occupied = |what: String| {
-            Error::invalid("component_not_empty", what).with_hint(
-                "Use --yes to replace what is there, or restore under other names (--rename).",
-            )
+            Error::invalid("component_not_empty", what).with_hint(format!(
+                "Use {} to replace what is there, or restore under other names (--rename).",
+                request.overwrite_options()
+            ))
         };
         let there: u64 = server.databases().iter().map(|(_, keys)| keys).sum();
         if there == 0 {

@@ -129,9 +129,10 @@ impl Target<'_> {
                         "component_not_empty",
                         format!("{} holds \"{key}\" already", self.objects.place()),
                     )
-                    .with_hint(
-                        "Use --yes to replace it, or restore into another bucket with --to.",
-                    ));
+                    .with_hint(match self.in_place {
+                        true => "Use --yes to replace it, or restore into another bucket with --to.",
+                        false => "Use --yes --no-safety-backup to replace it, or restore into an empty bucket.",
+                    }));
                 }
                 false if goes && self.is_about(&key) => extras.push(key),
                 _ => {}

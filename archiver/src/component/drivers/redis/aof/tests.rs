@@ -162,3 +162,23 @@ fn a_manifest_that_is_none_is_refused() {
 }
 
 use chrono::DateTime;
+
+#[test]
+fn what_a_restore_moved_aside_is_no_append_only_file() {
+    let folder = folder_with(&[("a.aof", "i", b"")]);
+    let own = folder.path().join(DIRECTORY);
+    let moved = aside(&own, chrono::Utc::now());
+    std::fs::rename(&own, &moved).unwrap();
+    assert_eq!(Layout::find(folder.path()).unwrap(), None);
+    std::fs::create_dir(&own).unwrap();
+    let manifest = format!("{NAME}{MANIFEST_ENDING}");
+    std::fs::copy(moved.join(&manifest), own.join(&manifest)).unwrap();
+    let found = Layout::find(folder.path()).unwrap().unwrap();
+    assert_eq!(found.directory, own);
+    // One that only looks like it may be the server's.
+    let other = folder.path().join("x.before-lunch");
+    std::fs::create_dir(&other).unwrap();
+    std::fs::copy(moved.join(&manifest), other.join(&manifest)).unwrap();
+    let refused = Layout::find(folder.path()).unwrap_err();
+    assert_eq!(refused.code(), "aof_manifest");
+}
