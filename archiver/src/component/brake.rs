@@ -418,10 +418,10 @@ fn recover_one(ledger: &Ledger, entry: &Entry, levers: &dyn Levers) -> Result<()
         }
         Undo::Application { .. } | Undo::BeforeBackup { .. } => entry.hooks.clone(),
     };
-    let ended = hooks.iter().fold(true, |ended, hook| hook.end() && ended);
+    let running = hooks.iter().filter(|hook| !hook.end()).count();
     // Also when one of them runs on: whoever waits is let go at least until it has done its work.
     undo_with_patience(levers, Some(ledger), id, undo)?;
-    if ended {
+    if running == 0 {
         return Ok(());
     }
     let error = Error::unavailable(

@@ -326,7 +326,8 @@ fn a_run_keeps_its_turn_until_its_last_command_has_ended() {
         scope.spawn(|| brake.watch());
         let pull = scope.spawn(|| brake.pull(application("a")));
         let end = Instant::now() + Duration::from_secs(60);
-        while !(brake.is_expired() && brake.state().pulled.is_empty()) && !pull.is_finished() {
+        let undone = || brake.is_expired() && brake.state().pulled.is_empty();
+        while !undone() && !pull.is_finished() {
             assert!(Instant::now() < end, "it was not undone");
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -380,7 +380,7 @@ fn a_backup_without_its_manifest_takes_no_place() {
         // It is given up, and the policy holds again.
         expire(&world, &by_name(&newest)).unwrap();
         expire(&world, &Request::default()).unwrap();
-        assert_eq!(good(&world), [second.clone()]);
+        assert_eq!(good(&world), std::slice::from_ref(&second));
         refused(&world, &by_name(&second), "last_good_backup");
         let _ = first;
     }

@@ -202,11 +202,8 @@ impl Writer<'_> {
             .map(|stat| FileType::from_raw_mode(stat.st_mode))
         {
             Some(FileType::Directory) => return Ok(()),
-            Some(there) => {
-                if !self.set_aside(place, entry, there)? {
-                    remove(place).map_err(failed)?;
-                }
-            }
+            Some(there) if self.set_aside(place, entry, there)? => {}
+            Some(_) => remove(place).map_err(failed)?,
             None => {}
         }
         let mode = Mode::from_raw_mode(0o700);
