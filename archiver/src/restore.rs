@@ -25,6 +25,7 @@ mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod preflight;
+mod refusal;
 mod run;
 #[cfg(test)]
 pub(crate) mod testdata;

@@ -1,7 +1,7 @@
 //! The plan of a restore: which backup, which timeline, which WAL, where recovery stops.
 
 use super::names::Names;
-use super::{branch, warnings};
+use super::{branch, refusal, warnings};
 use crate::repository::backups::{self, Backup};
 use crate::repository::format::component::Record;
 use crate::repository::format::manifest::{Label, Manifest};
@@ -222,7 +222,7 @@ fn plan_of(
     };
     let (label, lineage, resolved) = chooser.choose()?;
     let backup = Backup::open(repository, &request.component, &label.label)
-        .map_err(|error| older_may_do(error, label, &labels))?;
+        .map_err(|error| refusal::older_may_do(error, label, &labels))?;
     let mut warnings = Vec::new();
     if request.backup.is_none() {
         warnings.extend(warnings::damaged(damaged, label));
@@ -239,26 +239,6 @@ fn plan_of(
     warnings.extend(warnings::corrupt_pages(&plan.manifest));
     plan.warnings = warnings;
     Ok((plan, backup))
-}
-
-/// What to do about a backup that is damaged.
-fn older_may_do(error: Error, label: &Label, labels: &[Label]) -> Error {
-    if error.kind() != crate::ErrorKind::Data {
-        return error;
-    }
-    // Oldest first.
-    let before = labels.iter().take_while(|other| other.label != label.label);
-    let older = before.last();
-    let error = error.context(format_args!("backup {}", label.label));
-    match older {
-        Some(older) => error.with_hint(format!(
-            "An older backup may do, with the WAL since then: --backup {}.",
-            older.label
-        )),
-        None => error.with_hint(
-            "There is no older backup. \"pgark info\" shows expired ones, which \"pgark undelete\" may bring back; \"pgark verify\" says what else is damaged.",
-        ),
-    }
 }
 
 /// Backups from before a pg_upgrade stay in the list; the newest backup's cluster counts, or that
@@ -410,43 +390,12 @@ impl<'a> Chooser<'a> {
         }
         let oldest = self.labels.first().unwrap_or(label);
         let window = target::window(archive, Some(oldest.stopped_at))?;
-        let until = match window {
-            Some(window) => {
-                let time = window
-                    .to_time
-                    .map_or_else(|| "unknown".to_owned(), |t| t.to_rfc3339());
-                format!("{time} (LSN {})", window.to_lsn)
-            }
-            None => "unknown, since WAL is missing".to_owned(),
-        };
-        let after_oldest = match &self.request.target {
-            RecoveryTarget::Time(time) => time.with_timezone(&Utc) >= oldest.stopped_at,
-            RecoveryTarget::Lsn(lsn) => *lsn >= oldest.stop_lsn,
-            _ => false,
-        };
-        // Within the window, and still out of reach.
-        let hint = match (&self.request.backup, after_oldest) {
-            (Some(_), true) => {
-                "The backup that --backup names ended later. Leave --backup out: an older one may serve."
-            }
-            (None, true) => {
-                "WAL is missing between the older backups and the target: see \"pgark wal ranges\". Choose a target before that gap or after the next backup, or a repository that has the WAL."
-            }
-            (_, false) => "Choose a target within the window, or a repository with older backups.",
-        };
-        Err(Error::invalid(
-            "target_out_of_window",
-            "the recovery target lies before the end of every backup that could serve it",
-        )
-        .with_detail(format!(
-            "The window reaches from {} (LSN {}) to {until}; the backup that is left for the target, \"{}\", ends at {} (LSN {}).",
-            oldest.stopped_at.to_rfc3339(),
-            oldest.stop_lsn,
-            label.label,
-            label.stopped_at.to_rfc3339(),
-            label.stop_lsn,
+        Err(refusal::before_every_backup(
+            self.request,
+            label,
+            oldest,
+            window,
         ))
-        .with_hint(hint))
     }
 
     /// The lineage that the request means for this backup.
