@@ -33,7 +33,7 @@ fn shapes(info: &Value, check: &Value, verify: &Value, plan: &Value) {
     let component = &info["components"][0];
     keys(
         component,
-        "name kind backups wal window conflicts conflicts_acknowledged unfinished damaged expired problems orphans",
+        "name kind backups wal window conflicts conflicts_acknowledged unfinished damaged expired problems orphans epoch",
     );
     keys(
         &component["backups"][0],

@@ -787,7 +787,7 @@ fn bad_input() {
     restores(&mut bench, pgark.config(), &cluster, &targets);
     verbs(&mut bench, pgark.config());
     servers(&mut bench, &pgark, &cluster, &other);
-    assert_eq!(bench.cases.len(), 84, "cases");
+    assert_eq!(bench.cases.len(), 90, "cases");
     let before = snapshot(&directory);
     let mut wrong = Vec::new();
     for case in &bench.cases {

@@ -108,11 +108,13 @@ fn forge(repository: &Repository, clock: &SharedClock, record: &mut Label) {
     let session =
         Session::begin(repository, SharedClock::clone(clock), NAME, &record.label).unwrap();
     record.session = session.ulid();
-    let digest = blake3::hash(record.label.as_str().as_bytes());
+    let content = record.label.as_str().as_bytes();
+    let digest = blake3::hash(content);
     record.root_digest = digest.to_hex().to_string();
     let key = layout::label(NAME, &record.label).unwrap();
     put(repository, &key, &sealed::seal(record).unwrap());
     let manifest = layout::manifest(NAME, &record.label).unwrap();
+    put(repository, &manifest, content);
     session.commit(&manifest, &digest).unwrap();
 }
 

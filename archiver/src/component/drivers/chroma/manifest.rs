@@ -332,7 +332,9 @@ mod tests {
             "selection_ambiguous"
         );
         assert_eq!(names(&["q"], &[]).unwrap_err().code(), "selection_unknown");
-        let clash = names(&[], &[("x", "y")]).unwrap_err();
-        assert_eq!(clash.code(), "selection_ambiguous");
+        let two = vec![collection("d", "x"), collection("d", "yyy")];
+        let manifest = Manifest::new(Mode::Http, Vec::new(), two);
+        let clash = manifest.wanted(&request(&[], &[("x", "yyy")]));
+        assert_eq!(clash.unwrap_err().code(), "selection_ambiguous");
     }
 }
