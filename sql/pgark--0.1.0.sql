@@ -929,6 +929,8 @@ CREATE FUNCTION pgark.policy_stored(version bigint, reference jsonb) RETURNS int
         n integer;
     BEGIN
         PERFORM pgark.check_database();
+        -- First, as everybody who changes both.
+        PERFORM FROM pgark.queue_policy FOR UPDATE;
         PERFORM pgark.forget_elsewhere();
         UPDATE pgark.queue_policy AS p SET version = greatest(p.version, policy_stored.version),
             stored_version = greatest(p.stored_version, policy_stored.version),

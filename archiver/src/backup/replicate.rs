@@ -81,6 +81,7 @@ impl Replication<'_> {
         if let Some((manifest, digest)) = backups::stored_manifest(self.to, component, name)? {
             return self.settle(&source.manifest, &manifest, &digest);
         }
+        backups::refuse_half_lost(self.to, component, name)?;
         let session = Session::begin(self.to, SharedClock::clone(self.clock), component, name)?;
         session.pin_wal(&WalPin {
             system_identifier: label.system_identifier,

@@ -383,8 +383,8 @@ fn add(target: &Target, (name, new): (&str, &NewKey), writer: bool, output: Outp
         name: name.to_owned(),
         credential: made.credential(&new.source(), target.repository.name())?,
     };
-    let slot = target.add(&opened, &new, writer)?;
-    made.keep();
+    let slot = target.add(&opened, &new, writer);
+    let slot = made.kept_unless_refused(slot)?;
     say(
         output,
         json!({"slot": slot, "name": name, "writer": writer}),
@@ -416,8 +416,8 @@ fn export(target: &Target, paper: &Path, output: Output) -> Result<()> {
     }
     let mut made = Made::default();
     let new = made.kit(paper, name, id)?;
-    let slot = target.add(&opened, &new, false)?;
-    made.keep();
+    let slot = target.add(&opened, &new, false);
+    let slot = made.kept_unless_refused(slot)?;
     target.open_with(&Credential::Key(read_kit(paper)?))?;
     say(
         output,

@@ -39,6 +39,29 @@ impl Made {
         })
     }
 
+    /// After a slot was put: the files stay with it, and also after an error that does not tell whether the
+    /// storage has taken it.
+    ///
+    /// # Errors
+    /// That of `put`.
+    pub(super) fn kept_unless_refused<T>(self, put: Result<T>) -> Result<T> {
+        match &put {
+            Err(error) if !error.kind().is_retryable() => {}
+            Err(_) => {
+                for path in &self.paths {
+                    tracing::warn!(
+                        code = "key_file_stays",
+                        "\"{}\" stays: \"pgark key check --kit\" tells whether it opens the repository",
+                        path.display()
+                    );
+                }
+                self.keep();
+            }
+            Ok(_) => self.keep(),
+        }
+        put
+    }
+
     /// What a new slot is made for; a key file that is not there yet is made.
     ///
     /// # Errors

@@ -148,8 +148,7 @@ fn set(config: &Config, args: &Set, output: Output) -> Result<()> {
 }
 
 fn is_configured(config: &Config, component: &str) -> bool {
-    let cluster = config.cluster.as_ref().map(|cluster| &*cluster.name);
-    config.component.contains_key(component) || cluster == Some(component)
+    config.component.contains_key(component) || config.cluster_name() == component
 }
 
 /// Of what is not configured any more there may be backups, and they need a policy as well.

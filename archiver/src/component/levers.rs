@@ -115,7 +115,7 @@ impl Levers for HostLevers<'_> {
         let cancel = Some(self.cancel);
         match undo {
             Undo::Lever { component, lever } | Undo::Capture { component, lever } => {
-                let scratch = Scratch::make(self.config)?;
+                let scratch = Scratch::make_at_once(self.config)?;
                 self.with_driver(component, self.cancel, scratch.path(), |driver, context| {
                     driver.hold(context, lever)
                 })
@@ -134,7 +134,7 @@ impl Levers for HostLevers<'_> {
         match undo {
             Undo::Lever { component, lever } | Undo::Capture { component, lever } => {
                 // On a full disk there is none: what is held has to be let go all the same.
-                let scratch = Scratch::make(self.config);
+                let scratch = Scratch::make_at_once(self.config);
                 let temporary = std::env::temp_dir();
                 let scratch = scratch.as_ref().map_or(temporary.as_path(), Scratch::path);
                 self.with_driver(component, &never, scratch, |driver, context| {

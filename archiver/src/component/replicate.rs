@@ -46,6 +46,7 @@ impl Replication<'_> {
             };
             return earlier.settle(self, same, &record);
         }
+        backups::refuse_half_lost(self.to, component, name)?;
         let scratch = Scratch::anywhere()?;
         let plan = Plan {
             component,

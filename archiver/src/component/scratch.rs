@@ -28,7 +28,18 @@ impl Scratch {
     /// # Errors
     /// That of the file system.
     pub fn make(config: &Config) -> Result<Self> {
-        Self::first_of(&[&config.agent.state_dir, Path::new(EVERYWHERE)])
+        let places = places(&[&config.agent.state_dir, Path::new(EVERYWHERE)]);
+        // It may be large, and the disk full of it.
+        places.iter().for_each(|place| sweep(place));
+        Self::first_of(&places)
+    }
+
+    /// As [`Scratch::make`], while writers may be held back: what the dead have left waits.
+    ///
+    /// # Errors
+    /// That of the file system.
+    pub fn make_at_once(config: &Config) -> Result<Self> {
+        Self::first_of(&places(&[&config.agent.state_dir, Path::new(EVERYWHERE)]))
     }
 
     /// Makes one without a configuration: as [`Scratch::make`], without the agent's directory.
@@ -36,7 +47,9 @@ impl Scratch {
     /// # Errors
     /// That of the file system.
     pub fn anywhere() -> Result<Self> {
-        Self::first_of(&[Path::new(EVERYWHERE)])
+        let places = places(&[Path::new(EVERYWHERE)]);
+        places.iter().for_each(|place| sweep(place));
+        Self::first_of(&places)
     }
 
     /// Removes what pgarks of this user that died have left where [`Scratch::make`] would make one.
@@ -46,13 +59,10 @@ impl Scratch {
         }
     }
 
-    fn first_of(among: &[&Path]) -> Result<Self> {
-        let places = places(among);
-        // It may be large, and the disk full of it.
-        places.iter().for_each(|place| sweep(place));
+    fn first_of(places: &[PathBuf]) -> Result<Self> {
         let mut failure = None;
         for place in places {
-            match Self::within(&place) {
+            match Self::within(place) {
                 Ok(scratch) => return Ok(scratch),
                 Err(error) => failure = Some(error),
             }

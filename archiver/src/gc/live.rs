@@ -85,8 +85,8 @@ fn undecided(run: &Run<'_>, component: &str, label: &BackupLabel) -> Result<Vec<
 
 /// The references of a backup whose label record is gone: its manifest has them too.
 fn objects_of(run: &Run<'_>, component: &str, label: &BackupLabel) -> Result<Vec<ObjectUse>> {
-    match backups::committed_manifest(run.repository, component, label) {
-        Ok((manifest, _)) => Ok(manifest.objects().to_vec()),
+    match backups::references(run.repository, component, label) {
+        Ok(objects) => Ok(objects),
         Err(error) if error.kind().is_retryable() => Err(error),
         Err(error) => Err(Error::data(
             "backup_unreadable",

@@ -311,8 +311,8 @@ impl Kept {
         label: &BackupLabel,
         need: Need,
     ) -> Result<()> {
-        let (manifest, _) = backups::committed_manifest(run.repository, component, label)?;
-        self.add_objects(manifest.objects(), need);
+        let objects = backups::references(run.repository, component, label)?;
+        self.add_objects(&objects, need);
         self.add_folder(component, label, need);
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use super::format::component::{AnyManifest, Record};
 use super::format::layer::Layer;
-use super::format::manifest::{FileEntry, FrameRef, Label, Manifest, Slice};
+use super::format::manifest::{FileEntry, FrameRef, Label, Manifest, ObjectUse, Slice};
 use super::format::{FrameClass, ObjectKind};
 use super::reader::{
     FrameRun, KeptFrame, ObjectTable, check_named, decode_all, fetch_frame, fetch_run,
@@ -324,12 +324,47 @@ pub(crate) fn committed_manifest(
     }
 }
 
+/// The objects that a committed backup needs: by its manifest, and where that is lost by its label record.
+///
+/// # Errors
+/// As [`committed_manifest`].
+pub(crate) fn references(
+    repository: &Repository,
+    component: &str,
+    label: &BackupLabel,
+) -> Result<Vec<ObjectUse>> {
+    match committed_manifest(repository, component, label) {
+        Ok((manifest, _)) => Ok(manifest.objects().to_vec()),
+        Err(error) if error.code() == "manifest_missing" => {
+            let record = find_label(repository, component, label)?;
+            record.map(|record| record.objects().to_vec()).ok_or(error)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Refuses to copy a backup to where one of its name was committed and has lost its manifest: that label
+/// would then stand for another one's.
+///
+/// # Errors
+/// Kind Data, `manifest_missing`.
+pub(crate) fn refuse_half_lost(
+    repository: &Repository,
+    component: &str,
+    label: &BackupLabel,
+) -> Result<()> {
+    match find_label(repository, component, label) {
+        Ok(Some(_)) => Err(manifest_missing(label)),
+        _ => Ok(()),
+    }
+}
+
 fn manifest_missing(label: &BackupLabel) -> Error {
     Error::data(
         "manifest_missing",
         format!("the manifest of backup \"{label}\" is missing: it cannot be restored"),
     )
-    .with_hint("See docs/runbooks/damaged-object.md: another repository may have it.")
+    .with_hint("Put that object back from a copy of the repository (docs/runbooks/damaged-object.md), or give the backup up with \"pgark expire --backup\".")
 }
 
 /// Checks that the manifest of a committed backup is the one that was committed. Needs no key.

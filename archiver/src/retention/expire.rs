@@ -219,7 +219,11 @@ fn one(
             .retain(|other| Some(other) != pin.as_ref());
     }
     may_go(repository, component, label, &loaded, clock.now())?;
-    newest_is_whole(repository, component, &loaded, std::slice::from_ref(label))?;
+    // Of two that are torn either can be given up: nothing is lost with it.
+    let torn = backups::check_manifest(repository, component, label);
+    if !torn.is_err_and(|error| error.kind() == ErrorKind::Data) {
+        newest_is_whole(repository, component, &loaded, std::slice::from_ref(label))?;
+    }
     crate::fault::point("expire:tomb");
     tombs::bury(repository, clock, component, label, "expired by name")?;
     let ours = vec![label.clone()];

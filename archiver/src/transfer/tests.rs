@@ -211,6 +211,25 @@ fn another_cluster_of_that_name_is_refused_before_anything_is_written() {
     assert_eq!(pair.memory.list("").unwrap(), objects);
 }
 
+/// A copy that has lost its manifest is not filled up with another one's: its label would stand for that.
+#[test]
+fn a_copy_without_its_manifest_is_left_alone() {
+    let source = Source::new();
+    let pair = Pair::new(&source, 6);
+    let _ = pair.copy(&Request::default());
+    let label = backups::committed(&pair.to, NAME).unwrap().remove(0).label;
+    let key = layout::manifest(NAME, &label).unwrap();
+    pair.to.storage().delete(&key).unwrap();
+    let objects = pair.memory.list("").unwrap();
+    for _ in 0..2 {
+        let report = pair.copy(&Request::default());
+        let kinds: Vec<_> = report.findings.iter().map(|f| f.kind).collect();
+        assert_eq!(kinds, ["manifest_missing"], "{report:?}");
+        assert_eq!(pair.memory.list("").unwrap(), objects);
+        assert!(backups::committed(&pair.to, NAME).unwrap().is_empty());
+    }
+}
+
 #[test]
 fn damage_is_a_finding_and_the_rest_is_copied() {
     let source = Source::new();

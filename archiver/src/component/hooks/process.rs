@@ -85,8 +85,12 @@ fn is_hook_of(pid: u32, set: &str, component: &str) -> bool {
             value.strip_prefix(b"=")
         })
     };
-    // The leader alone: what a hook has started in a group of its own may be a service.
-    let leads = || i32::try_from(pid).is_ok_and(|p| Stat::read(p).is_some_and(|s| s.group == p));
+    // A leader of a group, as pgark starts it, and not of a session: that may be a service which a hook has
+    // started.
+    let leads = || {
+        let stat = i32::try_from(pid).ok().and_then(Stat::read);
+        stat.is_some_and(|stat| stat.leads_group && !stat.leads_session)
+    };
     let around_a_backup = |hook: &[u8]| {
         [
             &b"quiesce"[..],
@@ -112,7 +116,8 @@ fn wait(gone: impl Fn() -> bool) {
 /// What `/proc/PID/stat` says.
 struct Stat {
     runs: bool,
-    group: i32,
+    leads_group: bool,
+    leads_session: bool,
     started: u64,
 }
 
@@ -125,12 +130,14 @@ impl Stat {
         let (_, fields) = text.rsplit_once(')')?;
         let mut fields = fields.split_whitespace();
         let state = fields.next()?;
-        // Then the parent; and what stands between the group and the start are sixteen more.
-        let group = fields.nth(1)?.parse().ok()?;
-        let started = fields.nth(16)?.parse().ok()?;
+        // Then the parent; and what stands between the session and the start are fifteen more.
+        let group: i32 = fields.nth(1)?.parse().ok()?;
+        let session: i32 = fields.next()?.parse().ok()?;
+        let started = fields.nth(15)?.parse().ok()?;
         Some(Self {
             runs: !matches!(state, "Z" | "X"),
-            group,
+            leads_group: group == pid,
+            leads_session: session == pid,
             started,
         })
     }

@@ -377,6 +377,14 @@ fn a_backup_without_its_manifest_takes_no_place() {
                 .eq(world.keys("").iter().filter(audit))
         );
 
+        // gc knows by the label what it needs, and goes on.
+        world.gc().unwrap();
+        assert!(
+            kept.iter()
+                .filter(audit)
+                .all(|key| world.keys("").contains(key))
+        );
+
         // It is given up, and the policy holds again.
         expire(&world, &by_name(&newest)).unwrap();
         expire(&world, &Request::default()).unwrap();

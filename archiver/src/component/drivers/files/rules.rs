@@ -173,6 +173,14 @@ pub(in crate::component::drivers) struct Selection {
 impl Selection {
     pub(in crate::component::drivers) fn new(select: &[String]) -> Result<Self> {
         let patterns = select.iter().map(|pattern| {
+            // "/" means everything; a variable of a shell that is not set must not.
+            if pattern.is_empty() {
+                return Err(Error::invalid(
+                    "nothing_selected",
+                    "an empty selection selects nothing",
+                )
+                .with_hint("Name a path, or \"/\" for everything."));
+            }
             let text = pattern.trim_start_matches('/').trim_end_matches('/');
             Ok((text.as_bytes().to_vec(), glob(text)?.compile_matcher()))
         });

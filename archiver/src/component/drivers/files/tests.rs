@@ -316,6 +316,8 @@ fn one_path_comes_alone() {
         .restore(&driver, &select("/nowhere".to_owned()))
         .unwrap_err();
     assert_eq!(error.code(), "nothing_selected");
+    let error = world.restore(&driver, &select(String::new())).unwrap_err();
+    assert_eq!(error.code(), "nothing_selected");
 }
 
 #[test]
