@@ -10,6 +10,11 @@ use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+/// How often records are asked for again when the server fails to find what it has told of itself.
+const FETCH_AGAIN: u32 = 5;
+const FETCH_PAUSE: Duration = Duration::from_millis(200);
 
 /// Records that are asked for at once.
 const READ_RECORDS: usize = 500;
@@ -178,16 +183,19 @@ impl Remote {
 
     fn fetch(&self, collection: &Collection, body: &Value) -> Result<Got> {
         let (tenant, database) = (&collection.tenant, &collection.database);
-        let answer = self.http.put(
-            Method::POST,
-            &path(tenant, database, &[&collection.id, "get"]),
-            body,
-        );
-        let answer = answer.map_err(|error| match error.code() {
-            // Chroma says 500 "Error finding id" for vectors that are lost.
-            "component_failed" => error.context(format!("collection {}", collection.full_name())),
-            _ => error,
-        })?;
+        let path = path(tenant, database, &[&collection.id, "get"]);
+        let mut left = FETCH_AGAIN;
+        let answer = loop {
+            match self.http.put(Method::POST, &path, body) {
+                // 500 "Error finding id": a vector that is lost, or one that was written just now.
+                Err(error) if error.code() == "component_failed" => {
+                    let error = error.context(format!("collection {}", collection.full_name()));
+                    left = left.checked_sub(1).ok_or(error)?;
+                    std::thread::sleep(FETCH_PAUSE);
+                }
+                other => break other?,
+            }
+        };
         serde_json::from_value(answer).map_err(|e| self.http.not_understood(&e.to_string()))
     }
 
