@@ -2,6 +2,7 @@
 
 pub mod backup_label;
 pub mod control_file;
+pub(crate) mod data_directory;
 pub mod history_file;
 pub mod manifest;
 pub mod page;

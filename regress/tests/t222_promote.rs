@@ -381,6 +381,21 @@ fn written_down_everywhere() {
     std::fs::write(beside.config(), &strong).unwrap();
     assert_eq!(scene.fences(), [""; 0]);
 
+    // Its primary has the same system identifier, and is on this host.
+    let own = format!("data_directory = \"{}\"", standby.data().display());
+    let primary = format!("data_directory = \"{}\"", scene.primary.data().display());
+    let wrong = strong.replace(&own, &primary);
+    assert_ne!(wrong, strong);
+    std::fs::write(beside.config(), &wrong).unwrap();
+    refused(
+        &beside,
+        &["--yes"],
+        10,
+        &["data_directory_mismatch", "It is a copy"],
+    );
+    std::fs::write(beside.config(), &strong).unwrap();
+    assert_eq!(scene.fences(), [""; 0]);
+
     let fault = directory.join("fault");
     let at = ("promote:promoted", "second");
     let (code, text) = held(&directory, &beside, at, &|| {

@@ -508,3 +508,31 @@ fn init_makes_nothing_in_part() {
             .expect(0);
     }
 }
+
+/// A file size limit plays the full disk: what could not be written whole is no key file, and not in the way.
+#[test]
+fn a_key_file_is_whole_or_not_there() {
+    let directory = TestDirectory::new("t410_half_a_key");
+    let key = key_file(&directory.join("local.key"));
+    let pgark = over(&directory, "a", None, &key);
+    let kit = directory.join("kit");
+    pgark
+        .run(&["init", "--recovery-kit", kit.to_str().unwrap()])
+        .expect(0);
+    let new = directory.join("new.key");
+    let add = format!("key add --name n --key-file {}", new.display());
+    let limited = format!("trap '' XFSZ; ulimit -f 0; exec {}", pgark.shell(&add));
+    let output = pgark_regress::account::command("sh")
+        .args(["-c", &limited])
+        .output()
+        .unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(20), "{told}");
+    assert!(
+        told.contains("could not write") && told.contains("new.key"),
+        "{told}"
+    );
+    assert!(!new.exists());
+    let add: Vec<&str> = add.split(' ').collect();
+    pgark.run(&add).expect(0);
+}

@@ -2,12 +2,12 @@
 
 use crate::config::Cluster;
 use crate::postgres::control_file::ControlFile;
+use crate::postgres::data_directory::{self, OfServer};
 use crate::postgres::session::{Session, column};
 use crate::wal::covered::SETTLE;
 use crate::{Error, Result};
 use chrono::{DateTime, Utc};
-use pgark_types::{Lsn, SystemId, TimelineId};
-use std::os::unix::fs::MetadataExt as _;
+use pgark_types::{Lsn, TimelineId};
 use std::path::{Path, PathBuf};
 
 /// 4 GiB of 8 KiB blocks.
@@ -44,29 +44,11 @@ pub(super) fn inspect(session: &mut Session, cluster: &Cluster) -> Result<(Serve
         )
         .with_hint("pgark supports Postgres 15 to 18."));
     }
-    let shown = PathBuf::from(session.show("data_directory")?);
-    let data_directory = cluster.data_directory.clone().unwrap_or(shown.clone());
-    let (control, _) = ControlFile::read(&data_directory)?;
-    let reported: SystemId = text(
-        session,
-        "SELECT system_identifier::text FROM pg_control_system()",
-    )?
-    .parse()?;
-    if reported != control.system_identifier {
-        return Err(Error::invalid(
-            "data_directory_mismatch",
-            format!(
-                "\"{}\" is not the data directory of the server",
-                data_directory.display()
-            ),
-        )
-        .with_detail(format!(
-            "The server's system identifier is {reported}, the directory's is {}.",
-            control.system_identifier
-        ))
-        .with_hint("Check conninfo and data_directory in [cluster]."));
-    }
-    same_directory(session, &shown, &data_directory)?;
+    let OfServer {
+        shown,
+        path: data_directory,
+        control,
+    } = data_directory::of_server(session, cluster.data_directory.as_deref())?;
     check_layout(&control)?;
     // A container or a link may give the data directory another name here.
     let here = |path: String| match Path::new(&path).strip_prefix(&shown) {
@@ -96,75 +78,6 @@ pub(super) fn inspect(session: &mut Session, cluster: &Cluster) -> Result<(Serve
             .with_hint("Set archive_mode = on and archive_command = 'pgark archive-push %p', then restart the server."));
     }
     Ok((server, control))
-}
-
-/// Makes sure that `data_directory` is the one the server runs in. A restored copy has the same
-/// system identifier, and a backup of its files with the server's LSNs would be worthless. A
-/// container may know the directory by another name (`shown`): the content of `postmaster.pid`
-/// tells then.
-///
-/// # Errors
-/// Kind Invalid, code `data_directory_mismatch`.
-pub(crate) fn same_directory(
-    session: &mut Session,
-    shown: &Path,
-    data_directory: &Path,
-) -> Result<()> {
-    let inode = |path: &Path| {
-        let metadata = std::fs::metadata(path).ok()?;
-        Some((metadata.dev(), metadata.ino()))
-    };
-    if inode(data_directory).is_some_and(|own| inode(shown) == Some(own)) {
-        return Ok(());
-    }
-    // Process, directory and start time; what follows may change.
-    let start = |text: &str| text.lines().take(3).collect::<Vec<_>>().join("\n");
-    let here = std::fs::read_to_string(data_directory.join("postmaster.pid")).ok();
-    let there = text(session, "SELECT pg_read_file('postmaster.pid')");
-    if let (Some(here), Ok(there)) = (&here, &there)
-        && start(here) == start(there)
-    {
-        return Ok(());
-    }
-    match there {
-        Err(e) if here.is_some() && e.code() == "sql_privilege" => {
-            Err(not_comparable(shown, data_directory, e))
-        }
-        _ => Err(another_directory(shown, data_directory)),
-    }
-}
-
-/// The server may not say what is in its directory. The membership in `pg_read_server_files` alone
-/// does not permit it.
-fn not_comparable(shown: &Path, data_directory: &Path, refused: Error) -> Error {
-    Error::invalid(
-        "data_directory_mismatch",
-        format!(
-            "cannot tell whether \"{}\" is the data directory of the server",
-            data_directory.display()
-        ),
-    )
-    .with_source(refused)
-    .with_detail(format!(
-        "The server calls its data directory \"{}\", which is not the same directory here, and its postmaster.pid cannot be compared.",
-        shown.display()
-    ))
-    .with_hint("Connect as a superuser, or GRANT EXECUTE ON FUNCTION pg_read_file(text) to the user in conninfo, in the database it connects to. If the path is wrong, correct data_directory in [cluster].")
-}
-
-fn another_directory(shown: &Path, data_directory: &Path) -> Error {
-    Error::invalid(
-        "data_directory_mismatch",
-        format!(
-            "\"{}\" is not the data directory of the server",
-            data_directory.display()
-        ),
-    )
-    .with_detail(format!(
-        "It is a copy: the server runs in \"{}\".",
-        shown.display()
-    ))
-    .with_hint("Check conninfo and data_directory in [cluster].")
 }
 
 /// Refuses servers that were built with block or segment sizes pgark does not handle.
@@ -331,24 +244,5 @@ pub(super) fn timeline(control: &ControlFile, in_recovery: bool) -> TimelineId {
         TimelineId(control.min_recovery_timeline)
     } else {
         control.timeline
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_directory_that_may_not_be_compared_says_what_to_grant() {
-        let refused = Error::invalid("sql_privilege", "permission denied");
-        let error = not_comparable(Path::new("/there"), Path::new("/here"), refused);
-        assert_eq!(error.code(), "data_directory_mismatch");
-        assert!(error.to_string().contains("permission denied"), "{error}");
-        assert!(
-            error
-                .hint()
-                .unwrap()
-                .contains("GRANT EXECUTE ON FUNCTION pg_read_file(text)")
-        );
     }
 }

@@ -5,7 +5,7 @@ mod room;
 
 use super::output::{Output, print_json, print_text};
 use crate::agent::client;
-use crate::backup::server::{check_layout, same_directory};
+use crate::backup::server::check_layout;
 use crate::backup::wal_wait::{self, Needed};
 use crate::cancel::CancelToken;
 use crate::catalog::Connection;
@@ -14,6 +14,7 @@ use crate::component::{drivers, health};
 use crate::config::{Cluster, Config};
 use crate::gc::lock;
 use crate::postgres::control_file::ControlFile;
+use crate::postgres::data_directory::{self, OfServer};
 use crate::postgres::session::{Session, column};
 use crate::repository::Repository;
 use crate::repository::backups::{self, Found};
@@ -29,7 +30,6 @@ use pgark_types::{Lsn, SegmentName, TimelineId};
 use serde::Serialize;
 use serde_json::json;
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// A queue that nobody looks at for this long has no agent.
@@ -294,7 +294,7 @@ fn server(
     let Some(mut session) = checks.add("server", session) else {
         return;
     };
-    let Some(control) = checks.add("data directory", data_directory(section, &mut session)) else {
+    let Some(control) = checks.add("data directory", own_directory(section, &mut session)) else {
         return;
     };
     checks.add("archiving", archiving(config, &mut session));
@@ -370,28 +370,11 @@ fn extension(config: &Config) -> Result<((), String)> {
     ))
 }
 
-fn data_directory(section: &Cluster, session: &mut Session) -> Result<(ControlFile, String)> {
-    let shown = PathBuf::from(session.show("data_directory")?);
-    let directory = section.data_directory.clone().unwrap_or(shown.clone());
-    let (control, _) = ControlFile::read(&directory)?;
-    let row = session.query_one(
-        "SELECT system_identifier::text FROM pg_control_system()",
-        &[],
-    )?;
-    let reported: String = column(&row, 0)?;
-    if reported != control.system_identifier.to_string() {
-        return Err(Error::invalid(
-            "data_directory_mismatch",
-            format!(
-                "\"{}\" is not the data directory of the server",
-                directory.display()
-            ),
-        )
-        .with_hint("Check conninfo and data_directory in [cluster]."));
-    }
-    same_directory(session, &shown, &directory)?;
+fn own_directory(section: &Cluster, session: &mut Session) -> Result<(ControlFile, String)> {
+    let OfServer { path, control, .. } =
+        data_directory::of_server(session, section.data_directory.as_deref())?;
     check_layout(&control)?;
-    Ok((control, directory.display().to_string()))
+    Ok((control, path.display().to_string()))
 }
 
 fn archiving(config: &Config, session: &mut Session) -> Result<((), String)> {

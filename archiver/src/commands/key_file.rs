@@ -6,6 +6,7 @@ use crate::repository::crypto::keys::NewSlot;
 use crate::repository::crypto::secret::Secret;
 use crate::repository::crypto::source::{Credential, KeySource};
 use crate::{Error, Result};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The files that a run has made for slots. They go with this unless they are kept: one that opens nothing
@@ -46,7 +47,7 @@ impl Made {
     /// That of `put`.
     pub(super) fn kept_unless_refused<T>(self, put: Result<T>) -> Result<T> {
         match &put {
-            Err(error) if !error.kind().is_retryable() => {}
+            Err(error) if error.kind() == crate::ErrorKind::Invalid => {}
             Err(_) => {
                 for path in &self.paths {
                     tracing::warn!(
@@ -95,17 +96,20 @@ impl Made {
     fn create(&mut self, path: &Path, remarks: &[String]) -> Result<Secret> {
         let key = Secret::random_key()?;
         let text = key_text::render(key.key()?, remarks);
-        write_synced(&RealFs, path, text.as_bytes(), 0o600).map_err(|e| {
-            if e.kind() == std::io::ErrorKind::AlreadyExists {
-                return Error::invalid(
-                    "key_file_exists",
-                    format!("there is a file \"{}\" already", path.display()),
-                )
-                .with_hint("No key file is ever replaced: name another one.");
-            }
-            Error::io(format!("could not write \"{}\"", path.display()), e)
-        })?;
+        let written = write_synced(&RealFs, path, text.as_bytes(), 0o600);
+        if written
+            .as_ref()
+            .is_err_and(|e| e.kind() == ErrorKind::AlreadyExists)
+        {
+            return Err(Error::invalid(
+                "key_file_exists",
+                format!("there is a file \"{}\" already", path.display()),
+            )
+            .with_hint("No key file is ever replaced: name another one."));
+        }
+        // Ours also when the disk was full in the middle of it.
         self.paths.push(path.to_owned());
+        written.map_err(|e| Error::io(format!("could not write \"{}\"", path.display()), e))?;
         let parent = parent_of(path);
         RealFs
             .sync_dir(parent)
@@ -127,7 +131,9 @@ impl Made {
 impl Drop for Made {
     fn drop(&mut self) {
         for path in self.paths.drain(..) {
-            if let Err(error) = std::fs::remove_file(&path) {
+            if let Err(error) = std::fs::remove_file(&path)
+                && error.kind() != ErrorKind::NotFound
+            {
                 tracing::warn!(
                     code = "key_file_stays",
                     "\"{}\" opens nothing and could not be removed: {error}",

@@ -49,7 +49,9 @@ impl InPlace {
                 }
             }
             // Whoever had it before us has removed it, and the next one would make another.
-            let is_there = lock.metadata().is_ok_and(|m| m.nlink() > 0);
+            let inode = |m: std::fs::Metadata| (m.dev(), m.ino());
+            let ours = lock.metadata().map(inode).ok();
+            let is_there = ours.is_some() && std::fs::metadata(&path).map(inode).ok() == ours;
             if is_there {
                 return Ok(Some(Self { path, _lock: lock }));
             }

@@ -29,8 +29,8 @@ fn keep_last(n: u32) -> RetentionPolicy {
     }
 }
 
-/// Three backups, of which the policy keeps one; the other two are expired.
-fn expired() -> (World, Vec<BackupLabel>) {
+/// Three backups, three days apart.
+fn three_backups() -> (World, Vec<BackupLabel>) {
     let world = World::new();
     let mut labels = Vec::new();
     for n in 0..3 {
@@ -38,6 +38,12 @@ fn expired() -> (World, Vec<BackupLabel>) {
         labels.push(world.backup(&[], n * 10 + 3).label);
         world.hours(72);
     }
+    (world, labels)
+}
+
+/// Those, of which the policy keeps one; the other two are expired.
+fn expired() -> (World, Vec<BackupLabel>) {
+    let (world, labels) = three_backups();
     retention::set(&world.repository, world.clock(), COMPONENT, keep_last(1)).unwrap();
     let request = retention::Request::default();
     let done = retention::expire(&world.repository, world.clock(), COMPONENT, &request).unwrap();

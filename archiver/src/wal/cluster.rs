@@ -55,12 +55,17 @@ impl Identity {
     /// # Errors
     /// As [`ControlFile::read`].
     pub fn of_data_directory(data_directory: &Path) -> Result<Self> {
-        let (control, _) = ControlFile::read(data_directory)?;
-        Ok(Self {
+        ControlFile::read(data_directory).map(|(control, _)| Self::of(&control))
+    }
+
+    /// What a control file says.
+    #[must_use]
+    pub fn of(control: &ControlFile) -> Self {
+        Self {
             system_identifier: control.system_identifier,
             segment_size: control.wal_segment_size,
             postgres_major: control.major(),
-        })
+        }
     }
 }
 

@@ -341,15 +341,9 @@ fn a_sweep_looks_again_for_the_last_good_backup() {
 #[test]
 fn a_backup_without_its_manifest_takes_no_place() {
     for torn in [false, true] {
-        let world = World::new();
-        let mut labels = Vec::new();
-        for n in 0..3 {
-            world.push_wal(n * 10 + 1..=n * 10 + 10);
-            labels.push(world.backup(&[], n * 10 + 3).label);
-            world.hours(72);
-        }
+        let (world, labels) = three_backups();
         retention::set(&world.repository, world.clock(), COMPONENT, keep_last(1)).unwrap();
-        let [first, second, newest] = labels.try_into().unwrap();
+        let [_, second, newest] = labels.try_into().unwrap();
         let storage = world.repository.storage();
         let key = layout::manifest(COMPONENT, &newest).unwrap();
         let whole = storage.get(&key, u64::MAX).unwrap();
@@ -390,7 +384,6 @@ fn a_backup_without_its_manifest_takes_no_place() {
         expire(&world, &Request::default()).unwrap();
         assert_eq!(good(&world), std::slice::from_ref(&second));
         refused(&world, &by_name(&second), "last_good_backup");
-        let _ = first;
     }
 }
 

@@ -1,7 +1,7 @@
 //! Sets: their newest whole one keeps its members, and a record goes when nothing of it is left.
 
 use super::world::{COMPONENT, World};
-use super::{collect, keep_last};
+use super::{collect, keep_last, three_backups};
 use crate::config::component::Quiesce;
 use crate::repository::sets::{
     self, MemberOutcome, Presence, Set, SetMember, SetOutcome, SetStage,
@@ -44,13 +44,7 @@ fn findings(world: &World) -> (usize, usize) {
 
 #[test]
 fn the_newest_whole_set_keeps_its_members_and_the_rest_goes() {
-    let world = World::new();
-    let mut labels = Vec::new();
-    for n in 0..3 {
-        world.push_wal(n * 10 + 1..=n * 10 + 10);
-        labels.push(world.backup(&[], n * 10 + 3).label);
-        world.hours(72);
-    }
+    let (world, labels) = three_backups();
     let old = seal(&world, 1, &labels[0], SetOutcome::Complete);
     let whole = seal(&world, 2, &labels[1], SetOutcome::Complete);
     let failed = seal(&world, 3, &labels[0], SetOutcome::Failed);

@@ -9,6 +9,7 @@ use crate::cancel::CancelToken;
 use crate::clock::Clock;
 use crate::config::{Cluster, Config};
 use crate::fault::point;
+use crate::postgres::data_directory;
 use crate::postgres::history_file::TimelineHistory;
 use crate::postgres::session::{Session, column};
 use crate::wal::cluster::{self, Identity};
@@ -18,7 +19,7 @@ use crate::wal::repositories::Repositories;
 use crate::{Error, ErrorKind, Result};
 use pgark_types::{ArchiveFile, Lsn, TimelineId};
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How often the server is asked whether it has come out of recovery.
@@ -92,10 +93,10 @@ pub fn run(
 ) -> Result<Promotion> {
     let section = config.require_cluster()?;
     let mut sql = Session::connect(&section.conninfo, "pgark promote")?;
-    let directory = match &section.data_directory {
-        Some(directory) => directory.clone(),
-        None => PathBuf::from(sql.show("data_directory")?),
-    };
+    // The primary of a standby, and every copy, has the same system identifier: on one host it must not be
+    // taken for this one.
+    let own = data_directory::of_server(&mut sql, section.data_directory.as_deref())?;
+    let identity = Identity::of(&own.control);
     let repositories = Repositories::open(config)?;
     if let Some(failed) = repositories.failed.iter().find(|f| f.required) {
         return Err(failed.to_error().with_hint(
@@ -106,12 +107,12 @@ pub fn run(
     for (repository, _) in repositories.open.iter().filter(|(_, required)| *required) {
         repository.require_key()?;
     }
-    let identity = identity(section, &mut sql, &directory, &repositories)?;
+    is_of_repositories(section, identity, &repositories)?;
     let epochs = Epochs::of_required(&repositories, identity.system_identifier)?;
     let mut here = Here {
         section,
         sql,
-        directory,
+        directory: own.path,
         notes: Notes::new(&config.agent.state_dir),
         epochs,
         repositories,
@@ -126,27 +127,12 @@ pub fn run(
     }
 }
 
-/// Checks that the server is the cluster of the data directory, and of the repositories.
-fn identity(
+/// Checks that the required repositories know this cluster by its name, or none.
+fn is_of_repositories(
     section: &Cluster,
-    sql: &mut Session,
-    directory: &Path,
+    identity: Identity,
     repositories: &Repositories,
-) -> Result<Identity> {
-    let identity = Identity::of_data_directory(directory)?;
-    let query = "SELECT system_identifier::text FROM pg_control_system()";
-    let reported: pgark_types::SystemId =
-        column::<&str>(&sql.query_one(query, &[])?, 0)?.parse()?;
-    if reported != identity.system_identifier {
-        return Err(Error::invalid(
-            "data_directory_mismatch",
-            format!(
-                "\"{}\" is not the data directory of the server",
-                directory.display()
-            ),
-        )
-        .with_hint("Check conninfo and data_directory in [cluster]."));
-    }
+) -> Result<()> {
     // Those that are not required must not hold it up.
     for (repository, _) in repositories.open.iter().filter(|(_, required)| *required) {
         match cluster::current(repository, &section.name) {
@@ -158,7 +144,7 @@ fn identity(
             Err(error) => return Err(error),
         }
     }
-    Ok(identity)
+    Ok(())
 }
 
 struct Here<'a> {
